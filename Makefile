@@ -1,0 +1,41 @@
+# Everything that a person or CI calls. Each target brings what it needs (scripts/setup) before it starts.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO ?= cargo
+
+.PHONY: help dev test lint bench torture deny clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+dev: ## Run a development service (DIR=path keeps its state; ARGS=... goes to `kms dev`)
+	@scripts/setup run
+	$(CARGO) run --package kms-cli --bin kms -- dev $(if $(DIR),--dir $(DIR)) $(ARGS)
+
+test: ## Pass everything that a change must pass
+	@scripts/setup test
+	@$(MAKE) --no-print-directory lint
+	$(CARGO) test --package kms-core --features conformance
+	$(CARGO) test --workspace --no-fail-fast
+
+lint: ## Format, clippy, documentation, shell scripts: no warning passes
+	@scripts/setup lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --quiet --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --quiet --workspace --no-deps
+	shellcheck scripts/* .ci/run
+
+bench: ## Measure the service against the raw token, in one run
+	@scripts/setup run
+	$(CARGO) bench --package kms-tests
+
+torture: ## The tests that kill, with the full figures: KMS_KILLS=1000
+	@scripts/setup test
+	KMS_KILLS=$${KMS_KILLS:-1000} $(CARGO) test --package kms-tests --test workers_die --test restarts -- --nocapture
+
+deny: ## Licences, advisories and banned crates (needs `cargo install --locked cargo-deny`)
+	$(CARGO) deny --workspace check
+
+clean: ## Remove all that was built
+	$(CARGO) clean
+	rm -rf tests/clients/node/node_modules

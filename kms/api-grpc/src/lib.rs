@@ -1,0 +1,55 @@
+//! The gRPC facade: package `kms.v1` in front of [`kms_core::Kms`].
+//!
+//! A facade parses, calls core and formats. Policy, audit, limits on keys and everything cryptographic are
+//! core's. What lives here is what only gRPC has: resource names, page tokens, field masks, deadlines and
+//! `google.rpc` error details (Google's AIPs 122, 158, 161, 193).
+//!
+//! Start at [`call`](self), the way of every request, then follow one verb in `keys.rs` or `crypto.rs`.
+//! Requests must carry the authenticated [`kms_core::Caller`] as an extension; `kms/server` puts it there.
+
+mod access;
+mod call;
+mod crypto;
+mod keys;
+mod mask;
+mod message;
+mod name;
+mod page;
+mod status;
+mod time;
+
+use std::{sync::Arc, time::Duration};
+
+use kms_core::{AuditLog, Clock, Hsm, Kms, Store};
+use kms_proto::v1::{
+    access_service_server::AccessServiceServer, crypto_service_server::CryptoServiceServer,
+    key_service_server::KeyServiceServer,
+};
+
+pub use access::AccessService;
+pub use crypto::CryptoService;
+pub use keys::KeyService;
+pub use status::status;
+
+/// Largest request in bytes.
+pub const REQUEST_LEN_MAX: usize = 1024 * 1024;
+/// Bound on every call when the server's configuration names none.
+pub const DEADLINE_MAX_DEFAULT: Duration = Duration::from_secs(10);
+
+/// The three services over one core, ready to be authenticated and routed. No call takes longer than
+/// `deadline_max`, whatever its caller would allow.
+pub fn services<H: Hsm, S: Store, A: AuditLog, C: Clock>(
+    kms: &Arc<Kms<H, S, A, C>>,
+    deadline_max: Duration,
+) -> (
+    KeyServiceServer<KeyService<H, S, A, C>>,
+    CryptoServiceServer<CryptoService<H, S, A, C>>,
+    AccessServiceServer<AccessService<H, S, A, C>>,
+) {
+    let door = || call::Door::new(Arc::clone(kms), deadline_max);
+    (
+        KeyServiceServer::new(KeyService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
+        CryptoServiceServer::new(CryptoService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
+        AccessServiceServer::new(AccessService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
+    )
+}

@@ -1,0 +1,130 @@
+//! The connection of client verbs: where the service is, whom to trust, which credential; and what its errors
+//! mean for the exit code.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use jiff::SignedDuration;
+use kms_client::{Client, Error, Kind, Options};
+
+use crate::{
+    duration,
+    failure::{Code, Failure},
+    input,
+};
+
+/// Largest file of certificate authorities: 1 MiB.
+const CA_BYTES_MAX: usize = 1 << 20;
+/// Largest file with a credential.
+const TOKEN_BYTES_MAX: usize = 4_096;
+
+/// Where the service is, and how to speak to it.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Connection")]
+pub(crate) struct Connection {
+    /// Address of the service, host:port or https://host:port
+    #[arg(long, env = "KMS_ADDR", global = true, value_name = "ADDR")]
+    pub(crate) addr: Option<String>,
+    /// PEM file of the certificate authorities to trust; without it the system's
+    #[arg(long, env = "KMS_CACERT", global = true, value_name = "FILE")]
+    pub(crate) cacert: Option<PathBuf>,
+    /// File with the access token's credential
+    #[arg(long, env = "KMS_TOKEN_FILE", global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// How long a call may take
+    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
+    pub(crate) timeout: SignedDuration,
+}
+
+impl Connection {
+    /// Connects.
+    pub(crate) async fn client(&self) -> Result<Client, Failure> {
+        let addr = self.addr.as_deref().ok_or_else(|| missing("the service's address", "KMS_ADDR", "--addr"))?;
+        let token_file = self
+            .token_file
+            .as_deref()
+            .ok_or_else(|| missing("an access token", "KMS_TOKEN_FILE", "--token-file"))?;
+        let token = input::read_line_file(token_file, TOKEN_BYTES_MAX)?;
+        if token.is_empty() {
+            return Err(Failure::usage(format!("{} is empty", token_file.display())));
+        }
+        let mut options = Options::new(addr, token.into());
+        if let Some(path) = &self.cacert {
+            options.ca_pem = Some(input::Source::File(path.clone()).read(CA_BYTES_MAX)?);
+        }
+        options.timeout = self.timeout.unsigned_abs();
+        options.connect_timeout = options.connect_timeout.min(options.timeout);
+        Ok(Client::connect(options).await?)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let failure = Self::new(code(error.kind()), error.to_string());
+        match (hint(error.kind()), error.retry_delay()) {
+            (_, Some(delay)) => failure.hint(format!("try again in {} ms", delay.as_millis())),
+            (Some(hint), None) => failure.hint(hint),
+            (None, None) => failure,
+        }
+    }
+}
+
+fn code(kind: Kind) -> Code {
+    match kind {
+        Kind::InvalidArgument => Code::Usage,
+        Kind::NotFound => Code::NotFound,
+        Kind::Unauthenticated | Kind::PermissionDenied => Code::Denied,
+        Kind::AlreadyExists | Kind::Aborted | Kind::FailedPrecondition => Code::Precondition,
+        Kind::Unavailable | Kind::DeadlineExceeded | Kind::ResourceExhausted => Code::Unavailable,
+        Kind::Unimplemented | Kind::Internal => Code::Other,
+    }
+}
+
+/// What to do next, where the server's message cannot know it.
+fn hint(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Unauthenticated => Some("check that the file of KMS_TOKEN_FILE or --token-file holds a valid credential"),
+        Kind::Aborted => Some("it changed meanwhile; read it again and repeat"),
+        Kind::AlreadyExists => Some("choose another name: names are not used twice"),
+        Kind::Unavailable => Some("check that the server runs, and KMS_ADDR and KMS_CACERT (or --addr and --cacert)"),
+        Kind::DeadlineExceeded => Some("it may or may not have happened; look, or repeat with a longer --timeout"),
+        Kind::Unimplemented => Some("the server is older than this program"),
+        Kind::Internal => Some("look into the server's log"),
+        Kind::InvalidArgument
+        | Kind::PermissionDenied
+        | Kind::NotFound
+        | Kind::FailedPrecondition
+        | Kind::ResourceExhausted => None,
+    }
+}
+
+fn missing(what: &str, variable: &str, flag: &str) -> Failure {
+    Failure::usage(format!("{what} is not given"))
+        .hint(format!("set {variable} or {flag}; after `kms dev`, run the first command that it printed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_has_its_documented_exit_code() {
+        let table = [
+            (Kind::InvalidArgument, 2),
+            (Kind::NotFound, 3),
+            (Kind::Unauthenticated, 4),
+            (Kind::PermissionDenied, 4),
+            (Kind::AlreadyExists, 5),
+            (Kind::Aborted, 5),
+            (Kind::FailedPrecondition, 5),
+            (Kind::ResourceExhausted, 6),
+            (Kind::DeadlineExceeded, 6),
+            (Kind::Unavailable, 6),
+            (Kind::Unimplemented, 1),
+            (Kind::Internal, 1),
+        ];
+        for (kind, exit_code) in table {
+            assert_eq!(code(kind) as u8, exit_code, "{kind:?}");
+        }
+    }
+}

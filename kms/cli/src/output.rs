@@ -1,0 +1,199 @@
+//! What goes out: the only place that writes to standard output and standard error.
+//!
+//! Results go to standard output as a table, as JSON or as YAML; everything said *about* the work goes to
+//! standard error. A reader that went away (`kms keys list | head`) ends the command quietly. Colours only on a
+//! terminal that wants them (<https://no-color.org>).
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind, IsTerminal as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::failure::Failure;
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    // Comments and not documentation: `--help` of every command would repeat them.
+    // For people; its layout may change.
+    Table,
+    // For programs; fields are only ever added.
+    Json,
+    // The same fields as JSON.
+    Yaml,
+}
+
+impl Format {
+    /// Prints one thing: as a table, a line per field.
+    pub(crate) fn print_one(self, item: &impl Serialize) -> Result<(), Failure> {
+        let value = value_of(item)?;
+        match self {
+            Self::Table => {
+                let mut table = plain_table();
+                for (name, field) in value.as_object().into_iter().flatten() {
+                    table.add_row([name.replace('_', " "), cell(field)]);
+                }
+                print_text(&table.trim_fmt())
+            }
+            Self::Json | Self::Yaml => self.print_value(&value),
+        }
+    }
+
+    /// Prints a list: as a table, a line per item with the named fields as columns; otherwise all fields.
+    pub(crate) fn print_list(self, items: &[impl Serialize], columns: &[&str]) -> Result<(), Failure> {
+        let value = value_of(&items)?;
+        match self {
+            Self::Table => {
+                let mut table = plain_table();
+                table.set_header(columns.iter().map(|name| name.replace('_', " ").to_uppercase()));
+                for item in value.as_array().into_iter().flatten() {
+                    table.add_row(columns.iter().map(|name| cell(&item[name])));
+                }
+                print_text(&table.trim_fmt())
+            }
+            Self::Json | Self::Yaml => self.print_value(&value),
+        }
+    }
+
+    /// Prints `text` alone as a table would, `item` with all its fields otherwise.
+    pub(crate) fn print_text_or(self, text: &str, item: &impl Serialize) -> Result<(), Failure> {
+        match self {
+            Self::Table => print_text(text),
+            Self::Json | Self::Yaml => self.print_value(&value_of(item)?),
+        }
+    }
+
+    fn print_value(self, value: &Value) -> Result<(), Failure> {
+        let text = match self {
+            Self::Yaml => serde_yaml_ng::to_string(value).map_err(Failure::about("cannot write YAML"))?,
+            _ => serde_json::to_string_pretty(value).map_err(Failure::about("cannot write JSON"))?,
+        };
+        print_text(&text)
+    }
+}
+
+/// Prints text, with a line end after it if it has none.
+pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
+    let line_end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    print_bytes(format!("{text}{line_end}").as_bytes())
+}
+
+/// Prints bytes as they are.
+pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::other(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes bytes to a new or emptied file.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    File::create(path).and_then(|mut file| file.write_all(bytes)).map_err(Failure::about(path.display()))
+}
+
+/// Writes a secret to a file that did not exist, readable by its owner alone.
+pub(crate) fn write_new_secret_file(path: &Path, secret: &str) -> Result<(), Failure> {
+    let mut file = create_new_secret_file(path)?;
+    writeln!(file, "{secret}").and_then(|()| file.sync_all()).map_err(Failure::about(path.display()))
+}
+
+/// Opens a file for a secret before the secret exists, so that nothing is made that cannot be kept.
+pub(crate) fn create_new_secret_file(path: &Path) -> Result<File, Failure> {
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+    file.map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => Failure::usage(format!("{} exists already", path.display()))
+            .hint("remove it, or name another file: a secret is never written over"),
+        _ => Failure::about(path.display())(error),
+    })
+}
+
+/// Whether standard output is a terminal.
+pub(crate) fn to_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Whether people watch standard error.
+pub(crate) fn watched() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Tells the person at the terminal something that is not a result.
+pub(crate) fn note(text: &str) {
+    // Nobody is left to tell when standard error is gone.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Prints a failure: `error: ...`, and `hint: ...` when there is one.
+pub(crate) fn report(failure: &Failure) {
+    note(&format!("{} {}", painted("error:", "1;31", watched()), one_line(failure.message())));
+    if let Some(hint) = failure.hint_text() {
+        note(&format!("{} {}", painted("hint:", "1;36", watched()), one_line(hint)));
+    }
+}
+
+/// `text` in an SGR colour (ECMA-48 §8.3.117) if it goes to a terminal, and one that wants colours.
+pub(crate) fn painted(text: &str, colour: &str, to_terminal: bool) -> String {
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if to_terminal && wanted { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
+}
+
+/// What a server says is shown on one line and cannot steer the terminal.
+fn one_line(text: &str) -> String {
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn value_of(item: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(item).map_err(Failure::about("cannot write the result"))
+}
+
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+/// A field in a table cell: maps as `k=v`, nothing as `-`, control characters gone.
+fn cell(value: &Value) -> String {
+    let text = match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
+        Value::Object(fields) => {
+            fields.iter().map(|(name, field)| format!("{name}={}", cell(field))).collect::<Vec<_>>().join(",")
+        }
+        other => other.to_string(),
+    };
+    if text.is_empty() { "-".to_owned() } else { one_line(&text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_server_cannot_steer_the_terminal() {
+        assert_eq!(one_line("a\u{1b}[2Jb\nc\u{7}"), "a [2Jb c ");
+        assert_eq!(cell(&json!("x\u{9b}31my")), "x 31my");
+    }
+
+    #[test]
+    fn cells_show_maps_lists_and_nothing() {
+        assert_eq!(cell(&json!({"env": "prod", "team": "a"})), "env=prod,team=a");
+        assert_eq!(cell(&json!(["keys/a", "keys/b"])), "keys/a,keys/b");
+        for nothing in [json!(null), json!(""), json!([]), json!({})] {
+            assert_eq!(cell(&nothing), "-");
+        }
+    }
+}

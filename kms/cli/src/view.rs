@@ -1,0 +1,219 @@
+//! What commands print: the messages of `kms.v1` with times as RFC 3339, durations as they are typed, and
+//! states in lower case. Field names are those of the wire contract; they are part of the interface.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use jiff::{SignedDuration, Timestamp};
+use kms_proto::v1;
+use serde::Serialize;
+
+use crate::duration;
+
+/// A key.
+#[derive(Debug, Serialize)]
+pub(crate) struct Key {
+    name: String,
+    uid: String,
+    algorithm: String,
+    primary: Option<String>,
+    owner: String,
+    labels: BTreeMap<String, String>,
+    rotation_period: Option<String>,
+    publish_lead: Option<String>,
+    max_token_ttl: Option<String>,
+    create_time: Option<String>,
+    update_time: Option<String>,
+    etag: String,
+}
+
+/// One version of a key.
+#[derive(Debug, Serialize)]
+pub(crate) struct KeyVersion {
+    name: String,
+    number: u32,
+    state: String,
+    primary: bool,
+    kid: String,
+    algorithm: String,
+    create_time: Option<String>,
+    publish_time: Option<String>,
+    activate_time: Option<String>,
+    retire_time: Option<String>,
+    withdraw_time: Option<String>,
+    destroy_time: Option<String>,
+    etag: String,
+}
+
+/// The public half of a version.
+#[derive(Debug, Serialize)]
+pub(crate) struct PublicKey {
+    name: String,
+    kid: String,
+    algorithm: String,
+    pem: String,
+    jwk: serde_json::Value,
+}
+
+/// A signature.
+#[derive(Debug, Serialize)]
+pub(crate) struct Signature {
+    name: String,
+    kid: String,
+    algorithm: String,
+    signature_base64: String,
+}
+
+/// What became of a verification.
+#[derive(Debug, Serialize)]
+pub(crate) struct Verification {
+    pub(crate) valid: bool,
+    pub(crate) name: Option<String>,
+}
+
+/// A signed token.
+#[derive(Debug, Serialize)]
+pub(crate) struct Jwt {
+    token: String,
+    name: String,
+    kid: String,
+    expire_time: Option<String>,
+}
+
+/// An access token, without the credential.
+#[derive(Debug, Serialize)]
+pub(crate) struct AccessToken {
+    name: String,
+    role: String,
+    all_keys: bool,
+    keys: Vec<String>,
+    create_time: Option<String>,
+    expire_time: Option<String>,
+    revoke_time: Option<String>,
+}
+
+impl From<v1::Key> for Key {
+    fn from(key: v1::Key) -> Self {
+        Self {
+            name: key.name,
+            uid: key.uid,
+            algorithm: key.algorithm,
+            primary: some(key.primary),
+            owner: key.owner,
+            labels: key.labels.into_iter().collect(),
+            rotation_period: key.rotation_period.and_then(duration_text),
+            publish_lead: key.publish_lead.and_then(duration_text),
+            max_token_ttl: key.max_token_ttl.and_then(duration_text),
+            create_time: key.create_time.and_then(time_text),
+            update_time: key.update_time.and_then(time_text),
+            etag: key.etag,
+        }
+    }
+}
+
+impl From<v1::KeyVersion> for KeyVersion {
+    fn from(version: v1::KeyVersion) -> Self {
+        Self {
+            state: version.state().as_str_name().to_ascii_lowercase(),
+            name: version.name,
+            number: version.number,
+            primary: version.primary,
+            kid: version.kid,
+            algorithm: version.algorithm,
+            create_time: version.create_time.and_then(time_text),
+            publish_time: version.publish_time.and_then(time_text),
+            activate_time: version.activate_time.and_then(time_text),
+            retire_time: version.retire_time.and_then(time_text),
+            withdraw_time: version.withdraw_time.and_then(time_text),
+            destroy_time: version.destroy_time.and_then(time_text),
+            etag: version.etag,
+        }
+    }
+}
+
+impl From<v1::PublicKey> for PublicKey {
+    fn from(key: v1::PublicKey) -> Self {
+        Self {
+            jwk: serde_json::from_str(&key.jwk_json).unwrap_or_default(),
+            name: key.name,
+            kid: key.kid,
+            algorithm: key.algorithm,
+            pem: key.pem,
+        }
+    }
+}
+
+impl From<v1::SignResponse> for Signature {
+    fn from(response: v1::SignResponse) -> Self {
+        Self {
+            signature_base64: BASE64_STANDARD.encode(&response.signature),
+            name: response.name,
+            kid: response.kid,
+            algorithm: response.algorithm,
+        }
+    }
+}
+
+impl From<v1::VerifyResponse> for Verification {
+    fn from(response: v1::VerifyResponse) -> Self {
+        Self { valid: response.valid, name: some(response.name) }
+    }
+}
+
+impl From<v1::SignJwtResponse> for Jwt {
+    fn from(response: v1::SignJwtResponse) -> Self {
+        Self {
+            expire_time: response.expire_time.and_then(time_text),
+            token: response.token,
+            name: response.name,
+            kid: response.kid,
+        }
+    }
+}
+
+impl From<v1::AccessToken> for AccessToken {
+    fn from(token: v1::AccessToken) -> Self {
+        Self {
+            name: token.name,
+            role: token.role,
+            all_keys: token.all_keys,
+            keys: token.keys,
+            create_time: token.create_time.and_then(time_text),
+            expire_time: token.expire_time.and_then(time_text),
+            revoke_time: token.revoke_time.and_then(time_text),
+        }
+    }
+}
+
+impl PublicKey {
+    /// The key alone, as other tools read it.
+    pub(crate) fn pem(&self) -> &str {
+        &self.pem
+    }
+}
+
+impl Signature {
+    /// The signature as text, for a terminal.
+    pub(crate) fn base64(&self) -> &str {
+        &self.signature_base64
+    }
+}
+
+impl Jwt {
+    /// The compact token alone.
+    pub(crate) fn token(&self) -> &str {
+        &self.token
+    }
+}
+
+fn some(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn time_text(time: prost_types::Timestamp) -> Option<String> {
+    Timestamp::new(time.seconds, time.nanos).ok().map(|time| time.to_string())
+}
+
+fn duration_text(duration: prost_types::Duration) -> Option<String> {
+    Some(duration::format(SignedDuration::new(duration.seconds, duration.nanos)))
+}

@@ -1,0 +1,84 @@
+//! One method for each RPC. `kms.v1` documents what each does; here stands only what a repetition does to it.
+
+use crate::{Client, Error, repeat::Repeat, v1};
+
+/// Writes the methods: `repeatable` as they are, `remembered` by the server under a `request_id`, which they get
+/// here when they have none, or sent only `once`.
+macro_rules! calls {
+    ($service:ident: $kind:ident { $($(#[$doc:meta])* $name:ident($request:ident) -> $response:ident;)* }) => {
+        impl Client {
+            $(
+                $(#[$doc])*
+                pub async fn $name(&self, request: v1::$request) -> Result<v1::$response, Error> {
+                    let (repeat, request) = calls!(@$kind self, request);
+                    self.call(repeat, request, |request| {
+                        let mut service = self.$service();
+                        async move { service.$name(request).await }
+                    })
+                    .await
+                }
+            )*
+        }
+    };
+    (@repeatable $client:ident, $request:ident) => { (Repeat::Safe, $request) };
+    (@once $client:ident, $request:ident) => { (Repeat::Never, $request) };
+    (@remembered $client:ident, $request:ident) => {{
+        let mut request = $request;
+        if request.request_id.is_empty() {
+            request.request_id = $client.request_id()?;
+        }
+        (Repeat::Safe, request)
+    }};
+}
+
+calls!(keys: repeatable {
+    /// Reads a key.
+    get_key(GetKeyRequest) -> Key;
+    /// Lists keys, one page at a time.
+    list_keys(ListKeysRequest) -> ListKeysResponse;
+    /// Lists the versions of a key, one page at a time.
+    list_key_versions(ListKeyVersionsRequest) -> ListKeyVersionsResponse;
+    /// Reads a public key.
+    get_public_key(GetPublicKeyRequest) -> PublicKey;
+});
+
+calls!(keys: remembered {
+    /// Makes a key and its first version.
+    create_key(CreateKeyRequest) -> Key;
+    /// Changes owner, labels or periods.
+    update_key(UpdateKeyRequest) -> Key;
+    /// Makes the next version.
+    rotate_key(RotateKeyRequest) -> KeyVersion;
+    /// Takes a version out of use.
+    disable_key_version(DisableKeyVersionRequest) -> KeyVersion;
+    /// Brings it back.
+    enable_key_version(EnableKeyVersionRequest) -> KeyVersion;
+    /// Schedules its destruction.
+    destroy_key_version(DestroyKeyVersionRequest) -> KeyVersion;
+    /// Calls that off.
+    restore_key_version(RestoreKeyVersionRequest) -> KeyVersion;
+});
+
+// Signing twice harms nothing: the first signature was lost with its answer.
+calls!(crypto: repeatable {
+    /// Signs a message or a digest.
+    sign(SignRequest) -> SignResponse;
+    /// Verifies a signature.
+    verify(VerifyRequest) -> VerifyResponse;
+    /// Makes a JSON Web Token.
+    sign_jwt(SignJwtRequest) -> SignJwtResponse;
+    /// Signs up to 128 inputs.
+    batch_sign(BatchSignRequest) -> BatchSignResponse;
+});
+
+calls!(access: once {
+    /// Makes an access token. Never repeated: the credential of a lost answer cannot be shown again.
+    create_access_token(CreateAccessTokenRequest) -> CreateAccessTokenResponse;
+});
+
+calls!(access: repeatable {
+    /// Lists access tokens, one page at a time.
+    list_access_tokens(ListAccessTokensRequest) -> ListAccessTokensResponse;
+    /// Revokes an access token; doing it again changes nothing.
+    revoke_access_token(RevokeAccessTokenRequest) -> AccessToken;
+});

@@ -1,0 +1,81 @@
+//! What policy decides on.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// An action on a key, or on the service. The operations bear their RFC 7517 §4.3 `key_ops` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Sign bytes or a digest.
+    Sign,
+    /// Sign a JWT: the header is ours.
+    SignJwt,
+    /// Verify a signature.
+    Verify,
+    /// Read a public key.
+    GetPublicKey,
+    /// Read a key and its versions.
+    GetKey,
+    /// List keys.
+    ListKeys,
+    /// Make a key.
+    CreateKey,
+    /// Change owner, labels or periods.
+    UpdateKey,
+    /// Make the next version.
+    RotateKey,
+    /// Take a version out of use.
+    DisableKeyVersion,
+    /// Bring it back.
+    EnableKeyVersion,
+    /// Schedule its destruction.
+    DestroyKeyVersion,
+    /// Call that off.
+    RestoreKeyVersion,
+    /// Make an access token.
+    CreateAccessToken,
+    /// List access tokens.
+    ListAccessTokens,
+    /// Revoke one.
+    RevokeAccessToken,
+    /// Finish a birth that was cut short (our own work).
+    ResumeBirth,
+    /// Carry out a destruction that is due (our own work).
+    ExecuteDestroy,
+    /// Test the HSM link (our own work).
+    Canary,
+}
+
+impl Action {
+    /// Every action, for tables and matrices.
+    pub const ALL: [Self; 19] = [
+        Self::Sign,
+        Self::SignJwt,
+        Self::Verify,
+        Self::GetPublicKey,
+        Self::GetKey,
+        Self::ListKeys,
+        Self::CreateKey,
+        Self::UpdateKey,
+        Self::RotateKey,
+        Self::DisableKeyVersion,
+        Self::EnableKeyVersion,
+        Self::DestroyKeyVersion,
+        Self::RestoreKeyVersion,
+        Self::CreateAccessToken,
+        Self::ListAccessTokens,
+        Self::RevokeAccessToken,
+        Self::ResumeBirth,
+        Self::ExecuteDestroy,
+        Self::Canary,
+    ];
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The serde name is the name: one spelling in log, policy and metric.
+        self.serialize(f)
+    }
+}

@@ -1,0 +1,120 @@
+//! The audit port: what is recorded, and the promise that a record is durable before its result leaves.
+//!
+//! [`AuditLog::reserve`] takes a place before the operation begins, so that a full or broken log refuses work
+//! instead of losing records; [`AuditLog::record`] returns once the records are on stable storage.
+
+use std::{future::Future, sync::Arc};
+
+use serde::Serialize;
+
+use crate::{Action, Error, KeyId, time::Timestamp};
+
+/// An append-only, durable log. Implemented by `kms/audit`; passes [`crate::conformance::audit`].
+pub trait AuditLog: Send + Sync + 'static {
+    /// A place that was taken in the log. Dropping it unused gives it back.
+    type Slot: Send + Sync + 'static;
+
+    /// Takes a place, in memory and at once, or says why nothing may be done now.
+    fn reserve(&self) -> Result<Self::Slot, Refused>;
+
+    /// Appends all of `records`, in order, and returns when all of them are durable. On an error none of
+    /// the results that they stand for may be released.
+    fn record(&self, records: Vec<(Self::Slot, Event)>) -> impl Future<Output = Result<(), Refused>> + Send;
+
+    /// Appends without waiting: for grants dropped by a client that went away. Never blocks.
+    fn record_later(&self, slot: Self::Slot, event: Event);
+}
+
+/// The log cannot take a record. No operation may proceed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the audit log refuses records: {0}")]
+pub struct Refused(pub String);
+
+/// One line of the log. Field order is the order on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Event {
+    /// When the operation was admitted, UTC.
+    pub at: Timestamp,
+    /// Operation id: joins an intent with its outcome. Unique within one installation.
+    pub operation: OperationId,
+    /// Intent or outcome.
+    pub phase: Phase,
+    /// Canonical name of the caller, or `system:…` for our own work.
+    pub caller: Arc<str>,
+    /// What was asked.
+    pub action: Action,
+    /// The key, when one was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyId>,
+    /// The version that did the work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// How it ended; for an intent, that it was allowed.
+    pub outcome: Outcome,
+    /// Machine-readable reason of a denial or failure; for a denial the rule that denied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+}
+
+/// Intent or outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// A change of state is about to be made.
+    Intent,
+    /// The operation ended.
+    Outcome,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Allowed, for an intent.
+    Allowed,
+    /// Done; the result was released after this record.
+    Succeeded,
+    /// Denied by policy.
+    Denied,
+    /// Tried and failed; no result was released.
+    Failed,
+    /// The client went away before the end; no result was released.
+    Abandoned,
+}
+
+/// 128 bits: the process's random prefix and a counter, in hexadecimal on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OperationId(u128);
+
+impl OperationId {
+    pub(crate) fn new(prefix: u64, counter: u64) -> Self {
+        Self((u128::from(prefix) << 64) | u128::from(counter))
+    }
+}
+
+impl std::fmt::Display for OperationId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl std::fmt::Debug for OperationId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "OperationId({self})")
+    }
+}
+
+impl Serialize for OperationId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(_: Refused) -> Self {
+        Self::unavailable(
+            "AUDIT_UNAVAILABLE",
+            "the audit log cannot take a record, so nothing is done; an operator must look at its disk",
+        )
+    }
+}

@@ -1,0 +1,179 @@
+//! The catalog: all keys and access tokens in memory, as of one generation. The hot path reads nothing else.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    Error, Key, KeyId, KeyVersion,
+    error::Kind,
+    signature::PublicKey,
+    store::{AccessToken, Generation, Snapshot},
+    time::Timestamp,
+};
+
+/// The current picture; readers take it whole, without a lock.
+pub(crate) struct Catalog {
+    current: ArcSwap<Picture>,
+}
+
+/// Everything at one generation.
+pub(crate) struct Picture {
+    pub(crate) generation: Generation,
+    pub(crate) keys: BTreeMap<KeyId, Arc<Entry>>,
+    access_tokens: HashMap<[u8; 32], Arc<AccessToken>>,
+}
+
+/// A key with its versions, and their public keys parsed once.
+pub(crate) struct Entry {
+    pub(crate) key: Key,
+    pub(crate) versions: Vec<Version>,
+}
+
+/// A version's row with what is derived from it.
+pub(crate) struct Version {
+    pub(crate) row: KeyVersion,
+    /// Present exactly when the row is born.
+    pub(crate) public: Option<PublicKey>,
+}
+
+impl Catalog {
+    /// A catalog of `snapshot`. Fails when a stored public key does not parse.
+    pub(crate) fn new(snapshot: Snapshot) -> Result<Self, Error> {
+        Ok(Self { current: ArcSwap::from_pointee(Picture::new(snapshot, None)?) })
+    }
+
+    /// Replaces the picture, unless a newer one came first. Unchanged entries are kept, not parsed again.
+    pub(crate) fn replace(&self, snapshot: Snapshot) -> Result<(), Error> {
+        let picture = Arc::new(Picture::new(snapshot, Some(&self.now()))?);
+        self.current.rcu(|current| {
+            if current.generation < picture.generation { Arc::clone(&picture) } else { Arc::clone(current) }
+        });
+        Ok(())
+    }
+
+    /// The picture as it is.
+    pub(crate) fn now(&self) -> Arc<Picture> {
+        self.current.load_full()
+    }
+
+    /// The key's entry.
+    pub(crate) fn entry(&self, id: &KeyId) -> Result<Arc<Entry>, Error> {
+        self.current.load().keys.get(id).cloned().ok_or_else(|| absent(id))
+    }
+
+    /// The access token with that hash, if it is valid at `now`.
+    pub(crate) fn access_token(&self, sha256: &[u8; 32], now: Timestamp) -> Option<Arc<AccessToken>> {
+        let token = self.current.load().access_tokens.get(sha256).cloned()?;
+        let expired = token.expires_at.is_some_and(|at| at <= now);
+        (!expired && token.revoked_at.is_none()).then_some(token)
+    }
+}
+
+impl Picture {
+    fn new(snapshot: Snapshot, previous: Option<&Self>) -> Result<Self, Error> {
+        let keys = snapshot
+            .keys
+            .into_iter()
+            .map(|(key, versions)| {
+                let known = previous.and_then(|picture| picture.keys.get(&key.id));
+                let entry = match known {
+                    Some(entry) if entry.key.revision == key.revision => Arc::clone(entry),
+                    _ => Arc::new(Entry::new(key, versions)?),
+                };
+                Ok((entry.key.id.clone(), entry))
+            })
+            .collect::<Result<_, Error>>()?;
+        let access_tokens =
+            snapshot.access_tokens.into_iter().map(|token| (token.sha256, Arc::new(token))).collect();
+        Ok(Self { generation: snapshot.generation, keys, access_tokens })
+    }
+
+    /// Every access token.
+    pub(crate) fn access_tokens(&self) -> impl Iterator<Item = &Arc<AccessToken>> {
+        self.access_tokens.values()
+    }
+}
+
+impl Entry {
+    fn new(key: Key, rows: Vec<KeyVersion>) -> Result<Self, Error> {
+        let versions = rows
+            .into_iter()
+            .map(|row| {
+                let public = match &row.born {
+                    Some(born) => Some(PublicKey::from_spki(key.algorithm, row.cka_id, &born.spki)?),
+                    None => None,
+                };
+                Ok(Version { row, public })
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok(Self { key, versions })
+    }
+
+    /// The version that signs at `now`: the newest active one. None is a failed precondition that says why.
+    pub(crate) fn primary(&self, now: Timestamp) -> Result<&Version, Error> {
+        self.find_primary(now).ok_or_else(|| self.no_primary(now))
+    }
+
+    /// The version that signs at `now`, if there is one.
+    pub(crate) fn find_primary(&self, now: Timestamp) -> Option<&Version> {
+        self.versions.iter().rev().find(|version| version.row.state(now).may_protect())
+    }
+
+    /// The version that is to sign at `now`: the primary, or the one asked for if it may.
+    pub(crate) fn signing_version(&self, number: Option<u32>, now: Timestamp) -> Result<&Version, Error> {
+        let Some(number) = number else { return self.primary(now) };
+        let version = self.version(number)?;
+        let state = version.row.state(now);
+        if state.may_protect() {
+            return Ok(version);
+        }
+        Err(Error::precondition(
+            "VERSION_NOT_ACTIVE",
+            format!("keys/{}/versions/{number} is {state} and does not sign; use the key's primary version", self.key.id),
+        ))
+    }
+
+    /// The version of that number.
+    pub(crate) fn version(&self, number: u32) -> Result<&Version, Error> {
+        self.versions
+            .iter()
+            .find(|version| version.row.number == number)
+            .ok_or_else(|| Error::not_found(format_args!("keys/{}/versions/{number}", self.key.id)))
+    }
+
+    fn no_primary(&self, now: Timestamp) -> Error {
+        let id = &self.key.id;
+        let message = match self.versions.last() {
+            Some(version) if version.row.born.is_none() => format!(
+                "keys/{id} has no active version yet: its creation is not finished; retry in a moment"
+            ),
+            Some(version) => format!(
+                "keys/{id} has no active version: version {} is {}; enable it, or rotate the key",
+                version.row.number,
+                version.row.state(now)
+            ),
+            None => format!("keys/{id} has no version; rotate the key"),
+        };
+        Error::new(Kind::FailedPrecondition, "NO_ACTIVE_VERSION", message)
+    }
+}
+
+impl Version {
+    /// Its public key; a failed precondition while it is being made.
+    pub(crate) fn public(&self) -> Result<&PublicKey, Error> {
+        self.public.as_ref().ok_or_else(|| {
+            Error::precondition(
+                "PENDING_CREATION",
+                format!("version {} is still being made; retry in a moment", self.row.number),
+            )
+        })
+    }
+}
+
+fn absent(id: &KeyId) -> Error {
+    Error::not_found(format_args!("keys/{id}"))
+}

@@ -1,0 +1,125 @@
+//! What every [`Hsm`] must do.
+
+use crate::{
+    Action, Algorithm, Grant, Hsm,
+    fakes::entropy,
+    hsm::{CkaId, Fault, KeyRef, NewKeyPair, SignInput},
+    signature,
+    time::Deadline,
+};
+
+/// Runs the suite. `algorithms` are those that the token is declared to support; `deadline` is for each step.
+pub async fn run<H: Hsm>(hsm: &H, algorithms: &[Algorithm], deadline: Deadline) {
+    let suite = Suite { hsm, deadline, grant: Grant::for_conformance(Action::Sign) };
+    suite.a_canary_comes_back().await;
+    suite.an_unknown_key_is_not_found().await;
+    for &algorithm in algorithms {
+        let key = suite.a_new_pair_is_found_with_the_right_template(algorithm).await;
+        suite.its_signatures_verify_under_its_public_key(algorithm, &key).await;
+        suite.input_that_does_not_suit_the_algorithm_is_refused(algorithm, &key).await;
+        suite.another_public_key_on_record_is_a_mismatch(algorithm, &key).await;
+        suite.expired_work_is_not_done(algorithm, &key).await;
+        suite.a_destroyed_pair_is_gone_and_may_be_destroyed_again(algorithm, &key).await;
+    }
+}
+
+struct Suite<'a, H> {
+    hsm: &'a H,
+    deadline: Deadline,
+    grant: Grant,
+}
+
+impl<H: Hsm> Suite<'_, H> {
+    async fn a_canary_comes_back(&self) {
+        self.hsm.check(&self.grant, self.deadline).await.expect("the canary");
+        assert!(!self.hsm.token_serial().is_empty(), "a token has a serial number");
+    }
+
+    async fn an_unknown_key_is_not_found(&self) {
+        let id = fresh_id();
+        let found = self.hsm.find(&self.grant, id, self.deadline).await.expect("find");
+        assert_eq!((found.private.len(), found.public.len()), (0, 0), "a fresh CKA_ID names nothing");
+        let key = KeyRef::new(id, b"no such key");
+        let signed = self.sign(&key, Algorithm::Es256, SignInput::Digest(vec![0; 32])).await;
+        assert_eq!(signed, Err(Fault::KeyNotFound));
+    }
+
+    async fn a_new_pair_is_found_with_the_right_template(&self, algorithm: Algorithm) -> Pair {
+        let id = fresh_id();
+        let new = NewKeyPair { id, label: format!("conformance/{algorithm}"), spec: algorithm.key_spec() };
+        self.hsm.generate(&self.grant, &new, self.deadline).await.expect("generate");
+        let found = self.hsm.find(&self.grant, id, self.deadline).await.expect("find");
+        let [private] = found.private.as_slice() else { panic!("{algorithm}: not one private key: {found:?}") };
+        let [spki] = found.public.as_slice() else { panic!("{algorithm}: not one public key: {found:?}") };
+        assert_eq!(private.deviation(), None, "{algorithm}");
+        Pair { key: KeyRef::new(id, spki), spki: spki.clone() }
+    }
+
+    async fn its_signatures_verify_under_its_public_key(&self, algorithm: Algorithm, pair: &Pair) {
+        for message in [&b""[..], b"m", &[0x5a; 4096]] {
+            let input = signature::input_of(algorithm, message);
+            let signature = self.sign(&pair.key, algorithm, input.clone()).await.expect("sign");
+            assert_eq!(signature.len(), algorithm.signature_len(), "{algorithm}");
+            assert!(signature::verifies(algorithm, &pair.spki, &input, &signature), "{algorithm}");
+            let other = signature::input_of(algorithm, b"another message");
+            assert!(!signature::verifies(algorithm, &pair.spki, &other, &signature), "{algorithm}");
+        }
+    }
+
+    async fn input_that_does_not_suit_the_algorithm_is_refused(&self, algorithm: Algorithm, pair: &Pair) {
+        let wrong = match algorithm.hash() {
+            Some(hash) => vec![
+                SignInput::Message(b"m".to_vec()),
+                SignInput::Digest(vec![0; hash.digest_len() - 1]),
+                SignInput::Digest(vec![0; hash.digest_len() + 1]),
+                SignInput::Digest(vec![]),
+            ],
+            None => vec![SignInput::Digest(vec![0; 64])],
+        };
+        for input in wrong {
+            let signed = self.sign(&pair.key, algorithm, input.clone()).await;
+            assert!(matches!(signed, Err(Fault::Failed(_))), "{algorithm}: {input:?} gave {signed:?}");
+        }
+        let input = signature::input_of(algorithm, b"still well");
+        self.sign(&pair.key, algorithm, input).await.expect("bad input must not harm what follows");
+    }
+
+    async fn another_public_key_on_record_is_a_mismatch(&self, algorithm: Algorithm, pair: &Pair) {
+        let wrong = KeyRef { spki_sha256: [0; 32], ..pair.key.clone() };
+        let signed = self.sign(&wrong, algorithm, signature::input_of(algorithm, b"m")).await;
+        assert!(matches!(signed, Err(Fault::KeyMismatch(_))), "{algorithm}: {signed:?}");
+    }
+
+    async fn expired_work_is_not_done(&self, algorithm: Algorithm, pair: &Pair) {
+        let past = Deadline::at(std::time::Instant::now());
+        let input = signature::input_of(algorithm, b"m");
+        let signed = self.hsm.sign(&self.grant, &pair.key, algorithm, input, past).await;
+        assert!(matches!(signed, Err(Fault::DeadlineExceeded)), "{algorithm}: {signed:?}");
+    }
+
+    async fn a_destroyed_pair_is_gone_and_may_be_destroyed_again(&self, algorithm: Algorithm, pair: &Pair) {
+        for _ in 0..2 {
+            self.hsm.destroy(&self.grant, pair.key.id, self.deadline).await.expect("destroy");
+        }
+        let found = self.hsm.find(&self.grant, pair.key.id, self.deadline).await.expect("find");
+        assert_eq!((found.private.len(), found.public.len()), (0, 0), "{algorithm}: still there");
+        let signed = self.sign(&pair.key, algorithm, signature::input_of(algorithm, b"m")).await;
+        assert_eq!(signed, Err(Fault::KeyNotFound), "{algorithm}: a cached handle outlived its key");
+    }
+
+    async fn sign(&self, key: &KeyRef, algorithm: Algorithm, input: SignInput) -> Result<Vec<u8>, Fault> {
+        let signed = self.hsm.sign(&self.grant, key, algorithm, input, self.deadline).await;
+        signed.map(crate::Unsettled::open_for_conformance)
+    }
+}
+
+struct Pair {
+    key: KeyRef,
+    spki: Vec<u8>,
+}
+
+fn fresh_id() -> CkaId {
+    let mut id = [0; 16];
+    entropy(&mut id).expect("entropy");
+    CkaId::from_bytes(id)
+}

@@ -1,0 +1,203 @@
+//! What every [`Store`] must do. Each suite wants a fresh, empty store.
+
+use std::sync::Arc;
+
+use crate::{
+    Key, KeyVersion, Kid, Store,
+    caller::{KeyScope, Role},
+    fakes::a_key,
+    hsm::CkaId,
+    key::{Born, Timeline},
+    store::{AccessToken, Fault, RememberedRequest, Transaction, Write},
+    time::{SignedDuration, Timestamp},
+};
+
+/// Runs the suite on an empty store.
+pub async fn run<S: Store>(store: &S) {
+    every_field_comes_back_as_it_was_written(store).await;
+    a_failed_expectation_writes_nothing(store).await;
+    each_commit_makes_one_generation(store).await;
+    a_key_has_at_most_one_version_on_its_way(store).await;
+    of_two_that_change_a_key_at_once_one_wins(store).await;
+    a_request_is_remembered_once_and_forgotten_in_time(store).await;
+    there_is_one_bootstrap_ever_and_revocation_stays(store).await;
+}
+
+async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
+    let full = a_key("full.key_1-x");
+    let bare = Key {
+        owner: String::new(),
+        labels: Default::default(),
+        rotation_period: None,
+        ..a_key("bare")
+    };
+    let versions = vec![
+        KeyVersion {
+            earlier_attempts: vec![CkaId::from_bytes([1; 16]), CkaId::from_bytes([2; 16])],
+            suspended: true,
+            compromised_at: Some(at(70)),
+            destroyed_at: Some(at(80)),
+            ..version(1, Some(timeline(Some(60))))
+        },
+        version(2, Some(timeline(None))),
+        version(3, None),
+    ];
+    let mut writes = vec![Write::InsertKey(full.clone()), Write::InsertKey(bare.clone())];
+    writes.extend(versions.iter().map(|row| Write::InsertVersion(full.id.clone(), row.clone())));
+    store.commit(transaction(writes)).await.expect("commit");
+    let snapshot = store.load().await.expect("load");
+    assert_eq!(snapshot.keys, vec![(bare, vec![]), (full.clone(), versions.clone())]);
+
+    let born = KeyVersion { born: version(3, Some(timeline(None))).born, ..versions[2].clone() };
+    let writes = vec![Write::UpdateKey(next(&full)), Write::UpdateVersion(full.id.clone(), born.clone())];
+    store.commit(transaction(writes)).await.expect("commit");
+    let snapshot = store.load().await.expect("load");
+    let (key, rows) = snapshot.keys.last().expect("the key");
+    assert_eq!((key, rows.last()), (&next(&full), Some(&born)));
+}
+
+async fn a_failed_expectation_writes_nothing<S: Store>(store: &S) {
+    let key = a_key("expectations");
+    store.commit(transaction(vec![Write::InsertKey(key.clone())])).await.expect("commit");
+    let before = store.load().await.expect("load");
+    let other = || Write::InsertKey(a_key("must-not-stay"));
+    let unknown = a_key("unknown");
+    let failing = [
+        ("a taken name", Write::InsertKey(key.clone())),
+        ("a stale revision", Write::UpdateKey(key.clone())),
+        ("a revision too far", Write::UpdateKey(next(&next(&key)))),
+        ("an unknown key", Write::UpdateKey(next(&unknown))),
+        ("an unknown version", Write::UpdateVersion(key.id.clone(), version(9, None))),
+        ("a version of an unknown key", Write::InsertVersion(unknown.id.clone(), version(1, None))),
+        ("an unknown access token", Write::RevokeAccessToken { name: "nobody".to_owned(), at: at(1) }),
+    ];
+    for (what, write) in failing {
+        let outcome = store.commit(transaction(vec![other(), write])).await;
+        assert!(matches!(outcome, Err(Fault::Exists(_) | Fault::Changed(_))), "{what}: {outcome:?}");
+        assert_eq!(store.load().await.expect("load"), before, "{what} left something behind");
+    }
+}
+
+async fn each_commit_makes_one_generation<S: Store>(store: &S) {
+    let before = store.check().await.expect("check");
+    let made = store.commit(transaction(vec![Write::InsertKey(a_key("generation"))])).await.expect("commit");
+    assert_eq!(made.0, before.0 + 1);
+    assert_eq!(store.check().await.expect("check"), made);
+    assert_eq!(store.load().await.expect("load").generation, made);
+}
+
+async fn a_key_has_at_most_one_version_on_its_way<S: Store>(store: &S) {
+    let key = a_key("one-on-its-way");
+    let insert = |row| Write::InsertVersion(key.id.clone(), row);
+    let first = vec![Write::InsertKey(key.clone()), insert(version(1, None))];
+    store.commit(transaction(first)).await.expect("commit");
+    let second = store.commit(transaction(vec![insert(version(2, None))])).await;
+    assert!(matches!(second, Err(Fault::Exists(_))), "{second:?}");
+    let again = store.commit(transaction(vec![insert(version(1, Some(timeline(None))))])).await;
+    assert!(matches!(again, Err(Fault::Exists(_))), "a number was used twice: {again:?}");
+}
+
+async fn of_two_that_change_a_key_at_once_one_wins<S: Store>(store: &S) {
+    let key = a_key("contended");
+    store.commit(transaction(vec![Write::InsertKey(key.clone())])).await.expect("commit");
+    let change = |owner: &str| {
+        let changed = Key { owner: owner.to_owned(), ..next(&key) };
+        store.commit(transaction(vec![Write::UpdateKey(changed)]))
+    };
+    let outcomes = futures::join!(change("a"), change("b"));
+    let won = [outcomes.0.is_ok(), outcomes.1.is_ok()].into_iter().filter(|won| *won).count();
+    assert_eq!(won, 1, "{outcomes:?}");
+}
+
+async fn a_request_is_remembered_once_and_forgotten_in_time<S: Store>(store: &S) {
+    let key = a_key("requested");
+    let request = |id: &str, second| RememberedRequest {
+        id: id.to_owned(),
+        fingerprint: [9; 32],
+        key: key.id.clone(),
+        version: Some(1),
+        at: at(second),
+    };
+    let insert = |key: Key, request| Transaction {
+        request: Some(request),
+        ..transaction(vec![Write::InsertKey(key)])
+    };
+    store.commit(insert(key.clone(), request("caller/1", 10))).await.expect("commit");
+    assert_eq!(store.request("caller/1").await.expect("request"), Some(request("caller/1", 10)));
+    assert_eq!(store.request("other/1").await.expect("request"), None);
+    let again = store.commit(insert(a_key("must-not-stay"), request("caller/1", 20))).await;
+    assert!(matches!(again, Err(Fault::Exists(_))), "{again:?}");
+    store.commit(insert(a_key("requested-2"), request("caller/2", 30))).await.expect("commit");
+    assert_eq!(store.forget_requests(at(30)).await.expect("forget"), 1);
+    assert_eq!(store.request("caller/1").await.expect("request"), None);
+    assert!(store.request("caller/2").await.expect("request").is_some());
+}
+
+async fn there_is_one_bootstrap_ever_and_revocation_stays<S: Store>(store: &S) {
+    let token = |name: &str, bootstrap| AccessToken {
+        name: name.to_owned(),
+        sha256: [u8::try_from(name.len()).unwrap_or(0); 32],
+        role: Role::User,
+        scope: KeyScope::Only(Arc::from([a_key("a").id, a_key("b").id])),
+        bootstrap,
+        created_at: at(1),
+        expires_at: Some(at(2)),
+        revoked_at: None,
+    };
+    let first = AccessToken { role: Role::Administrator, scope: KeyScope::All, ..token("first", true) };
+    let insert = |token| store.commit(transaction(vec![Write::InsertAccessToken(token)]));
+    insert(first.clone()).await.expect("commit");
+    insert(token("user-token", false)).await.expect("commit");
+    assert!(matches!(insert(token("user-token", false)).await, Err(Fault::Exists(_))), "a name was taken twice");
+    let revoke = Write::RevokeAccessToken { name: "first".to_owned(), at: at(5) };
+    store.commit(transaction(vec![revoke.clone()])).await.expect("commit");
+    let again = store.commit(transaction(vec![revoke])).await;
+    assert!(matches!(again, Err(Fault::Changed(_))), "revoked twice: {again:?}");
+    let second = insert(token("second-boot", true)).await;
+    assert!(matches!(second, Err(Fault::Exists(_))), "a second bootstrap after the first was revoked: {second:?}");
+    let mut tokens = store.load().await.expect("load").access_tokens;
+    tokens.sort_by(|a, b| a.name.cmp(&b.name));
+    let revoked = AccessToken { revoked_at: Some(at(5)), ..first };
+    assert_eq!(tokens, vec![revoked, token("user-token", false)]);
+}
+
+fn transaction(writes: Vec<Write>) -> Transaction {
+    Transaction { name: "conformance", writes, request: None }
+}
+
+fn next(key: &Key) -> Key {
+    Key { revision: key.revision + 1, publish_lead: SignedDuration::from_secs(77), ..key.clone() }
+}
+
+fn version(number: u32, timeline: Option<Timeline>) -> KeyVersion {
+    KeyVersion {
+        number,
+        cka_id: CkaId::from_bytes([u8::try_from(number).unwrap_or(0); 16]),
+        earlier_attempts: Vec::new(),
+        token_serial: "5eri4l".to_owned(),
+        created_at: at(1),
+        born: timeline.map(|timeline| Born {
+            spki: Arc::from(&b"spki"[..]),
+            kid: Kid::from_stored("kid"),
+            timeline,
+        }),
+        suspended: false,
+        compromised_at: None,
+        destroyed_at: None,
+    }
+}
+
+fn timeline(end: Option<i64>) -> Timeline {
+    Timeline {
+        published_at: at(2),
+        activates_at: at(3),
+        retires_at: end.map(at),
+        withdrawn_at: end.map(|end| at(end + 1)),
+        destroys_at: end.map(|end| at(end + 2)),
+    }
+}
+
+/// Seconds and microseconds: what a store must keep.
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_microsecond(1_700_000_000_000_000 + second * 1_000_000 + 123_456).expect("a time")
+}

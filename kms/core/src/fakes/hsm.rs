@@ -1,0 +1,254 @@
+//! A token in memory: real keys and real signatures, and faults that are set by hand.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aws_lc_rs::{
+    digest::Digest,
+    rsa::{KeyPair as RsaKeyPair, KeySize},
+    signature::{self as lc, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaEncoding},
+    encoding::{AsDer, PublicKeyX509Der},
+};
+
+use crate::{
+    Algorithm, Grant, Hsm, Unsettled,
+    algorithm::{Curve, Hash, KeySpec, Modulus, Scheme},
+    hsm::{CkaId, Fault, Found, Health, KeyRef, NewKeyPair, PrivateObject, SignInput},
+    time::Deadline,
+};
+
+/// A token in memory.
+#[derive(Default)]
+pub struct SoftHsm(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    pairs: HashMap<CkaId, Pair>,
+    faults: Vec<HsmFault>,
+    generated: u64,
+}
+
+/// What goes wrong at the next call that it fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HsmFault {
+    /// Generate fails and makes nothing.
+    GenerateFails,
+    /// Generate makes the pair, but its answer is lost.
+    GenerateLosesAnswer,
+    /// Generate makes a private key that could be extracted.
+    GenerateExtractable,
+    /// Generate makes a private key without its public key.
+    GenerateHalf,
+    /// Find fails.
+    FindFails,
+    /// Sign fails.
+    SignFails,
+    /// Sign flips one bit.
+    SignFlipsBit,
+}
+
+struct Pair {
+    key: PrivateKey,
+    object: PrivateObject,
+    public: Vec<Vec<u8>>,
+}
+
+enum PrivateKey {
+    Ec(EcdsaKeyPair),
+    Rsa(RsaKeyPair),
+    Ed25519(Ed25519KeyPair),
+}
+
+impl SoftHsm {
+    /// Sets a fault; each happens once.
+    pub fn set_fault(&self, fault: HsmFault) {
+        self.lock().faults.push(fault);
+    }
+
+    /// Pairs in the token now, and pairs ever made.
+    pub fn count(&self) -> (usize, u64) {
+        let state = self.lock();
+        (state.pairs.len(), state.generated)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hsm for Arc<SoftHsm> {
+    async fn generate(&self, _: &Grant, new: &NewKeyPair, deadline: Deadline) -> Result<(), Fault> {
+        check_deadline(deadline)?;
+        let mut state = self.lock();
+        if state.takes(HsmFault::GenerateFails) {
+            return Err(Fault::Unavailable("set by the test".to_owned()));
+        }
+        let (key, spki) = generate(new.spec)?;
+        let extractable = state.takes(HsmFault::GenerateExtractable);
+        let public = if state.takes(HsmFault::GenerateHalf) { vec![] } else { vec![spki] };
+        state.pairs.insert(new.id, Pair { key, object: PrivateObject { extractable, ..AS_IT_MUST_BE }, public });
+        state.generated += 1;
+        if state.takes(HsmFault::GenerateLosesAnswer) {
+            return Err(Fault::Unavailable("the answer was lost".to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn find(&self, _: &Grant, id: CkaId, deadline: Deadline) -> Result<Found, Fault> {
+        check_deadline(deadline)?;
+        let mut state = self.lock();
+        if state.takes(HsmFault::FindFails) {
+            return Err(Fault::Unavailable("set by the test".to_owned()));
+        }
+        Ok(state.pairs.get(&id).map_or_else(Found::default, |pair| Found {
+            private: vec![pair.object],
+            public: pair.public.clone(),
+        }))
+    }
+
+    async fn sign(
+        &self,
+        _: &Grant,
+        key: &KeyRef,
+        algorithm: Algorithm,
+        input: SignInput,
+        deadline: Deadline,
+    ) -> Result<Unsettled<Vec<u8>>, Fault> {
+        check_deadline(deadline)?;
+        let mut state = self.lock();
+        if state.takes(HsmFault::SignFails) {
+            return Err(Fault::Failed("C_Sign: CKR_DEVICE_ERROR, set by the test".to_owned()));
+        }
+        let flips = state.takes(HsmFault::SignFlipsBit);
+        let pair = state.pairs.get(&key.id).ok_or(Fault::KeyNotFound)?;
+        if !pair.public.iter().any(|spki| KeyRef::new(key.id, spki) == *key) {
+            return Err(Fault::KeyMismatch("another public key".to_owned()));
+        }
+        let mut signature = pair.key.sign(algorithm, &input)?;
+        if flips && let Some(byte) = signature.last_mut() {
+            *byte ^= 1;
+        }
+        Ok(Unsettled::new(signature))
+    }
+
+    async fn destroy(&self, _: &Grant, id: CkaId, deadline: Deadline) -> Result<(), Fault> {
+        check_deadline(deadline)?;
+        self.lock().pairs.remove(&id);
+        Ok(())
+    }
+
+    async fn check(&self, _: &Grant, deadline: Deadline) -> Result<(), Fault> {
+        check_deadline(deadline)
+    }
+
+    fn token_serial(&self) -> String {
+        "fake0000000000000".to_owned()
+    }
+
+    fn health(&self) -> Health {
+        Health { workers_ready: 1, workers_wanted: 1, in_flight: 0, respawns: 0 }
+    }
+}
+
+const AS_IT_MUST_BE: PrivateObject = PrivateObject {
+    token: true,
+    private: true,
+    sensitive: true,
+    extractable: false,
+    always_sensitive: true,
+    never_extractable: true,
+    local: true,
+    modifiable: false,
+    copyable: Some(false),
+    sign: true,
+    other_use: false,
+};
+
+impl State {
+    fn takes(&mut self, fault: HsmFault) -> bool {
+        let place = self.faults.iter().position(|set| *set == fault);
+        place.map(|place| self.faults.remove(place)).is_some()
+    }
+}
+
+fn generate(spec: KeySpec) -> Result<(PrivateKey, Vec<u8>), Fault> {
+    let failed = |_| Fault::Failed("key generation".to_owned());
+    Ok(match spec {
+        KeySpec::Ec(curve) => {
+            let pair = EcdsaKeyPair::generate(ecdsa(curve)).map_err(failed)?;
+            let spki = AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key()).map_err(failed)?;
+            let spki = spki.as_ref().to_vec();
+            (PrivateKey::Ec(pair), spki)
+        }
+        KeySpec::Rsa(modulus) => {
+            let size = match modulus {
+                Modulus::Bits2048 => KeySize::Rsa2048,
+                Modulus::Bits3072 => KeySize::Rsa3072,
+                Modulus::Bits4096 => KeySize::Rsa4096,
+            };
+            let pair = RsaKeyPair::generate(size).map_err(failed)?;
+            let spki = AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key()).map_err(failed)?;
+            let spki = spki.as_ref().to_vec();
+            (PrivateKey::Rsa(pair), spki)
+        }
+        KeySpec::Ed25519 => {
+            let pair = Ed25519KeyPair::generate().map_err(failed)?;
+            let spki = AsDer::<PublicKeyX509Der<'_>>::as_der(pair.public_key()).map_err(failed)?;
+            let spki = spki.as_ref().to_vec();
+            (PrivateKey::Ed25519(pair), spki)
+        }
+    })
+}
+
+impl PrivateKey {
+    fn sign(&self, algorithm: Algorithm, input: &SignInput) -> Result<Vec<u8>, Fault> {
+        let refused = || Fault::Failed("C_Sign: CKR_DATA_LEN_RANGE".to_owned());
+        let digest = || match (input, algorithm.hash()) {
+            (SignInput::Digest(bytes), Some(hash)) => {
+                Digest::import_less_safe(bytes, hash.aws_lc()).map_err(|_| refused())
+            }
+            _ => Err(refused()),
+        };
+        match self {
+            Self::Ec(pair) => {
+                Ok(pair.sign_digest(&digest()?).map_err(|_| refused())?.as_ref().to_vec())
+            }
+            Self::Rsa(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign_digest(rsa(algorithm), &digest()?, &mut signature).map_err(|_| refused())?;
+                Ok(signature)
+            }
+            Self::Ed25519(pair) => match input {
+                SignInput::Message(message) => Ok(pair.sign(message).as_ref().to_vec()),
+                SignInput::Digest(_) => Err(refused()),
+            },
+        }
+    }
+}
+
+fn ecdsa(curve: Curve) -> &'static EcdsaSigningAlgorithm {
+    match curve {
+        Curve::P256 => &lc::ECDSA_P256_SHA256_FIXED_SIGNING,
+        Curve::P384 => &lc::ECDSA_P384_SHA384_FIXED_SIGNING,
+        Curve::P521 => &lc::ECDSA_P521_SHA512_FIXED_SIGNING,
+    }
+}
+
+fn rsa(algorithm: Algorithm) -> &'static dyn RsaEncoding {
+    match algorithm.scheme() {
+        Scheme::Pkcs1(Hash::Sha384) => &lc::RSA_PKCS1_SHA384,
+        Scheme::Pkcs1(Hash::Sha512) => &lc::RSA_PKCS1_SHA512,
+        Scheme::Pss(Hash::Sha256) => &lc::RSA_PSS_SHA256,
+        Scheme::Pss(Hash::Sha384) => &lc::RSA_PSS_SHA384,
+        Scheme::Pss(Hash::Sha512) => &lc::RSA_PSS_SHA512,
+        Scheme::Pkcs1(Hash::Sha256) | Scheme::Ecdsa(_) | Scheme::EdDsa => &lc::RSA_PKCS1_SHA256,
+    }
+}
+
+fn check_deadline(deadline: Deadline) -> Result<(), Fault> {
+    let left = deadline.instant().saturating_duration_since(std::time::Instant::now());
+    if left == Duration::ZERO { Err(Fault::DeadlineExceeded) } else { Ok(()) }
+}

@@ -1,0 +1,148 @@
+//! Rows in memory, with every expectation checked, which can be made to fail or to lose its answer.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    Key, KeyId, KeyVersion,
+    store::{AccessToken, Fault, Generation, RememberedRequest, Snapshot, Store, Transaction, Write},
+    time::Timestamp,
+};
+
+/// Rows in memory.
+#[derive(Default)]
+pub struct MemoryStore(Mutex<Rows>);
+
+#[derive(Default, Clone)]
+struct Rows {
+    generation: Generation,
+    keys: BTreeMap<KeyId, (Key, Vec<KeyVersion>)>,
+    access_tokens: Vec<AccessToken>,
+    requests: HashMap<String, RememberedRequest>,
+    next_fault: Option<(Fault, Written)>,
+}
+
+/// Whether a failing commit was written all the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Yes,
+    No,
+}
+
+impl MemoryStore {
+    /// The next commit fails with `fault` and writes nothing.
+    pub fn fail_next(&self, fault: Fault) {
+        self.lock().next_fault = Some((fault, Written::No));
+    }
+
+    /// The next commit is written, but its answer is lost.
+    pub fn lose_next_answer(&self) {
+        self.lock().next_fault = Some((Fault::Unknown("the answer was lost".to_owned()), Written::Yes));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rows> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Arc<MemoryStore> {
+    async fn load(&self) -> Result<Snapshot, Fault> {
+        let rows = self.lock();
+        Ok(Snapshot {
+            generation: rows.generation,
+            keys: rows.keys.values().cloned().collect(),
+            access_tokens: rows.access_tokens.clone(),
+        })
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Generation, Fault> {
+        let mut rows = self.lock();
+        let fault = rows.next_fault.take();
+        if let Some((fault, Written::No)) = fault {
+            return Err(fault);
+        }
+        let mut next = rows.clone();
+        for write in transaction.writes {
+            next.apply(write)?;
+        }
+        if let Some(request) = transaction.request
+            && next.requests.insert(request.id.clone(), request).is_some()
+        {
+            return Err(Fault::Exists("this request_id".to_owned()));
+        }
+        next.generation.0 += 1;
+        *rows = next;
+        fault.map_or(Ok(rows.generation), |(fault, _)| Err(fault))
+    }
+
+    async fn request(&self, id: &str) -> Result<Option<RememberedRequest>, Fault> {
+        Ok(self.lock().requests.get(id).cloned())
+    }
+
+    async fn forget_requests(&self, before: Timestamp) -> Result<u64, Fault> {
+        let mut rows = self.lock();
+        let count = rows.requests.len();
+        rows.requests.retain(|_, request| request.at >= before);
+        Ok((count - rows.requests.len()) as u64)
+    }
+
+    async fn check(&self) -> Result<Generation, Fault> {
+        Ok(self.lock().generation)
+    }
+}
+
+impl Rows {
+    fn apply(&mut self, write: Write) -> Result<(), Fault> {
+        match write {
+            Write::InsertKey(key) if self.keys.contains_key(&key.id) => {
+                Err(Fault::Exists(format!("keys/{}", key.id)))
+            }
+            Write::InsertKey(key) => {
+                self.keys.insert(key.id.clone(), (key, Vec::new()));
+                Ok(())
+            }
+            Write::UpdateKey(key) => match self.keys.get_mut(&key.id) {
+                Some((row, _)) if row.revision + 1 == key.revision => {
+                    *row = key;
+                    Ok(())
+                }
+                _ => Err(Fault::Changed(format!("keys/{}", key.id))),
+            },
+            Write::InsertVersion(id, version) => {
+                let versions = self.versions(&id)?;
+                let taken = |row: &KeyVersion| row.number == version.number || row.born.is_none();
+                if versions.iter().any(taken) {
+                    return Err(Fault::Exists(format!("keys/{id}/versions/{}", version.number)));
+                }
+                versions.push(version);
+                Ok(())
+            }
+            Write::UpdateVersion(id, version) => {
+                let row = self.versions(&id)?.iter_mut().find(|row| row.number == version.number);
+                let row = row.ok_or_else(|| Fault::Changed(format!("keys/{id}/versions")))?;
+                *row = version;
+                Ok(())
+            }
+            Write::InsertAccessToken(token) => {
+                let taken = |row: &AccessToken| row.name == token.name || (row.bootstrap && token.bootstrap);
+                if self.access_tokens.iter().any(taken) {
+                    return Err(Fault::Exists(format!("accessTokens/{}", token.name)));
+                }
+                self.access_tokens.push(token);
+                Ok(())
+            }
+            Write::RevokeAccessToken { name, at } => {
+                let valid = |row: &&mut AccessToken| row.name == name && row.revoked_at.is_none();
+                let row = self.access_tokens.iter_mut().find(valid);
+                row.ok_or_else(|| Fault::Changed(format!("accessTokens/{name}")))?.revoked_at = Some(at);
+                Ok(())
+            }
+        }
+    }
+
+    fn versions(&mut self, id: &KeyId) -> Result<&mut Vec<KeyVersion>, Fault> {
+        self.keys.get_mut(id).map(|(_, versions)| versions).ok_or_else(|| Fault::Changed(format!("keys/{id}")))
+    }
+}

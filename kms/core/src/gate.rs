@@ -1,0 +1,287 @@
+//! The one gate: every verb passes it on the way in and on the way out.
+//!
+//! On the way in, [`Gate::admit`] asks policy and takes a place in the audit log; what comes back derefs to a
+//! [`Grant`], without which no method of [`crate::Hsm`] can be called. On the way out, [`Admission::settle`]
+//! makes the record durable *before* it opens the result: nothing leaves unrecorded. An admission that is
+//! dropped unsettled (its client went away) is recorded as abandoned.
+
+use std::{
+    fmt,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    Action, Caller, Error, KeyId,
+    audit::{AuditLog, Event, OperationId, Outcome, Phase},
+    policy::{self, Decision},
+    time::Timestamp,
+};
+
+/// Decides, and keeps the book. One per process.
+pub struct Gate<A> {
+    log: Arc<A>,
+    prefix: u64,
+    counter: AtomicU64,
+}
+
+/// Proof that policy allowed one operation. Only the gate makes one.
+#[derive(Debug)]
+pub struct Grant {
+    operation: OperationId,
+    caller: Arc<str>,
+    action: Action,
+    key: Option<KeyId>,
+    version: Option<u32>,
+    at: Timestamp,
+}
+
+/// A grant with its reserved place in the audit log. Settle it, or it is recorded as abandoned.
+#[must_use = "an admission that is not settled is recorded as abandoned"]
+pub struct Admission<A: AuditLog> {
+    grant: Grant,
+    log: Arc<A>,
+    slot: Option<A::Slot>,
+}
+
+/// A result that nobody outside core may see before its audit record is durable.
+#[must_use = "a result that is not settled never leaves"]
+pub struct Unsettled<T>(T);
+
+/// Our own work: a closed list. Its grants come without a caller, and each is restricted in its verb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SystemWork {
+    /// Finishing a birth: searching for its objects, generating, and the challenge that a new key signs.
+    Birth,
+    /// Proving that the HSM link works. Writes no record.
+    Canary,
+    /// Rotating what is due.
+    Rotation,
+    /// Destroying what is due.
+    Destruction,
+}
+
+impl<A: AuditLog> Gate<A> {
+    /// A gate that records to `log`. `prefix` is random, so that operation ids of several runs differ.
+    pub fn new(log: Arc<A>, prefix: u64) -> Self {
+        Self { log, prefix, counter: AtomicU64::new(0) }
+    }
+
+    /// Admits `caller` to `action` on `key`, or records the denial and says only "denied".
+    pub async fn admit(
+        &self,
+        caller: &Caller,
+        action: Action,
+        key: Option<&KeyId>,
+        now: Timestamp,
+    ) -> Result<Admission<A>, Error> {
+        let slot = self.log.reserve()?;
+        let grant = self.grant(caller.shared_name(), action, key, now);
+        match policy::decide(caller, action, key) {
+            Decision::Allow => Ok(Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) }),
+            Decision::Deny { rule } => {
+                let event = grant.event(Phase::Outcome, Outcome::Denied, Some(rule));
+                self.log.record(vec![(slot, event)]).await?;
+                Err(Error::denied())
+            }
+        }
+    }
+
+    /// Like [`Gate::admit`], for a change of state: the intent is durable before this returns.
+    pub async fn begin(
+        &self,
+        caller: &Caller,
+        action: Action,
+        key: Option<&KeyId>,
+        now: Timestamp,
+    ) -> Result<Admission<A>, Error> {
+        let admission = self.admit(caller, action, key, now).await?;
+        self.intend(admission).await
+    }
+
+    /// Like [`Gate::begin`], for our own work.
+    pub async fn begin_system(
+        &self,
+        work: SystemWork,
+        key: &KeyId,
+        now: Timestamp,
+    ) -> Result<Admission<A>, Error> {
+        let slot = self.log.reserve()?;
+        let grant = self.system(work, Some(key), now);
+        self.intend(Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) }).await
+    }
+
+    /// A grant for our own work that writes no record of its own: the canary, and the steps inside a birth
+    /// whose intent and outcome are recorded already.
+    pub fn system(&self, work: SystemWork, key: Option<&KeyId>, now: Timestamp) -> Grant {
+        self.grant(work.caller().into(), work.action(), key, now)
+    }
+
+    async fn intend(&self, admission: Admission<A>) -> Result<Admission<A>, Error> {
+        let slot = self.log.reserve()?;
+        let event = admission.grant.event(Phase::Intent, Outcome::Allowed, None);
+        self.log.record(vec![(slot, event)]).await?;
+        Ok(admission)
+    }
+
+    fn grant(&self, caller: Arc<str>, action: Action, key: Option<&KeyId>, at: Timestamp) -> Grant {
+        let operation = OperationId::new(self.prefix, self.counter.fetch_add(1, Ordering::Relaxed));
+        Grant { operation, caller, action, key: key.cloned(), version: None, at }
+    }
+}
+
+impl<A: AuditLog> Admission<A> {
+    /// Notes which version does the work, for the record.
+    pub fn uses_version(&mut self, number: u32) {
+        self.grant.version = Some(number);
+    }
+
+    /// Makes the record durable, then opens the result. When the record cannot be made, the result is gone.
+    pub async fn settle<T>(mut self, result: Result<Unsettled<T>, Error>) -> Result<T, Error> {
+        if let Some(record) = self.outcome(&result) {
+            self.log.record(vec![record]).await?;
+        }
+        result.map(Unsettled::open)
+    }
+
+    /// Settles a batch: one record per item, one wait for all of them.
+    pub async fn settle_all<T>(
+        batch: Vec<(Self, Result<Unsettled<T>, Error>)>,
+    ) -> Result<Vec<Result<T, Error>>, Error> {
+        let Some(log) = batch.first().map(|(admission, _)| Arc::clone(&admission.log)) else {
+            return Ok(Vec::new());
+        };
+        let mut records = Vec::with_capacity(batch.len());
+        let mut results = Vec::with_capacity(batch.len());
+        for (mut admission, result) in batch {
+            records.extend(admission.outcome(&result));
+            results.push(result);
+        }
+        log.record(records).await?;
+        Ok(results.into_iter().map(|result| result.map(Unsettled::open)).collect())
+    }
+
+    fn outcome<T>(&mut self, result: &Result<T, Error>) -> Option<(A::Slot, Event)> {
+        let (outcome, reason) = match result {
+            Ok(_) => (Outcome::Succeeded, None),
+            Err(error) => (Outcome::Failed, Some(error.reason())),
+        };
+        let event = self.grant.event(Phase::Outcome, outcome, reason);
+        self.slot.take().map(|slot| (slot, event))
+    }
+}
+
+impl<A: AuditLog> Deref for Admission<A> {
+    type Target = Grant;
+
+    fn deref(&self) -> &Grant {
+        &self.grant
+    }
+}
+
+impl<A: AuditLog> Drop for Admission<A> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            let event = self.grant.event(Phase::Outcome, Outcome::Abandoned, None);
+            self.log.record_later(slot, event);
+        }
+    }
+}
+
+impl Grant {
+    /// What was allowed.
+    pub fn action(&self) -> Action {
+        self.action
+    }
+
+    /// The operation's id, as the audit log shows it.
+    pub fn operation(&self) -> OperationId {
+        self.operation
+    }
+
+    /// When it was admitted.
+    pub fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    fn event(&self, phase: Phase, outcome: Outcome, reason: Option<&'static str>) -> Event {
+        Event {
+            at: self.at,
+            operation: self.operation,
+            phase,
+            caller: Arc::clone(&self.caller),
+            action: self.action,
+            key: self.key.clone(),
+            version: self.version,
+            outcome,
+            reason,
+        }
+    }
+
+    /// A grant for the conformance suites, which have no gate.
+    #[cfg(feature = "conformance")]
+    pub fn for_conformance(action: Action) -> Self {
+        Self {
+            operation: OperationId::new(0, 0),
+            caller: "system:conformance".into(),
+            action,
+            key: None,
+            version: None,
+            at: Timestamp::UNIX_EPOCH,
+        }
+    }
+}
+
+impl<T> Unsettled<T> {
+    /// Wraps a fresh result. Anyone may seal; only the gate opens.
+    pub fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    pub(crate) fn try_map<U, E>(self, f: impl FnOnce(T) -> Result<U, E>) -> Result<Unsettled<U>, E> {
+        f(self.0).map(Unsettled)
+    }
+
+    pub(crate) fn map<U>(self, f: impl FnOnce(T) -> U) -> Unsettled<U> {
+        Unsettled(f(self.0))
+    }
+
+    fn open(self) -> T {
+        self.0
+    }
+
+    /// Opens it without a record, for the conformance suites.
+    #[cfg(feature = "conformance")]
+    pub fn open_for_conformance(self) -> T {
+        self.0
+    }
+}
+
+impl<T> fmt::Debug for Unsettled<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unsettled(..)")
+    }
+}
+
+impl SystemWork {
+    fn caller(self) -> &'static str {
+        match self {
+            Self::Birth => "system:birth",
+            Self::Canary => "system:canary",
+            Self::Rotation => "system:scheduler",
+            Self::Destruction => "system:scheduler",
+        }
+    }
+
+    fn action(self) -> Action {
+        match self {
+            Self::Birth => Action::ResumeBirth,
+            Self::Canary => Action::Canary,
+            Self::Rotation => Action::RotateKey,
+            Self::Destruction => Action::ExecuteDestroy,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The door to the HSM: what core asks of a token, in core's own terms.
+//!
+//! Implemented by `kms/pkcs11` for real tokens and by [`crate::fakes`] for core's own tests; both pass
+//! [`crate::conformance::hsm`]. Every method takes a [`Grant`], which only the gate makes: there is no way to
+//! reach the token around policy and audit.
+
+use std::{fmt, future::Future, time::Duration};
+
+use crate::{
+    Algorithm, Error, Grant, Unsettled,
+    algorithm::{Hash, KeySpec},
+    error::Kind,
+    time::Deadline,
+};
+
+/// A PKCS#11 token, as core sees it. Absent keys, lost links and refusals are told apart by [`Fault`].
+pub trait Hsm: Send + Sync + 'static {
+    /// Makes a key pair as token objects under `new.id`. Returns when the token says that they exist.
+    /// Must not be retried with the same id: after a failure the object may still appear later.
+    fn generate(
+        &self,
+        grant: &Grant,
+        new: &NewKeyPair,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Everything in the token under `id`, read back from the token and never from a cache.
+    fn find(
+        &self,
+        grant: &Grant,
+        id: CkaId,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<Found, Fault>> + Send;
+
+    /// Signs. The signature is as JOSE writes it (`r ‖ s` for ECDSA), of exactly
+    /// [`Algorithm::signature_len`] bytes, and not yet verified: core does that.
+    fn sign(
+        &self,
+        grant: &Grant,
+        key: &KeyRef,
+        algorithm: Algorithm,
+        input: SignInput,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<Unsettled<Vec<u8>>, Fault>> + Send;
+
+    /// Destroys both objects of the pair. Succeeds when they are gone, also when they were gone before.
+    fn destroy(
+        &self,
+        grant: &Grant,
+        id: CkaId,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// The canary: one round trip to the token that touches no user's key.
+    fn check(&self, grant: &Grant, deadline: Deadline) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// The serial number of the token behind this link, as CK_TOKEN_INFO gives it, trimmed.
+    fn token_serial(&self) -> String;
+
+    /// A cheap look at the link, without touching the token: for metrics and status.
+    fn health(&self) -> Health;
+}
+
+/// CKA_ID: 128 random bits, drawn anew for every attempt at a birth.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CkaId([u8; 16]);
+
+/// Where a key lives: token, CKA_ID, and the public key that must be found there. Never a session handle.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KeyRef {
+    /// The pair's CKA_ID.
+    pub id: CkaId,
+    /// SHA-256 of the SubjectPublicKeyInfo. Compared when a handle is resolved, before its first use.
+    pub spki_sha256: [u8; 32],
+}
+
+/// What to generate.
+#[derive(Debug, Clone)]
+pub struct NewKeyPair {
+    /// CKA_ID of both objects.
+    pub id: CkaId,
+    /// CKA_LABEL of both objects: readable by stock tools, never used to find anything.
+    pub label: String,
+    /// Kind and size.
+    pub spec: KeySpec,
+}
+
+/// What is to be signed.
+#[derive(Clone)]
+pub enum SignInput {
+    /// A digest of exactly the algorithm's hash length. Never for EdDSA.
+    Digest(Vec<u8>),
+    /// The whole message. Only for EdDSA.
+    Message(Vec<u8>),
+}
+
+/// What the token holds under one CKA_ID.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// One entry per private key object.
+    pub private: Vec<PrivateObject>,
+    /// One SubjectPublicKeyInfo (DER) per public key object.
+    pub public: Vec<Vec<u8>>,
+}
+
+/// The attributes of a private key object that decide whether we may trust it (DESIGN §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrivateObject {
+    /// CKA_TOKEN: it outlives the session.
+    pub token: bool,
+    /// CKA_PRIVATE: invisible before login.
+    pub private: bool,
+    /// CKA_SENSITIVE: its value cannot be read.
+    pub sensitive: bool,
+    /// CKA_EXTRACTABLE: it could be wrapped out. Must be false.
+    pub extractable: bool,
+    /// CKA_ALWAYS_SENSITIVE: it was never anything else.
+    pub always_sensitive: bool,
+    /// CKA_NEVER_EXTRACTABLE: it could never be wrapped out.
+    pub never_extractable: bool,
+    /// CKA_LOCAL: it was born in this token.
+    pub local: bool,
+    /// CKA_MODIFIABLE. Must be false.
+    pub modifiable: bool,
+    /// CKA_COPYABLE. Must be false; `None` where the token does not know the attribute.
+    pub copyable: Option<bool>,
+    /// CKA_SIGN.
+    pub sign: bool,
+    /// Any of CKA_DECRYPT, CKA_UNWRAP, CKA_DERIVE, CKA_SIGN_RECOVER. Must be false.
+    pub other_use: bool,
+}
+
+/// The link at a glance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Health {
+    /// Workers that are logged in and answering.
+    pub workers_ready: u32,
+    /// Workers that there should be.
+    pub workers_wanted: u32,
+    /// Requests queued or in flight.
+    pub in_flight: u32,
+    /// Workers that had to be replaced since start.
+    pub respawns: u64,
+}
+
+/// Why the HSM room could not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The queue is full; nothing was sent to the token.
+    #[error("the HSM queue is full")]
+    Busy {
+        /// When a place is likely to be free.
+        retry_after: Duration,
+    },
+    /// The deadline passed. A generate or destroy may still happen; a signature is thrown away.
+    #[error("the deadline passed before the HSM answered")]
+    DeadlineExceeded,
+    /// The link is down, or the worker died with the request in flight. The text is for operators.
+    #[error("the HSM cannot be reached: {0}")]
+    Unavailable(String),
+    /// The token has no such key.
+    #[error("the HSM has no such key")]
+    KeyNotFound,
+    /// The token has a key under that id, but not the one that we know: nothing was signed.
+    #[error("the key in the HSM is not the one on record: {0}")]
+    KeyMismatch(String),
+    /// The token lacks the mechanism.
+    #[error("the HSM does not support this: {0}")]
+    Unsupported(String),
+    /// The token refused or failed; function and code, for operators.
+    #[error("the HSM failed: {0}")]
+    Failed(String),
+}
+
+impl PrivateObject {
+    /// What differs from the template that every signing key must show, or `None` when all is as it must be.
+    pub fn deviation(&self) -> Option<&'static str> {
+        [
+            (self.token, "CKA_TOKEN is false"),
+            (self.private, "CKA_PRIVATE is false"),
+            (self.sensitive, "CKA_SENSITIVE is false"),
+            (!self.extractable, "CKA_EXTRACTABLE is true"),
+            (self.always_sensitive, "CKA_ALWAYS_SENSITIVE is false"),
+            (self.never_extractable, "CKA_NEVER_EXTRACTABLE is false"),
+            (self.local, "CKA_LOCAL is false"),
+            (!self.modifiable, "CKA_MODIFIABLE is true"),
+            (self.copyable != Some(true), "CKA_COPYABLE is true"),
+            (self.sign, "CKA_SIGN is false"),
+            (!self.other_use, "a use other than CKA_SIGN is allowed"),
+        ]
+        .into_iter()
+        .find_map(|(holds, text)| (!holds).then_some(text))
+    }
+}
+
+impl KeyRef {
+    /// The pair under `id` whose SubjectPublicKeyInfo (DER) is `spki`.
+    pub fn new(id: CkaId, spki: &[u8]) -> Self {
+        let mut spki_sha256 = [0; 32];
+        spki_sha256.copy_from_slice(Hash::Sha256.digest(spki).as_ref());
+        Self { id, spki_sha256 }
+    }
+}
+
+impl CkaId {
+    /// From its 16 bytes.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes.
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for CkaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for CkaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CkaId({self})")
+    }
+}
+
+impl fmt::Debug for SignInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Digest(bytes) => write!(f, "Digest([{} bytes])", bytes.len()),
+            Self::Message(bytes) => write!(f, "Message([{} bytes])", bytes.len()),
+        }
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Busy { retry_after } => Self::new(
+                Kind::ResourceExhausted,
+                "HSM_BUSY",
+                "the HSM's queue is full; retry with backoff, or send less at once",
+            )
+            .retry_after(retry_after),
+            Fault::DeadlineExceeded => Self::deadline(),
+            Fault::Unavailable(_) => {
+                Self::unavailable("HSM_UNAVAILABLE", "the HSM cannot be reached at the moment; retry")
+                    .retry_after(Duration::from_millis(500))
+            }
+            Fault::KeyNotFound => Self::unavailable(
+                "KEY_NOT_IN_HSM",
+                "the HSM does not hold this key version; an operator must run `kms doctor`",
+            ),
+            Fault::KeyMismatch(_) => Self::internal(
+                "the HSM holds another key than the one on record; nothing was released; \
+                 an operator must run `kms doctor`",
+            ),
+            Fault::Unsupported(_) => Self::precondition(
+                "UNSUPPORTED_BY_HSM",
+                "the HSM does not support this algorithm; `kms doctor` lists what it has",
+            ),
+            Fault::Failed(_) => Self::internal("the HSM failed; the server's log has its code"),
+        }
+    }
+}

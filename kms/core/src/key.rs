@@ -1,0 +1,248 @@
+//! Keys, their versions, and the timeline that a version's row spells out.
+//!
+//! Time is data: a version's phase is a pure function of (row, now), so replicas agree without talking
+//! (SP 800-57 part 1 §7 names the states; DESIGN §6 the times).
+
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Algorithm, Error,
+    hsm::CkaId,
+    jwk::Kid,
+    time::{SignedDuration, Timestamp},
+};
+
+/// A key: a name, a purpose and rules, under which versions come and go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// The name that callers use; unique for ever, not reused after destruction.
+    pub id: KeyId,
+    /// 128 random bits, for ties that must survive everything else.
+    pub uid: KeyUid,
+    /// What it signs with. Never changes.
+    pub algorithm: Algorithm,
+    /// Whom to ask about it. Free text, at most [`Key::OWNER_LEN_MAX`] bytes.
+    pub owner: String,
+    /// For filters and inventories; at most [`Key::LABELS_MAX`].
+    pub labels: Labels,
+    /// How often a new version is made ahead of time; `None` for by hand only.
+    pub rotation_period: Option<SignedDuration>,
+    /// How long a version is published before it signs.
+    pub publish_lead: SignedDuration,
+    /// The longest life of a token that `SignJwt` makes.
+    pub max_token_ttl: SignedDuration,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it, or any of its versions, last changed.
+    pub updated_at: Timestamp,
+    /// Counts changes; compare-and-set runs on it and `etag` shows it.
+    pub revision: u64,
+}
+
+/// Labels of a key, sorted.
+pub type Labels = BTreeMap<String, String>;
+
+/// One version of a key: one pair of objects in the token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyVersion {
+    /// Counts from 1 within the key; never reused.
+    pub number: u32,
+    /// The pair's CKA_ID in this attempt, or the attempt that succeeded.
+    pub cka_id: CkaId,
+    /// CKA_IDs of attempts that were given up: an object that appears under one of them is an orphan.
+    pub earlier_attempts: Vec<CkaId>,
+    /// Serial number of the token that holds it.
+    pub token_serial: String,
+    /// When its birth began.
+    pub created_at: Timestamp,
+    /// What is known once it is born; `None` while it is CREATING.
+    pub born: Option<Born>,
+    /// Set by "disable", cleared by "enable".
+    pub suspended: bool,
+    /// When it was declared compromised. Never cleared.
+    pub compromised_at: Option<Timestamp>,
+    /// When its objects were destroyed. Never cleared.
+    pub destroyed_at: Option<Timestamp>,
+}
+
+/// A version whose key exists and has proved itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Born {
+    /// SubjectPublicKeyInfo, DER (RFC 5280 §4.1.2.7).
+    pub spki: Arc<[u8]>,
+    /// RFC 7638 thumbprint.
+    pub kid: Kid,
+    /// Its times.
+    pub timeline: Timeline,
+}
+
+/// Absolute times of a signing version: `published ≤ activates ≤ retires ≤ withdrawn ≤ destroys`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeline {
+    /// From here on it stands in the JWKS.
+    pub published_at: Timestamp,
+    /// From here on it signs.
+    pub activates_at: Timestamp,
+    /// From here on it no longer signs. `None` until a successor is live: nothing retires without one.
+    pub retires_at: Option<Timestamp>,
+    /// From here on it no longer stands in the JWKS.
+    pub withdrawn_at: Option<Timestamp>,
+    /// When it is to be destroyed, if somebody asked for that.
+    pub destroys_at: Option<Timestamp>,
+}
+
+/// State of a key version (SP 800-57 part 1 §7). "Destroyed Compromised" is told as `Destroyed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeyState {
+    /// Made, perhaps published, and not yet signing.
+    PreActivation,
+    /// Signing.
+    Active,
+    /// Out of use until enabled again, or waiting for its destruction.
+    Suspended,
+    /// No longer signing; still verifies.
+    Deactivated,
+    /// Known or feared to be in other hands.
+    Compromised,
+    /// Gone from the token.
+    Destroyed,
+}
+
+/// The name of a key: `[a-z0-9][a-z0-9._-]{0,62}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct KeyId(Arc<str>);
+
+/// 128 random bits that name a key for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KeyUid(pub [u8; 16]);
+
+impl Key {
+    /// Longest owner text in bytes.
+    pub const OWNER_LEN_MAX: usize = 256;
+    /// Most labels on one key.
+    pub const LABELS_MAX: usize = 64;
+    /// How far clocks of issuer and verifier may lie apart; part of every withdrawal.
+    pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
+    /// A change of phase lies at least this long after its commit: the fence between replicas.
+    pub const FENCE: SignedDuration = SignedDuration::from_secs(10);
+
+    /// When a version that stops signing at `retires_at` may leave the JWKS: after every token that it
+    /// could have signed has expired, and every cache has had its time.
+    pub fn withdrawal_after(&self, retires_at: Timestamp) -> Timestamp {
+        [self.max_token_ttl, Self::CLOCK_SKEW, self.publish_lead]
+            .into_iter()
+            .fold(retires_at, |at, span| at.saturating_add(span).unwrap_or(Timestamp::MAX))
+    }
+}
+
+impl KeyVersion {
+    /// The state at `now`.
+    pub fn state(&self, now: Timestamp) -> KeyState {
+        if self.destroyed_at.is_some() {
+            return KeyState::Destroyed;
+        }
+        if self.compromised_at.is_some() {
+            return KeyState::Compromised;
+        }
+        let Some(born) = &self.born else { return KeyState::PreActivation };
+        if self.suspended || born.timeline.destroys_at.is_some() {
+            return KeyState::Suspended;
+        }
+        let passed = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+        if born.timeline.activates_at > now {
+            KeyState::PreActivation
+        } else if passed(born.timeline.retires_at) {
+            KeyState::Deactivated
+        } else {
+            KeyState::Active
+        }
+    }
+
+    /// Whether verifiers should find it in the JWKS at `now`.
+    pub fn is_published(&self, now: Timestamp) -> bool {
+        let trusted =
+            matches!(self.state(now), KeyState::PreActivation | KeyState::Active | KeyState::Deactivated);
+        self.born.as_ref().is_some_and(|born| {
+            trusted
+                && born.timeline.published_at <= now
+                && born.timeline.withdrawn_at.is_none_or(|at| now < at)
+        })
+    }
+}
+
+impl KeyState {
+    /// Whether a version in this state may sign.
+    pub fn may_protect(self) -> bool {
+        self == Self::Active
+    }
+
+    /// Whether a version in this state may verify what it signed earlier.
+    pub fn may_process(self) -> bool {
+        matches!(self, Self::Active | Self::Deactivated)
+    }
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PreActivation => "pre-active",
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+            Self::Deactivated => "deactivated",
+            Self::Compromised => "compromised",
+            Self::Destroyed => "destroyed",
+        })
+    }
+}
+
+impl KeyId {
+    /// Longest name in bytes.
+    pub const LEN_MAX: usize = 63;
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let head = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let tail = |c: u8| head(c) || matches!(c, b'.' | b'_' | b'-');
+        let bytes = text.as_bytes();
+        let well_formed = bytes.len() <= Self::LEN_MAX
+            && bytes.first().copied().is_some_and(head)
+            && bytes.iter().copied().all(tail);
+        if well_formed {
+            Ok(Self(text.into()))
+        } else {
+            Err(Error::invalid(
+                "key_id",
+                "a key name is 1 to 63 of a-z, 0-9, '.', '_' and '-', and begins with a letter or digit",
+            ))
+        }
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl fmt::Display for KeyUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}

@@ -1,0 +1,195 @@
+//! The one door into core: [`Kms`] holds the ports, the gate and the catalog; its verbs live in `verbs/`.
+//!
+//! A verb is entered once and left once: *gate in → catalog → HSM → gate out*. Verbs that change state must be
+//! run to their end: callers that can be cut off (a gRPC handler whose client goes away) run them detached.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
+
+use crate::{
+    AuditLog, Caller, Clock, Error, Gate, Hsm, Key, KeyId, KeyState, KeyVersion, Store,
+    caller::Role,
+    catalog::{Catalog, Entry, Version},
+    gate::SystemWork,
+    store::{self, Generation},
+    time::{Deadline, SignedDuration, Timestamp},
+};
+
+/// The service, over its four ports.
+pub struct Kms<H, S, A, C> {
+    pub(crate) hsm: H,
+    pub(crate) store: S,
+    pub(crate) clock: C,
+    pub(crate) gate: Gate<A>,
+    pub(crate) catalog: Catalog,
+    pub(crate) settings: Settings,
+    pub(crate) entropy: Entropy,
+    /// Births at work in this process, so that the resumer leaves them alone.
+    pub(crate) births: Mutex<HashSet<(KeyId, u32)>>,
+}
+
+/// The outside, plugged in once by `kms/server`.
+pub struct Ports<H, S, A, C> {
+    /// The token.
+    pub hsm: H,
+    /// The rows.
+    pub store: S,
+    /// The book.
+    pub audit: Arc<A>,
+    /// The time.
+    pub clock: C,
+    /// The operating system's generator.
+    pub entropy: Entropy,
+}
+
+/// Fills a buffer with random bytes, or says that it cannot.
+pub type Entropy = fn(&mut [u8]) -> Result<(), Error>;
+
+/// What an operator sets for the whole service.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Verify every signature with the stored public key before it is released. Default: on.
+    pub verify_before_release: bool,
+    /// Whether versions may be scheduled for destruction at all. Default: no.
+    pub allow_destroy: bool,
+    /// From the request to the destruction. Default: 30 days.
+    pub destroy_delay: SignedDuration,
+    /// How much longer than its caller a birth may wait for the HSM. Default: 60 s (RSA-4096 is slow).
+    pub birth_grace: std::time::Duration,
+}
+
+/// A key as callers see it, at one moment.
+#[derive(Debug, Clone)]
+pub struct KeyView {
+    /// The row.
+    pub key: Key,
+    /// The version that signs now.
+    pub primary: Option<u32>,
+}
+
+/// A version as callers see it, at one moment.
+#[derive(Debug, Clone)]
+pub struct VersionView {
+    /// Its key's name.
+    pub key: KeyId,
+    /// The row.
+    pub row: KeyVersion,
+    /// Its state at that moment; `None` while it is still being made.
+    pub state: Option<KeyState>,
+    /// Whether it is the one that signs.
+    pub primary: bool,
+}
+
+/// What works at this moment; the texts are for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// The HSM link.
+    pub hsm: Result<(), String>,
+    /// The store.
+    pub store: Result<(), String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            verify_before_release: true,
+            allow_destroy: false,
+            destroy_delay: SignedDuration::from_hours(30 * 24),
+            birth_grace: std::time::Duration::from_secs(60),
+        }
+    }
+}
+
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
+    /// Loads the catalog and opens the door.
+    pub async fn open(ports: Ports<H, S, A, C>, settings: Settings) -> Result<Self, Error> {
+        let Ports { hsm, store, audit, clock, entropy } = ports;
+        let mut prefix = [0; 8];
+        entropy(&mut prefix)?;
+        let catalog = Catalog::new(store.load().await?)?;
+        Ok(Self {
+            hsm,
+            store,
+            clock,
+            gate: Gate::new(audit, u64::from_be_bytes(prefix)),
+            catalog,
+            settings,
+            entropy,
+            births: Mutex::default(),
+        })
+    }
+
+    /// The link to the token, for status and metrics.
+    pub fn hsm(&self) -> &H {
+        &self.hsm
+    }
+
+    /// Whether the store writes now and a canary comes back from the HSM before `deadline`: for readiness.
+    pub async fn check(&self, deadline: Deadline) -> Readiness {
+        let grant = self.gate.system(SystemWork::Canary, None, self.clock.now());
+        let hsm = self.hsm.check(&grant, deadline).await.map_err(|fault| fault.to_string());
+        let store = self.store.check().await.map(drop).map_err(|fault| fault.to_string());
+        Readiness { hsm, store }
+    }
+
+    /// The generation of the catalog in memory.
+    pub fn generation(&self) -> Generation {
+        self.catalog.now().generation
+    }
+
+    /// Who presents the access token with this SHA-256, if anybody may with it now.
+    pub fn authenticate(&self, sha256: &[u8; 32]) -> Option<Caller> {
+        let token = self.catalog.access_token(sha256, self.clock.now())?;
+        Some(Caller::new(format!("access-token:{}", token.name), token.role, token.scope.clone()))
+    }
+
+    /// Whether an administrator exists: without one, `kms bootstrap` has not been run.
+    pub fn has_administrator(&self) -> bool {
+        let now = self.clock.now();
+        self.catalog.now().access_tokens().any(|token| {
+            token.role == Role::Administrator
+                && token.revoked_at.is_none()
+                && token.expires_at.is_none_or(|at| at > now)
+        })
+    }
+
+    /// Commits, then brings the catalog up to date. An unknown outcome is resolved by reading, never by
+    /// guessing: the catalog is loaded again and the error is passed on.
+    pub(crate) async fn commit(&self, transaction: store::Transaction) -> Result<(), Error> {
+        let name = transaction.name;
+        let outcome = self.store.commit(transaction).await;
+        match &outcome {
+            Ok(generation) => tracing::debug!(name, generation = generation.0, "committed"),
+            Err(fault) => tracing::warn!(name, %fault, "transaction failed"),
+        }
+        self.refresh().await?;
+        outcome.map(|_| ()).map_err(Error::from)
+    }
+
+    /// Loads the catalog anew.
+    pub(crate) async fn refresh(&self) -> Result<(), Error> {
+        self.catalog.replace(self.store.load().await?)
+    }
+
+    pub(crate) fn random<const N: usize>(&self) -> Result<[u8; N], Error> {
+        let mut bytes = [0; N];
+        (self.entropy)(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl KeyView {
+    pub(crate) fn of(entry: &Entry, now: Timestamp) -> Self {
+        Self { key: entry.key.clone(), primary: entry.find_primary(now).map(|version| version.row.number) }
+    }
+}
+
+impl VersionView {
+    pub(crate) fn of(entry: &Entry, version: &Version, now: Timestamp) -> Self {
+        let row = version.row.clone();
+        let primary = entry.find_primary(now).is_some_and(|primary| primary.row.number == row.number);
+        Self { key: entry.key.id.clone(), state: row.born.as_ref().map(|_| row.state(now)), row, primary }
+    }
+}

@@ -1,0 +1,44 @@
+//! What the key management service *means*: keys and their life, the gate, births, signatures, JWKs.
+//!
+//! No network, no database, no PKCS#11, no timers and no tasks live here. The outside comes in through four
+//! ports: [`Hsm`], [`Store`], [`AuditLog`] and [`Clock`]; `kms/server` plugs the real ones into [`Kms`], the
+//! one door. Start reading at [`gate`], then follow one verb, for instance `verbs/sign.rs`.
+
+#[cfg(all(feature = "conformance", not(debug_assertions)))]
+compile_error!("the fakes and conformance suites of kms-core must not be built into a release");
+
+pub mod algorithm;
+pub mod audit;
+pub mod caller;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod error;
+#[cfg(any(test, feature = "conformance"))]
+pub mod fakes;
+pub mod gate;
+pub mod hsm;
+pub mod jwk;
+pub mod key;
+pub mod kms;
+pub mod policy;
+pub mod signature;
+pub mod store;
+pub mod time;
+
+pub mod verbs;
+
+mod action;
+mod catalog;
+
+pub use action::Action;
+pub use algorithm::Algorithm;
+pub use audit::AuditLog;
+pub use caller::Caller;
+pub use error::Error;
+pub use gate::{Admission, Gate, Grant, Unsettled};
+pub use hsm::Hsm;
+pub use jwk::Kid;
+pub use kms::Kms;
+pub use key::{Key, KeyId, KeyState, KeyUid, KeyVersion};
+pub use store::Store;
+pub use time::Clock;

@@ -1,0 +1,67 @@
+//! Who may do what: default deny, two roles. Cedar policies will stand where this match stands now.
+
+use crate::{Action, Caller, KeyId, caller::Role};
+
+/// What policy says, with the rule that said no, for the audit log only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Allowed.
+    Allow,
+    /// Denied.
+    Deny {
+        /// The rule that denied: for the audit log, never for the caller.
+        rule: &'static str,
+    },
+}
+
+/// Decides in memory, without waiting.
+pub fn decide(caller: &Caller, action: Action, key: Option<&KeyId>) -> Decision {
+    if key.is_some_and(|key| !caller.keys().contains(key)) {
+        return Decision::Deny { rule: "KEY_OUT_OF_SCOPE" };
+    }
+    let allowed = match caller.role() {
+        Role::Administrator => !is_ours_alone(action),
+        Role::User => is_use(action) && key.is_some(),
+    };
+    if allowed { Decision::Allow } else { Decision::Deny { rule: "ROLE_LACKS_ACTION" } }
+}
+
+/// Using a key, as against managing it.
+fn is_use(action: Action) -> bool {
+    matches!(action, Action::Sign | Action::SignJwt | Action::Verify | Action::GetPublicKey | Action::GetKey)
+}
+
+/// Work that only the service itself does.
+fn is_ours_alone(action: Action) -> bool {
+    matches!(action, Action::ResumeBirth | Action::ExecuteDestroy | Action::Canary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caller::KeyScope;
+
+    fn key(name: &str) -> KeyId {
+        name.parse().expect("a test's own name")
+    }
+
+    #[test]
+    fn a_user_may_use_only_the_keys_of_its_scope_and_manage_none() {
+        let caller = Caller::new("access-token:u", Role::User, KeyScope::Only([key("mine")].into()));
+        for action in Action::ALL {
+            let on_mine = decide(&caller, action, Some(&key("mine")));
+            assert_eq!(on_mine == Decision::Allow, is_use(action), "{action} on the user's key");
+            assert_ne!(decide(&caller, action, Some(&key("other"))), Decision::Allow, "{action} elsewhere");
+            assert_ne!(decide(&caller, action, None), Decision::Allow, "{action} on no key");
+        }
+    }
+
+    #[test]
+    fn nobody_may_do_the_services_own_work() {
+        let caller = Caller::new("access-token:a", Role::Administrator, KeyScope::All);
+        for action in Action::ALL {
+            let allowed = decide(&caller, action, Some(&key("k"))) == Decision::Allow;
+            assert_eq!(allowed, !is_ours_alone(action), "{action}");
+        }
+    }
+}

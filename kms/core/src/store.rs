@@ -1,0 +1,156 @@
+//! The store port: rows of keys, versions and access tokens, and named transactions over them.
+//!
+//! Core decides what is written; a store only writes it, all or nothing, when the rows are still as core saw
+//! them. Implemented by `kms/store`; passes [`crate::conformance::store`].
+
+use std::future::Future;
+
+use crate::{
+    Error, Key, KeyId, KeyVersion,
+    caller::{KeyScope, Role},
+    error::Kind,
+    time::Timestamp,
+};
+
+/// Durable rows. Every method may be called concurrently.
+pub trait Store: Send + Sync + 'static {
+    /// Everything, as of one generation.
+    fn load(&self) -> impl Future<Output = Result<Snapshot, Fault>> + Send;
+
+    /// Applies one transaction, durably and atomically, and returns the generation that it made.
+    /// Nothing is written when any expectation fails.
+    fn commit(&self, transaction: Transaction) -> impl Future<Output = Result<Generation, Fault>> + Send;
+
+    /// The request remembered under `id`, if any.
+    fn request(&self, id: &str) -> impl Future<Output = Result<Option<RememberedRequest>, Fault>> + Send;
+
+    /// Forgets requests remembered before `before`; returns how many.
+    fn forget_requests(&self, before: Timestamp) -> impl Future<Output = Result<u64, Fault>> + Send;
+
+    /// Proves that the store reads and writes now; returns its generation.
+    fn check(&self) -> impl Future<Output = Result<Generation, Fault>> + Send;
+}
+
+/// Counts committed transactions. Equal generations mean equal rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Generation(pub u64);
+
+/// All rows at one generation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshot {
+    /// The generation.
+    pub generation: Generation,
+    /// Keys, each with its versions in ascending order.
+    pub keys: Vec<(Key, Vec<KeyVersion>)>,
+    /// Access tokens, revoked ones included.
+    pub access_tokens: Vec<AccessToken>,
+}
+
+/// A named set of writes that happen together or not at all.
+#[derive(Debug, Clone)]
+pub struct Transaction {
+    /// What it is for, e.g. `"begin birth"`: for logs and metrics.
+    pub name: &'static str,
+    /// The writes, in order.
+    pub writes: Vec<Write>,
+    /// The request that asked for it, remembered in the same transaction.
+    pub request: Option<RememberedRequest>,
+}
+
+/// One row to be written.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// A new key. Fails with [`Fault::Exists`] when the name is taken.
+    InsertKey(Key),
+    /// A changed key, whose stored revision must be `key.revision - 1`; else [`Fault::Changed`].
+    UpdateKey(Key),
+    /// A new version of `key`. Fails with [`Fault::Exists`] when the number is taken, or when the key has
+    /// another version whose birth is not over.
+    InsertVersion(KeyId, KeyVersion),
+    /// A changed version, which must exist. Versions change only together with their key's revision.
+    UpdateVersion(KeyId, KeyVersion),
+    /// A new access token. Fails with [`Fault::Exists`] when its name is taken, or, for one of
+    /// [`AccessToken::bootstrap`], when there has ever been one.
+    InsertAccessToken(AccessToken),
+    /// Marks an access token revoked. Fails with [`Fault::Changed`] when there is none to revoke.
+    RevokeAccessToken {
+        /// Its name.
+        name: String,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+/// A mutation that was asked for with a `request_id`, so that a retry finds it (AIP-155).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RememberedRequest {
+    /// The caller's name and the id that it chose, as one string.
+    pub id: String,
+    /// SHA-256 over method and request: the same id for another request is an error.
+    pub fingerprint: [u8; 32],
+    /// The key that it made or changed.
+    pub key: KeyId,
+    /// The version that it made, if it made one.
+    pub version: Option<u32>,
+    /// When it was first seen.
+    pub at: Timestamp,
+}
+
+/// A bearer credential of our own. Only its hash is known here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessToken {
+    /// Unique name; the caller is `access-token:<name>`.
+    pub name: String,
+    /// SHA-256 of the credential, which has 256 bits of its own.
+    pub sha256: [u8; 32],
+    /// What it may do.
+    pub role: Role,
+    /// On which keys.
+    pub scope: KeyScope,
+    /// Whether `kms bootstrap` made it: at most one, ever.
+    pub bootstrap: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it stops to work by itself; `None` for never.
+    pub expires_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Why the store did not do it. Nothing was written, except after [`Fault::Unknown`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// A row of that name is there already.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// The row is not as the caller saw it.
+    #[error("{0} was changed in the meantime")]
+    Changed(String),
+    /// The store cannot be written: read-only, full, locked or gone. The text says which, for operators.
+    #[error("the store cannot be used: {0}")]
+    Unavailable(String),
+    /// The outcome of the commit is not known: load again before trusting the cache.
+    #[error("the outcome of the transaction is unknown: {0}")]
+    Unknown(String),
+    /// A row that does not parse: a defect, or somebody edited the database.
+    #[error("the store holds a row that makes no sense: {0}")]
+    Corrupt(String),
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Exists(what) => Self::new(Kind::Conflict, "ALREADY_EXISTS", format!("{what} exists already")),
+            Fault::Changed(what) => Self::new(
+                Kind::Conflict,
+                "CHANGED_MEANWHILE",
+                format!("{what} was changed in the meantime; read it again and retry"),
+            ),
+            Fault::Unavailable(_) | Fault::Unknown(_) => Self::unavailable(
+                "STORE_UNAVAILABLE",
+                "the store cannot be written at the moment; retry with the same request_id",
+            ),
+            Fault::Corrupt(_) => Self::internal("the store holds a row that makes no sense; see the server's log"),
+        }
+    }
+}

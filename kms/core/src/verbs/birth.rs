@@ -1,0 +1,272 @@
+//! Birth: how a key version comes to be, so that no crash loses one and none is served that cannot sign.
+//!
+//! Write-ahead, in five steps: (1) a CREATING row with a fresh random CKA_ID, durable; (2) generate in the HSM;
+//! (3) find by CKA_ID exactly one object of each class, compare the template, sign and verify a challenge;
+//! (4) the row becomes live, durable; (5) answer. A crash in between leaves a CREATING row, from which a birth
+//! resumes: it searches before it generates, and an attempt that is given up keeps its CKA_ID on record, so that
+//! an object that arrives late is known as an orphan. Nothing is ever destroyed here.
+
+use crate::{
+    AuditLog, Clock, Error, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
+    catalog::Entry,
+    error::Kind,
+    gate::SystemWork,
+    hsm::{CkaId, Found, NewKeyPair},
+    key::{Born, Key, Timeline},
+    signature::{self, PublicKey},
+    time::{Deadline, Timestamp},
+};
+
+/// How often the last step is tried again when somebody else changes the key meanwhile.
+const COMMIT_ATTEMPTS_MAX: usize = 8;
+
+/// Whether the HSM may hold something under the row's CKA_ID already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// The row was written a moment ago, by us.
+    Fresh,
+    /// Somebody began before us: search first.
+    Resumed,
+}
+
+/// Marks a birth as being at work in this process, until dropped.
+pub(super) struct AtWork<'a, H, S, A, C> {
+    kms: &'a Kms<H, S, A, C>,
+    birth: (KeyId, u32),
+}
+
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
+    /// Finishes every birth that was cut short. Returns how many were finished; failures are logged and will
+    /// be tried again.
+    pub async fn resume_births(&self, deadline: Deadline) -> usize {
+        let mut finished = 0;
+        for (id, number) in self.unborn() {
+            match self.resume_birth(&id, number, deadline).await {
+                Ok(()) => finished += 1,
+                Err(error) => {
+                    tracing::warn!(key = %id, version = number, %error, "a birth could not be resumed yet");
+                }
+            }
+        }
+        finished
+    }
+
+    fn unborn(&self) -> Vec<(KeyId, u32)> {
+        let at_work = self.births_at_work().clone();
+        let picture = self.catalog.now();
+        let unborn = picture.keys.values().flat_map(|entry| {
+            let rows = entry.versions.iter().filter(|version| version.row.born.is_none());
+            rows.map(|version| (entry.key.id.clone(), version.row.number))
+        });
+        unborn.filter(|birth| !at_work.contains(birth)).collect()
+    }
+
+    async fn resume_birth(&self, id: &KeyId, number: u32, deadline: Deadline) -> Result<(), Error> {
+        let at_work = self.begin_work(id, number)?;
+        let mut admission = self.gate.begin_system(SystemWork::Birth, id, self.clock.now()).await?;
+        admission.uses_version(number);
+        let result = self.give_birth(&admission, at_work, Attempt::Resumed, None, deadline).await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+
+    /// Steps 2 to 4 for a CREATING row. `activates_at` is the earliest activation asked for; the publish lead
+    /// holds all the same.
+    pub(super) async fn give_birth(
+        &self,
+        grant: &Grant,
+        at_work: AtWork<'_, H, S, A, C>,
+        attempt: Attempt,
+        activates_at: Option<Timestamp>,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let (id, number) = (&at_work.birth.0, at_work.birth.1);
+        let deadline = deadline.later(self.settings.birth_grace);
+        if self.catalog.entry(id)?.version(number)?.row.born.is_some() {
+            return Ok(());
+        }
+        let found = match attempt {
+            Attempt::Fresh => None,
+            Attempt::Resumed => self.search(grant, id, number, deadline).await?,
+        };
+        let spki = match found {
+            Some(spki) => spki,
+            None => self.generate(grant, id, number, deadline).await?,
+        };
+        self.challenge(id, number, &spki, deadline).await?;
+        self.commit_birth(id, number, &spki, activates_at).await
+    }
+
+    /// Looks for what an earlier attempt left. A whole pair is taken over; anything else is given up, and the
+    /// row gets a fresh CKA_ID before the next attempt.
+    async fn search(
+        &self,
+        grant: &Grant,
+        id: &KeyId,
+        number: u32,
+        deadline: Deadline,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let entry = self.catalog.entry(id)?;
+        let row = &entry.version(number)?.row;
+        let found = self.hsm.find(grant, row.cka_id, deadline).await?;
+        match whole_pair(&found) {
+            Ok(spki) => Ok(Some(spki)),
+            Err(reason) => {
+                tracing::warn!(key = %id, version = number, cka_id = %row.cka_id, reason, "giving up an attempt");
+                self.begin_attempt(&entry.key, row).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn begin_attempt(&self, key: &Key, row: &KeyVersion) -> Result<(), Error> {
+        let mut row = row.clone();
+        row.earlier_attempts.push(row.cka_id);
+        row.cka_id = CkaId::from_bytes(self.random()?);
+        row.token_serial = self.hsm.token_serial();
+        self.write_versions("begin another attempt", key, vec![row]).await
+    }
+
+    async fn generate(
+        &self,
+        grant: &Grant,
+        id: &KeyId,
+        number: u32,
+        deadline: Deadline,
+    ) -> Result<Vec<u8>, Error> {
+        let entry = self.catalog.entry(id)?;
+        let cka_id = entry.version(number)?.row.cka_id;
+        let label = format!("{id}/{number}");
+        let new = NewKeyPair { id: cka_id, label, spec: entry.key.algorithm.key_spec() };
+        let generated = self.hsm.generate(grant, &new, deadline).await;
+        generated.inspect_err(|fault| {
+            tracing::warn!(key = %id, version = number, %fault, "the HSM did not generate");
+        })?;
+        let found = self.hsm.find(grant, cka_id, deadline).await?;
+        whole_pair(&found).map_err(|reason| {
+            tracing::error!(key = %id, version = number, %cka_id, reason, "a generated key is not as it must be");
+            Error::internal("the HSM generated a key that is not as it must be; it is not used")
+        })
+    }
+
+    /// The new key proves itself: it signs a random challenge that verifies under the public key we read.
+    async fn challenge(
+        &self,
+        id: &KeyId,
+        number: u32,
+        spki: &[u8],
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let entry = self.catalog.entry(id)?;
+        let algorithm = entry.key.algorithm;
+        let public = PublicKey::from_spki(algorithm, entry.version(number)?.row.cka_id, spki)?;
+        let input = signature::input_of(algorithm, &self.random::<32>()?);
+        let grant = self.gate.system(SystemWork::Birth, Some(id), self.clock.now());
+        let signature = self.hsm.sign(&grant, public.key_ref(), algorithm, input.clone(), deadline).await?;
+        signature
+            .try_map(|signature| public.verifies(&input, &signature).then_some(()).ok_or(()))
+            .map(drop)
+            .map_err(|()| Error::internal("a new key's signature does not verify; it is not used"))
+    }
+
+    /// Step 4. The key may have been changed since step 1 (labels, say): then the step is taken again on the
+    /// newer row.
+    async fn commit_birth(
+        &self,
+        id: &KeyId,
+        number: u32,
+        spki: &[u8],
+        activates_at: Option<Timestamp>,
+    ) -> Result<(), Error> {
+        for _ in 1..COMMIT_ATTEMPTS_MAX {
+            match self.try_commit_birth(id, number, spki, activates_at).await {
+                Err(error) if error.kind() == Kind::Conflict => {}
+                outcome => return outcome,
+            }
+        }
+        self.try_commit_birth(id, number, spki, activates_at).await
+    }
+
+    async fn try_commit_birth(
+        &self,
+        id: &KeyId,
+        number: u32,
+        spki: &[u8],
+        activates_at: Option<Timestamp>,
+    ) -> Result<(), Error> {
+        let entry = self.catalog.entry(id)?;
+        let row = &entry.version(number)?.row;
+        if row.born.is_some() {
+            return Ok(());
+        }
+        let public = PublicKey::from_spki(entry.key.algorithm, row.cka_id, spki)?;
+        let timeline = timeline(&entry, self.clock.now(), activates_at);
+        let born = Born { spki: spki.into(), kid: public.jwk().kid(), timeline };
+        let mut changed = retire_predecessors(&entry, timeline.activates_at);
+        changed.push(KeyVersion { born: Some(born), ..row.clone() });
+        self.write_versions("end birth", &entry.key, changed).await
+    }
+
+    /// Marks the birth as ours, before its row is written: the resumer must not take it for one cut short.
+    pub(super) fn begin_work(&self, id: &KeyId, number: u32) -> Result<AtWork<'_, H, S, A, C>, Error> {
+        let birth = (id.clone(), number);
+        if self.births_at_work().insert(birth.clone()) {
+            return Ok(AtWork { kms: self, birth });
+        }
+        Err(Error::new(
+            Kind::Conflict,
+            "CREATION_IN_PROGRESS",
+            format!("keys/{id}/versions/{number} is being made at this moment; retry in a moment"),
+        ))
+    }
+}
+
+impl<H, S, A, C> Kms<H, S, A, C> {
+    fn births_at_work(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<(KeyId, u32)>> {
+        // A set of names is whole even if its holder panicked.
+        self.births.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl<H, S, A, C> Drop for AtWork<'_, H, S, A, C> {
+    fn drop(&mut self) {
+        self.kms.births_at_work().remove(&self.birth);
+    }
+}
+
+/// The public key of a pair that is complete and as it must be, or what is wrong with it.
+fn whole_pair(found: &Found) -> Result<Vec<u8>, &'static str> {
+    match (found.private.as_slice(), found.public.as_slice()) {
+        ([private], [spki]) => match private.deviation() {
+            None => Ok(spki.clone()),
+            Some(deviation) => Err(deviation),
+        },
+        ([], []) => Err("nothing is there"),
+        _ => Err("not exactly one object of each class is there"),
+    }
+}
+
+/// The first version of a key signs at once: no verifier can hold an older set. Every later one is published
+/// for the key's lead first, and follows the version before it by at least a fence.
+fn timeline(entry: &Entry, now: Timestamp, asked: Option<Timestamp>) -> Timeline {
+    let latest = entry.versions.iter().filter_map(|version| version.row.born.as_ref()).next_back();
+    let activates_at = latest.map_or(now, |latest| {
+        let lead = entry.key.publish_lead.max(Key::FENCE);
+        let led = now.saturating_add(lead).unwrap_or(Timestamp::MAX);
+        let after = latest.timeline.activates_at.saturating_add(Key::FENCE).unwrap_or(Timestamp::MAX);
+        led.max(after).max(asked.unwrap_or(Timestamp::MIN))
+    });
+    Timeline { published_at: now, activates_at, retires_at: None, withdrawn_at: None, destroys_at: None }
+}
+
+/// Every version that had no successor retires when this one begins to sign: in the same transaction, so that
+/// nothing ever retires without one.
+fn retire_predecessors(entry: &Entry, at: Timestamp) -> Vec<KeyVersion> {
+    let rows = entry.versions.iter().map(|version| &version.row);
+    rows.filter_map(|row| {
+        let born = row.born.as_ref().filter(|born| born.timeline.retires_at.is_none())?;
+        let withdrawn_at = Some(entry.key.withdrawal_after(at));
+        let timeline = Timeline { retires_at: Some(at), withdrawn_at, ..born.timeline };
+        Some(KeyVersion { born: Some(Born { timeline, ..born.clone() }), ..row.clone() })
+    })
+    .collect()
+}

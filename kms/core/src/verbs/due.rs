@@ -1,0 +1,84 @@
+//! What time itself asks for: rotations and destructions that are due. The server's scheduler calls this.
+
+use crate::{
+    AuditLog, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
+    catalog::Entry,
+    gate::SystemWork,
+    time::{Deadline, SignedDuration, Timestamp},
+};
+
+/// How long a `request_id` is remembered.
+const REQUESTS_KEPT: SignedDuration = SignedDuration::from_hours(24);
+
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
+    /// Does what is due now, each step once. Returns how many steps succeeded; failures are logged and come up
+    /// again at the next call.
+    pub async fn run_due(&self, deadline: Deadline) -> usize {
+        let now = self.clock.now();
+        let picture = self.catalog.now();
+        let mut done = 0;
+        for entry in picture.keys.values() {
+            let id = &entry.key.id;
+            if let Some(at) = rotation_due(entry, now) {
+                done += usize::from(report("rotation", id, self.rotate_due(id, at, deadline).await));
+            }
+            for version in entry.versions.iter().filter(|version| destruction_due(&version.row, now)) {
+                let number = version.row.number;
+                done += usize::from(report("destruction", id, self.destroy_due(id, number, deadline).await));
+            }
+        }
+        if let Ok(before) = now.checked_sub(REQUESTS_KEPT)
+            && let Err(fault) = self.store.forget_requests(before).await
+        {
+            tracing::warn!(%fault, "old requests could not be forgotten");
+        }
+        done
+    }
+
+    async fn rotate_due(&self, id: &KeyId, at: Timestamp, deadline: Deadline) -> Result<(), Error> {
+        let admission = self.gate.begin_system(SystemWork::Rotation, id, self.clock.now()).await?;
+        let result = self.rotate_on_schedule(&admission, id, at, deadline).await;
+        admission.settle(result.map(|_| Unsettled::new(()))).await
+    }
+
+    /// First the objects, then the row: a crash in between destroys what is gone already, which succeeds.
+    async fn destroy_due(&self, id: &KeyId, number: u32, deadline: Deadline) -> Result<(), Error> {
+        let now = self.clock.now();
+        let mut admission = self.gate.begin_system(SystemWork::Destruction, id, now).await?;
+        admission.uses_version(number);
+        let result = async {
+            let entry = self.catalog.entry(id)?;
+            let row = &entry.version(number)?.row;
+            if !destruction_due(row, now) {
+                return Ok(());
+            }
+            self.hsm.destroy(&admission, row.cka_id, deadline).await?;
+            let destroyed = KeyVersion { destroyed_at: Some(self.clock.now()), ..row.clone() };
+            self.write_versions("destroy a version", &entry.key, vec![destroyed]).await
+        }
+        .await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+}
+
+/// When the next version must begin to sign, once it is time to publish it.
+fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
+    let period = entry.key.rotation_period?;
+    let last = entry.versions.last()?.row.born.as_ref()?;
+    let at = last.timeline.activates_at.saturating_add(period).ok()?;
+    let publish = at.saturating_sub(entry.key.publish_lead.max(Key::FENCE)).ok()?;
+    (publish <= now).then_some(at)
+}
+
+fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {
+    let due = row.born.as_ref().and_then(|born| born.timeline.destroys_at);
+    row.destroyed_at.is_none() && due.is_some_and(|at| at <= now)
+}
+
+fn report(what: &str, id: &KeyId, result: Result<(), Error>) -> bool {
+    match &result {
+        Ok(()) => tracing::info!(key = %id, "{what} done"),
+        Err(error) => tracing::warn!(key = %id, %error, "{what} is due and failed; it will be tried again"),
+    }
+    result.is_ok()
+}

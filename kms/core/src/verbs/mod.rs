@@ -1,0 +1,26 @@
+//! The verbs: one file each, all of one shape. Read `sign.rs` first.
+
+mod access_tokens;
+mod birth;
+mod create_key;
+mod due;
+mod jwks;
+mod read;
+mod requests;
+mod rotate_key;
+mod sign;
+mod sign_jwt;
+mod update_key;
+mod verify;
+mod version_states;
+
+pub use access_tokens::{CREDENTIAL_PREFIX, CreateAccessToken, NAME_LEN_MAX, bootstrap};
+pub use create_key::{CreateKey, MAX_TOKEN_TTL_DEFAULT, PUBLISH_LEAD_DEFAULT};
+pub use jwks::PublishedKeys;
+pub use read::{KeyPage, ListKeys, PAGE_LEN_MAX, PublicKeyView};
+pub use requests::{ChangeVersion, Request};
+pub use rotate_key::{PUBLISHED_VERSIONS_MAX, RotateKey};
+pub use sign::{BATCH_ITEMS_MAX, Encoding, MESSAGE_LEN_MAX, Sign, Signed, ToSign};
+pub use sign_jwt::{CLAIMS_LEN_MAX, SignJwt, SignedJwt, TYP_LEN_MAX};
+pub use update_key::UpdateKey;
+pub use verify::{Verified, Verify};

@@ -1,0 +1,151 @@
+//! Disable, enable, destroy and restore a version: explicit overrides of what its timeline says.
+
+use crate::{
+    Action, AuditLog, Caller, Clock, Error, Hsm, KeyState, KeyVersion, Kms, Store, Unsettled,
+    catalog::{Entry, Version},
+    key::{Born, Timeline},
+    kms::VersionView,
+    time::Timestamp,
+    verbs::ChangeVersion,
+};
+
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
+    /// Takes a version out of use: it neither signs nor verifies, and leaves the JWKS.
+    pub async fn disable_key_version(
+        &self,
+        caller: &Caller,
+        request: ChangeVersion,
+    ) -> Result<VersionView, Error> {
+        self.change_version(caller, Action::DisableKeyVersion, "disable a version", request, |_, version, _| {
+            Ok(KeyVersion { suspended: true, ..version.row.clone() })
+        })
+        .await
+    }
+
+    /// Brings a disabled version back.
+    pub async fn enable_key_version(
+        &self,
+        caller: &Caller,
+        request: ChangeVersion,
+    ) -> Result<VersionView, Error> {
+        self.change_version(caller, Action::EnableKeyVersion, "enable a version", request, |_, version, _| {
+            match version.row.born.as_ref().and_then(|born| born.timeline.destroys_at) {
+                Some(_) => Err(Error::precondition(
+                    "DESTRUCTION_SCHEDULED",
+                    "this version is scheduled for destruction; restore it first",
+                )),
+                None => Ok(KeyVersion { suspended: false, ..version.row.clone() }),
+            }
+        })
+        .await
+    }
+
+    /// Schedules a version's destruction. `confirm` must be its full name: destruction cannot be undone.
+    pub async fn destroy_key_version(
+        &self,
+        caller: &Caller,
+        request: ChangeVersion,
+        confirm: &str,
+    ) -> Result<VersionView, Error> {
+        let confirm = confirm.to_owned();
+        let (allowed, delay) = (self.settings.allow_destroy, self.settings.destroy_delay);
+        let change = move |entry: &Entry, version: &Version, now: Timestamp| {
+            if !allowed {
+                return Err(Error::precondition(
+                    "DESTROY_NOT_ALLOWED",
+                    "this server does not allow destruction; set keys.allow_destroy = true in its config first",
+                ));
+            }
+            let name = format!("keys/{}/versions/{}", entry.key.id, version.row.number);
+            if confirm != name {
+                return Err(Error::invalid("confirm", format!("to destroy, confirm with the name {name}")));
+            }
+            check_out_of_use(version, now)?;
+            let at = now.saturating_add(delay).unwrap_or(Timestamp::MAX);
+            Ok(with_destruction(version, |scheduled| scheduled.or(Some(at))))
+        };
+        self.change_version(caller, Action::DestroyKeyVersion, "schedule a destruction", request, change).await
+    }
+
+    /// Calls a scheduled destruction off. The version comes back disabled.
+    pub async fn restore_key_version(
+        &self,
+        caller: &Caller,
+        request: ChangeVersion,
+    ) -> Result<VersionView, Error> {
+        self.change_version(caller, Action::RestoreKeyVersion, "restore a version", request, |_, version, _| {
+            match version.row.born.as_ref().and_then(|born| born.timeline.destroys_at) {
+                Some(_) => Ok(KeyVersion { suspended: true, ..with_destruction(version, |_| None) }),
+                None => Err(Error::precondition(
+                    "NO_DESTRUCTION_SCHEDULED",
+                    "no destruction is scheduled for this version; there is nothing to restore",
+                )),
+            }
+        })
+        .await
+    }
+
+    async fn change_version(
+        &self,
+        caller: &Caller,
+        action: Action,
+        transaction: &'static str,
+        request: ChangeVersion,
+        change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send,
+    ) -> Result<VersionView, Error> {
+        let now = self.clock.now();
+        let mut admission = self.gate.begin(caller, action, Some(&request.id), now).await?;
+        admission.uses_version(request.number);
+        let result = self.change_admitted(transaction, request, change).await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+
+    async fn change_admitted(
+        &self,
+        transaction: &'static str,
+        request: ChangeVersion,
+        change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send,
+    ) -> Result<VersionView, Error> {
+        let now = self.clock.now();
+        let entry = self.catalog.entry(&request.id)?;
+        request.request.check_etag(&entry.key)?;
+        let version = entry.version(request.number)?;
+        version.public()?;
+        if version.row.state(now) == KeyState::Destroyed {
+            return Err(Error::precondition("DESTROYED", "this version is destroyed; nothing can bring it back"));
+        }
+        let changed = change(&entry, version, now)?;
+        if changed != version.row {
+            self.write_versions(transaction, &entry.key, vec![changed]).await?;
+        }
+        let entry = self.catalog.entry(&request.id)?;
+        Ok(VersionView::of(&entry, entry.version(request.number)?, self.clock.now()))
+    }
+}
+
+/// Only what nobody can need any more may be destroyed: withdrawn from the JWKS, or disabled by hand.
+fn check_out_of_use(version: &Version, now: Timestamp) -> Result<(), Error> {
+    let withdrawn = version.row.born.as_ref().and_then(|born| born.timeline.withdrawn_at);
+    if version.row.suspended || version.row.compromised_at.is_some() || withdrawn.is_some_and(|at| at <= now) {
+        return Ok(());
+    }
+    Err(Error::precondition(
+        "VERSION_IN_USE",
+        match withdrawn {
+            Some(at) => format!("tokens of this version may be in use until {at}; wait, or disable it first"),
+            None => "this version is in use; rotate the key, or disable the version first".to_owned(),
+        },
+    ))
+}
+
+fn with_destruction(
+    version: &Version,
+    change: impl Fn(Option<Timestamp>) -> Option<Timestamp>,
+) -> KeyVersion {
+    let mut row = version.row.clone();
+    row.born = row.born.map(|born| {
+        let timeline = Timeline { destroys_at: change(born.timeline.destroys_at), ..born.timeline };
+        Born { timeline, ..born }
+    });
+    row
+}

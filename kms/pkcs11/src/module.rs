@@ -1,0 +1,216 @@
+//! Loading a module and finding the one token that is meant. Shared by workers and by `kms hsm` and `kms doctor`.
+//!
+//! One process loads one module once and never finalises it: two `Pkcs11` of one library are undefined behaviour,
+//! and handles repeat after C_Initialize.
+
+use std::path::{Path, PathBuf};
+
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    error::{Error, RvError},
+    slot::{Slot, TokenInfo},
+};
+
+use crate::{
+    Uri,
+    profile::{self, Profile},
+    wire::{Refusal, RefusalKind},
+};
+
+/// What is wrong with module, token or PIN. Each text says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// No file at module-path.
+    #[error("there is no PKCS#11 module at {path}: {why}; correct module-path in the pkcs11: URI")]
+    ModuleMissing {
+        /// module-path.
+        path: PathBuf,
+        /// What the system said.
+        why: String,
+    },
+    /// The file is not a module.
+    #[error("{path} is not a PKCS#11 module: {why}; module-path must name the vendor's shared library")]
+    NotAModule {
+        /// module-path.
+        path: PathBuf,
+        /// What the loader said.
+        why: String,
+    },
+    /// C_Initialize failed.
+    #[error("the PKCS#11 module does not start: {0}; look at the vendor's configuration and log")]
+    Initialize(String),
+    /// The module shows no token at all.
+    #[error("the PKCS#11 module shows no token: is the HSM connected, and may this user read its configuration?")]
+    NoToken,
+    /// None of the tokens is the one that the URI names.
+    #[error("HSM absent: no token matches {wanted}; present are: {present}")]
+    TokenAbsent {
+        /// The URI's token part.
+        wanted: String,
+        /// Labels and serial numbers that are there.
+        present: String,
+    },
+    /// Several tokens match.
+    #[error("several tokens match {wanted}: serial numbers {serials}; name one by serial=")]
+    TokenAmbiguous {
+        /// The URI's token part.
+        wanted: String,
+        /// Their serial numbers.
+        serials: String,
+    },
+    /// The token was initialised, but no user PIN was set.
+    #[error("the token has no user PIN yet; run `kms hsm init`, or set it with the vendor's tool")]
+    UserPinUnset,
+    /// The URI names no PIN file.
+    #[error("the pkcs11: URI has no pin-source; add ?pin-source=/path/of/the/pin/file")]
+    PinSourceMissing,
+    /// The PIN file cannot be used.
+    #[error("the PIN file {path} cannot be used: {why}")]
+    PinFile {
+        /// pin-source.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The token refused the PIN.
+    #[error(
+        "the token refused the PIN ({0}); exactly one try was spent and there will be no other; \
+         correct the file at pin-source, then log in once with `kms hsm login` to clear the token's warning"
+    )]
+    PinRefused(String),
+    /// A wrong PIN was tried since the last login; nothing was tried now.
+    #[error(
+        "a wrong PIN was tried on this token since the last login ({flag} is set), so none is tried now; \
+         correct the file at pin-source, then log in once with `kms hsm login` to clear the warning"
+    )]
+    PinCountLow {
+        /// The flag that is set.
+        flag: &'static str,
+    },
+    /// The PIN is locked; nothing was tried.
+    #[error("the token's user PIN is locked; the security officer must set a new one")]
+    PinLocked,
+    /// The token is not fit to be prepared.
+    #[error("{0}")]
+    NotPreparable(String),
+    /// Anything else that a PKCS#11 function said.
+    #[error("the token failed: {0}")]
+    Pkcs11(String),
+}
+
+impl TokenError {
+    /// What follows for a worker that met it.
+    pub(crate) fn refusal(&self) -> Refusal {
+        let kind = match self {
+            Self::PinRefused(_) | Self::PinCountLow { .. } | Self::PinLocked => RefusalKind::Pin,
+            Self::ModuleMissing { .. }
+            | Self::NotAModule { .. }
+            | Self::TokenAmbiguous { .. }
+            | Self::UserPinUnset
+            | Self::PinSourceMissing
+            | Self::PinFile { .. }
+            | Self::NotPreparable(_) => RefusalKind::Configuration,
+            Self::Initialize(_) | Self::NoToken | Self::TokenAbsent { .. } | Self::Pkcs11(_) => RefusalKind::Passing,
+        };
+        Refusal { kind, text: self.to_string() }
+    }
+}
+
+impl From<Error> for TokenError {
+    fn from(error: Error) -> Self {
+        Self::Pkcs11(profile::text(&error))
+    }
+}
+
+/// A loaded and initialised module.
+pub(crate) struct Module {
+    pub(crate) pkcs11: Pkcs11,
+    pub(crate) profile: &'static Profile,
+    /// Manufacturer, description and version.
+    pub(crate) library: String,
+}
+
+impl Module {
+    /// Loads and initialises the module at `path`.
+    pub(crate) fn load(path: &Path) -> Result<Self, TokenError> {
+        let meta = std::fs::metadata(path)
+            .map_err(|error| TokenError::ModuleMissing { path: path.to_owned(), why: error.to_string() })?;
+        let refuse = |why: String| TokenError::NotAModule { path: path.to_owned(), why };
+        if !meta.is_file() {
+            return Err(refuse("it is not a file".to_owned()));
+        }
+        let pkcs11 = Pkcs11::new(path).map_err(|error| refuse(error.to_string()))?;
+        pkcs11
+            .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
+            .map_err(|error| TokenError::Initialize(profile::text(&error)))?;
+        let info = pkcs11.get_library_info()?;
+        let (manufacturer, description) = (info.manufacturer_id().trim(), info.library_description().trim());
+        let library = format!("{manufacturer} {description} {}", info.library_version());
+        let profile = Profile::detect(manufacturer, description);
+        Ok(Self { pkcs11, profile, library })
+    }
+
+    /// Every slot with a token, initialised or not.
+    pub(crate) fn tokens(&self) -> Result<Vec<(Slot, TokenInfo)>, TokenError> {
+        let mut tokens = Vec::new();
+        for slot in self.pkcs11.get_slots_with_token()? {
+            match self.pkcs11.get_token_info(slot) {
+                Ok(info) => tokens.push((slot, info)),
+                // A token that was pulled between the two calls is not there.
+                Err(Error::Pkcs11(RvError::TokenNotPresent | RvError::TokenNotRecognized, _)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// The one initialised token that `uri` names.
+    pub(crate) fn token(&self, uri: &Uri) -> Result<(Slot, TokenInfo), TokenError> {
+        let mut tokens = self.tokens()?;
+        tokens.retain(|(_, info)| info.token_initialized());
+        if tokens.is_empty() {
+            return Err(TokenError::NoToken);
+        }
+        let present: Vec<String> =
+            tokens.iter().map(|(_, info)| format!("{:?} (serial {})", info.label(), info.serial_number())).collect();
+        tokens.retain(|(_, info)| {
+            uri.matches(info.label(), info.serial_number(), info.manufacturer_id(), info.model())
+        });
+        match (tokens.pop(), tokens.as_slice()) {
+            (Some(token), []) => Ok(token),
+            (Some(last), others) => {
+                let serials: Vec<&str> =
+                    others.iter().chain([&last]).map(|(_, info)| info.serial_number()).collect();
+                Err(TokenError::TokenAmbiguous { wanted: uri.token_part(), serials: serials.join(", ") })
+            }
+            (None, _) => Err(TokenError::TokenAbsent { wanted: uri.token_part(), present: present.join(", ") }),
+        }
+    }
+}
+
+/// Refuses a token whose PIN is locked, unset or was tried wrongly: another try could be the last one.
+pub(crate) fn check_pin_flags(info: &TokenInfo) -> Result<(), TokenError> {
+    if info.user_pin_locked() {
+        Err(TokenError::PinLocked)
+    } else if !info.user_pin_initialized() {
+        Err(TokenError::UserPinUnset)
+    } else if info.user_pin_final_try() {
+        Err(TokenError::PinCountLow { flag: "CKF_USER_PIN_FINAL_TRY" })
+    } else if info.user_pin_count_low() {
+        Err(TokenError::PinCountLow { flag: "CKF_USER_PIN_COUNT_LOW" })
+    } else {
+        Ok(())
+    }
+}
+
+/// What a refused C_Login means.
+pub(crate) fn login_error(error: Error) -> TokenError {
+    use RvError::{PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked};
+    match error {
+        Error::Pkcs11(PinLocked, _) => TokenError::PinLocked,
+        Error::Pkcs11(PinIncorrect | PinInvalid | PinLenRange | PinExpired, _) => {
+            TokenError::PinRefused(profile::text(&error))
+        }
+        other => other.into(),
+    }
+}

@@ -1,0 +1,275 @@
+//! The front's half: [`Pool`] implements [`Hsm`] by worker processes.
+//!
+//! A call takes a place in a bounded queue, goes to the READY worker with the least to do, and is answered by that
+//! worker, by its deadline, or by that worker's death, whichever comes first. `link` is one worker as callers see it,
+//! `director` starts and replaces workers, `watch` ends deadlines and finds hung workers, `rendezvous` is the door
+//! through which workers come in.
+
+mod director;
+mod link;
+mod queue;
+mod rendezvous;
+mod status;
+mod watch;
+
+use std::{
+    io,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use kms_core::{
+    Algorithm, Grant, Hsm, Unsettled,
+    algorithm::KeySpec,
+    hsm::{CkaId, Fault, Found, Health, KeyRef, NewKeyPair, SignInput},
+    time::Deadline,
+};
+use tokio::{net::UnixStream, sync::watch as watch_channel, task::AbortHandle};
+
+use self::{link::Link, queue::Queue};
+use crate::{
+    mechanism,
+    wire::{Operation, Outcome, Ready},
+};
+
+pub use status::{StartError, Status};
+
+/// Name of the pool's socket in its runtime directory.
+pub(crate) const SOCKET_NAME: &str = "hsm.sock";
+/// Longest CKA_LABEL in bytes.
+const LABEL_LEN_MAX: usize = 255;
+
+/// How a pool behaves.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Worker processes.
+    pub workers: u16,
+    /// PKCS#11 sessions of one worker; the same as the supervisor's.
+    pub sessions_per_worker: u16,
+    /// How long a worker may be silent on a signature, a search or a check before it is replaced.
+    pub call_timeout: Duration,
+    /// The same while a key pair is being generated or destroyed (a 4096-bit modulus takes seconds).
+    pub change_timeout: Duration,
+    /// After this time a start is reported as hanging.
+    pub startup_timeout: Duration,
+    /// Most calls that wait or run at once.
+    pub queue_max: u32,
+    /// A private directory (0700, made if absent) for the socket.
+    pub runtime_dir: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: 2,
+            sessions_per_worker: 1,
+            call_timeout: Duration::from_secs(5),
+            change_timeout: Duration::from_secs(60),
+            startup_timeout: Duration::from_secs(30),
+            queue_max: 1024,
+            runtime_dir: PathBuf::from("/run/kms"),
+        }
+    }
+}
+
+/// The link to the HSM. Clones share it; it closes when the last clone is dropped, and workers leave.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    _director: Arc<Director>,
+}
+
+/// What calls and the director share.
+pub(crate) struct Shared {
+    config: Config,
+    queue: Queue,
+    /// READY workers.
+    links: ArcSwap<Vec<Arc<Link>>>,
+    /// What the first READY worker said; all others must name the same token.
+    token: ArcSwapOption<Ready>,
+    status: watch_channel::Sender<Status>,
+    respawns: AtomicU64,
+    workers_ready: AtomicU32,
+    /// Calls that a worker dropped because their deadline had passed.
+    expired: AtomicU64,
+}
+
+/// Stops the director when the last pool is dropped.
+struct Director(AbortHandle);
+
+/// The control socket that [`crate::supervisor::run`] left on standard input.
+pub fn control_from_stdin() -> io::Result<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+impl Pool {
+    /// Binds the socket and begins to start workers through the supervisor behind `control`. Returns at once;
+    /// [`Pool::wait_ready`] tells how it went.
+    pub fn start(config: Config, control: UnixStream) -> io::Result<Self> {
+        let listener = rendezvous::bind(&config.runtime_dir)?;
+        let shared = Arc::new(Shared {
+            queue: Queue::new(config.queue_max),
+            links: ArcSwap::default(),
+            token: ArcSwapOption::empty(),
+            status: watch_channel::Sender::new(Status::Starting),
+            respawns: AtomicU64::new(0),
+            workers_ready: AtomicU32::new(0),
+            expired: AtomicU64::new(0),
+            config,
+        });
+        let director = director::spawn(Arc::clone(&shared), listener, control);
+        Ok(Self { shared, _director: Arc::new(Director(director)) })
+    }
+
+    /// Waits until a worker is READY, or until it is plain that none will be without the operator.
+    pub async fn wait_ready(&self) -> Result<(), StartError> {
+        status::wait_ready(self.shared.status.subscribe()).await
+    }
+
+    /// The state of the link, and its changes.
+    pub fn status(&self) -> watch_channel::Receiver<Status> {
+        self.shared.status.subscribe()
+    }
+
+    /// What the token said of itself, once a worker was READY.
+    pub fn token(&self) -> Option<Arc<Ready>> {
+        self.shared.token.load_full()
+    }
+
+    /// Calls that workers dropped before the token, because their deadline had passed.
+    pub fn expired_calls(&self) -> u64 {
+        self.shared.expired.load(Ordering::Relaxed)
+    }
+
+    async fn call(&self, operation: Operation, deadline: Deadline) -> Result<Outcome, Fault> {
+        let deadline = deadline.instant();
+        if deadline <= Instant::now() {
+            return Err(Fault::DeadlineExceeded);
+        }
+        let mut call = link::NewCall { place: self.shared.queue.enter(&operation)?, operation, deadline };
+        loop {
+            let Some(link) = self.shared.pick() else {
+                self.shared.link_or_fault(deadline).await?;
+                continue;
+            };
+            call = match link.submit(call) {
+                Ok(reply) => return reply.await.unwrap_or_else(|_| Err(Fault::Unavailable("the pool is closed".into()))),
+                // The worker died in this moment; nothing was sent.
+                Err(call) => call,
+            };
+        }
+    }
+
+    fn require(&self, supported: impl Fn(Algorithm) -> bool, what: impl std::fmt::Debug) -> Result<(), Fault> {
+        match &*self.shared.token.load() {
+            Some(token) if !token.algorithms.iter().any(|algorithm| supported(*algorithm)) => {
+                Err(Fault::Unsupported(format!("the token lacks the mechanisms for {what:?}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Hsm for Pool {
+    async fn generate(&self, _grant: &Grant, new: &NewKeyPair, deadline: Deadline) -> Result<(), Fault> {
+        let spec: KeySpec = new.spec;
+        self.require(|algorithm| algorithm.key_spec() == spec, spec)?;
+        if new.label.len() > LABEL_LEN_MAX {
+            return Err(Fault::Unsupported(format!("a label has at most {LABEL_LEN_MAX} bytes")));
+        }
+        done(self.call(Operation::Generate(new.clone()), deadline).await?)
+    }
+
+    async fn find(&self, _grant: &Grant, id: CkaId, deadline: Deadline) -> Result<Found, Fault> {
+        match self.call(Operation::Find(id), deadline).await? {
+            Outcome::Found(found) => Ok(found),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn sign(
+        &self,
+        _grant: &Grant,
+        key: &KeyRef,
+        algorithm: Algorithm,
+        input: SignInput,
+        deadline: Deadline,
+    ) -> Result<Unsettled<Vec<u8>>, Fault> {
+        mechanism::check_input(algorithm, &input)?;
+        self.require(|supported| supported == algorithm, algorithm)?;
+        match self.call(Operation::Sign { key: key.clone(), algorithm, input }, deadline).await? {
+            Outcome::Signature(signature) => Ok(Unsettled::new(signature)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn destroy(&self, _grant: &Grant, id: CkaId, deadline: Deadline) -> Result<(), Fault> {
+        done(self.call(Operation::Destroy(id), deadline).await?)
+    }
+
+    async fn check(&self, _grant: &Grant, deadline: Deadline) -> Result<(), Fault> {
+        done(self.call(Operation::Check, deadline).await?)
+    }
+
+    fn token_serial(&self) -> String {
+        self.token().map(|token| token.token_serial.clone()).unwrap_or_default()
+    }
+
+    fn health(&self) -> Health {
+        Health {
+            workers_ready: self.shared.workers_ready.load(Ordering::Relaxed),
+            workers_wanted: u32::from(self.shared.config.workers),
+            in_flight: self.shared.queue.len(),
+            respawns: self.shared.respawns.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Shared {
+    /// The READY worker with the least to do.
+    fn pick(&self) -> Option<Arc<Link>> {
+        let links = self.links.load();
+        let (_, link) = links.iter().filter_map(|link| Some((link.weight()?, link))).min_by_key(|(weight, _)| *weight)?;
+        Some(Arc::clone(link))
+    }
+
+    /// Waits for a READY worker; fails at once where none will come.
+    async fn link_or_fault(&self, deadline: Instant) -> Result<(), Fault> {
+        let mut status = self.status.subscribe();
+        if let Some(fault) = status.borrow_and_update().fault() {
+            return Err(fault);
+        }
+        if self.pick().is_some() {
+            return Ok(());
+        }
+        match tokio::time::timeout_at(deadline.into(), status.changed()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(status.borrow().fault_at_deadline()),
+        }
+    }
+}
+
+impl Drop for Director {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn done(outcome: Outcome) -> Result<(), Fault> {
+    match outcome {
+        Outcome::Done => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn unexpected(outcome: &Outcome) -> Fault {
+    Fault::Failed(format!("a worker answered another question: {outcome:?}"))
+}

@@ -1,0 +1,18 @@
+//! The private wire between supervisor, pool and worker: frames over unix stream sockets.
+//!
+//! A frame is its body's length (u32, little-endian) and the body. Both ends come from one build, which the hello
+//! proves, so nothing here is versioned field by field. Many frames travel in one read and in one write: wake-ups
+//! are what an operation costs, not bytes. No Debug shows a payload.
+
+mod codec;
+mod control;
+mod frame;
+mod operation;
+
+pub use codec::Malformed;
+pub use control::{Exit, FromSupervisor, Order, Secret, ToSupervisor};
+pub use frame::{FRAME_LEN_MAX, Inbox, frame};
+pub use operation::{Answer, FromWorker, Hello, Operation, Outcome, Ready, Refusal, RefusalKind, Request};
+
+/// Proves that both ends come from one build.
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"), " wire 1");

@@ -1,0 +1,510 @@
+//! Pool to worker: one request per operation. Worker to pool: hello, READY or a refusal, then answers.
+
+use std::{fmt, time::Duration};
+
+use kms_core::{
+    Algorithm,
+    algorithm::{Curve, KeySpec, Modulus},
+    hsm::{CkaId, Fault, Found, KeyRef, NewKeyPair, PrivateObject, SignInput},
+};
+
+use super::{
+    Secret,
+    codec::{Body, Malformed, Put},
+};
+
+/// One operation, as it crosses the wire.
+#[derive(Debug)]
+pub struct Request {
+    /// Names it in the answer.
+    pub id: u64,
+    /// When the caller no longer wants it: CLOCK_MONOTONIC, nanoseconds.
+    pub deadline_ns: u64,
+    /// What is to be done.
+    pub operation: Operation,
+}
+
+/// What a worker can do. Mirrors [`kms_core::Hsm`].
+#[derive(Debug)]
+pub enum Operation {
+    /// Make a key pair.
+    Generate(NewKeyPair),
+    /// Read back what is there.
+    Find(CkaId),
+    /// Sign.
+    Sign {
+        /// With this key,
+        key: KeyRef,
+        /// by this algorithm,
+        algorithm: Algorithm,
+        /// this.
+        input: SignInput,
+    },
+    /// Destroy a pair.
+    Destroy(CkaId),
+    /// The canary.
+    Check,
+}
+
+/// What came of a request.
+#[derive(Debug)]
+pub struct Answer {
+    /// [`Request::id`].
+    pub id: u64,
+    /// Its result.
+    pub result: Result<Outcome, Fault>,
+}
+
+/// A result without a fault.
+pub enum Outcome {
+    /// Of generate, destroy and check.
+    Done,
+    /// Of find.
+    Found(Found),
+    /// Of sign.
+    Signature(Vec<u8>),
+}
+
+/// The first frame of a worker.
+#[derive(Debug)]
+pub struct Hello {
+    /// [`super::BUILD_ID`] of the worker.
+    pub build: String,
+    /// Which worker it is.
+    pub number: u16,
+    /// The secret from its order.
+    pub secret: Secret,
+}
+
+/// The worker is logged in, and may be killed from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    /// Serial number of the token, trimmed.
+    pub token_serial: String,
+    /// Label of the token, trimmed.
+    pub token_label: String,
+    /// Manufacturer, description and version of the module.
+    pub library: String,
+    /// Whether a worker of this module may be killed before it is READY.
+    pub may_die_starting: bool,
+    /// What the token can do.
+    pub algorithms: Vec<Algorithm>,
+}
+
+/// Why a worker did not become READY.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What follows from it.
+    pub kind: RefusalKind,
+    /// For the operator: what happened and what to do.
+    pub text: String,
+}
+
+/// What follows from a refused start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// The PIN is wrong, locked or one step from it. Terminal: no further try without the operator.
+    Pin,
+    /// The configuration names something that is not there or not unique.
+    Configuration,
+    /// The token is away or busy: a later try may succeed.
+    Passing,
+}
+
+/// What a worker may send.
+#[derive(Debug)]
+pub enum FromWorker {
+    /// First.
+    Hello(Hello),
+    /// Second, or
+    Ready(Ready),
+    /// the end.
+    Refused(Refusal),
+    /// From then on.
+    Answer(Answer),
+}
+
+const SPECS: [KeySpec; 7] = [
+    KeySpec::Ec(Curve::P256),
+    KeySpec::Ec(Curve::P384),
+    KeySpec::Ec(Curve::P521),
+    KeySpec::Rsa(Modulus::Bits2048),
+    KeySpec::Rsa(Modulus::Bits3072),
+    KeySpec::Rsa(Modulus::Bits4096),
+    KeySpec::Ed25519,
+];
+
+/// Most objects that one CKA_ID may have in an answer: it should be one of each class.
+const OBJECTS_MAX: u32 = 64;
+
+impl Request {
+    /// Appends the body of the request.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u64(self.id);
+        out.put_u64(self.deadline_ns);
+        match &self.operation {
+            Operation::Generate(new) => {
+                out.put_u8(0);
+                out.put_raw(new.id.as_bytes());
+                out.put_bytes(new.label.as_bytes());
+                out.put_u8(index_of(&SPECS, &new.spec));
+            }
+            Operation::Find(id) => {
+                out.put_u8(1);
+                out.put_raw(id.as_bytes());
+            }
+            Operation::Sign { key, algorithm, input } => {
+                out.put_u8(2);
+                out.put_raw(key.id.as_bytes());
+                out.put_raw(&key.spki_sha256);
+                out.put_u8(index_of(&Algorithm::ALL, algorithm));
+                let (tag, bytes) = match input {
+                    SignInput::Digest(bytes) => (0, bytes),
+                    SignInput::Message(bytes) => (1, bytes),
+                };
+                out.put_u8(tag);
+                out.put_bytes(bytes);
+            }
+            Operation::Destroy(id) => {
+                out.put_u8(3);
+                out.put_raw(id.as_bytes());
+            }
+            Operation::Check => out.put_u8(4),
+        }
+    }
+
+    /// Reads a body.
+    pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
+        Body::read(body, |body| {
+            let (id, deadline_ns) = (body.u64()?, body.u64()?);
+            let operation = match body.u8()? {
+                0 => Operation::Generate(NewKeyPair {
+                    id: CkaId::from_bytes(body.array()?),
+                    label: body.text()?,
+                    spec: entry_of(&SPECS, body.u8()?)?,
+                }),
+                1 => Operation::Find(CkaId::from_bytes(body.array()?)),
+                2 => Operation::Sign {
+                    key: KeyRef { id: CkaId::from_bytes(body.array()?), spki_sha256: body.array()? },
+                    algorithm: entry_of(&Algorithm::ALL, body.u8()?)?,
+                    input: match body.u8()? {
+                        0 => SignInput::Digest(body.bytes()?.to_vec()),
+                        1 => SignInput::Message(body.bytes()?.to_vec()),
+                        _ => return Err(Malformed),
+                    },
+                },
+                3 => Operation::Destroy(CkaId::from_bytes(body.array()?)),
+                4 => Operation::Check,
+                _ => return Err(Malformed),
+            };
+            Ok(Self { id, deadline_ns, operation })
+        })
+    }
+}
+
+impl FromWorker {
+    /// Appends the body of the message.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Hello(hello) => {
+                out.put_u8(0);
+                out.put_bytes(hello.build.as_bytes());
+                out.put_u16(hello.number);
+                out.put_raw(hello.secret.expose());
+            }
+            Self::Ready(ready) => {
+                out.put_u8(1);
+                out.put_bytes(ready.token_serial.as_bytes());
+                out.put_bytes(ready.token_label.as_bytes());
+                out.put_bytes(ready.library.as_bytes());
+                out.put_u8(ready.may_die_starting.into());
+                out.put_bytes(&ready.algorithms.iter().map(|a| index_of(&Algorithm::ALL, a)).collect::<Vec<_>>());
+            }
+            Self::Refused(refusal) => {
+                out.put_u8(2);
+                out.put_u8(match refusal.kind {
+                    RefusalKind::Pin => 0,
+                    RefusalKind::Configuration => 1,
+                    RefusalKind::Passing => 2,
+                });
+                out.put_bytes(refusal.text.as_bytes());
+            }
+            Self::Answer(answer) => {
+                out.put_u8(3);
+                out.put_u64(answer.id);
+                encode_result(&answer.result, out);
+            }
+        }
+    }
+
+    /// Reads a body.
+    pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
+        Body::read(body, |body| match body.u8()? {
+            0 => Ok(Self::Hello(Hello {
+                build: body.text()?,
+                number: body.u16()?,
+                secret: Secret::from_bytes(body.array()?),
+            })),
+            1 => Ok(Self::Ready(Ready {
+                token_serial: body.text()?,
+                token_label: body.text()?,
+                library: body.text()?,
+                may_die_starting: body.flag()?,
+                algorithms: body
+                    .bytes()?
+                    .iter()
+                    .map(|index| entry_of(&Algorithm::ALL, *index))
+                    .collect::<Result<_, _>>()?,
+            })),
+            2 => Ok(Self::Refused(Refusal {
+                kind: match body.u8()? {
+                    0 => RefusalKind::Pin,
+                    1 => RefusalKind::Configuration,
+                    2 => RefusalKind::Passing,
+                    _ => return Err(Malformed),
+                },
+                text: body.text()?,
+            })),
+            3 => Ok(Self::Answer(Answer { id: body.u64()?, result: decode_result(body)? })),
+            _ => Err(Malformed),
+        })
+    }
+}
+
+fn encode_result(result: &Result<Outcome, Fault>, out: &mut Vec<u8>) {
+    let (tag, text) = match result {
+        Ok(Outcome::Done) => return out.put_u8(0),
+        Ok(Outcome::Signature(signature)) => {
+            out.put_u8(1);
+            return out.put_bytes(signature);
+        }
+        Ok(Outcome::Found(found)) => {
+            out.put_u8(2);
+            return encode_found(found, out);
+        }
+        Err(Fault::Busy { retry_after }) => {
+            out.put_u8(3);
+            return out.put_u64(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX));
+        }
+        Err(Fault::DeadlineExceeded) => return out.put_u8(4),
+        Err(Fault::KeyNotFound) => return out.put_u8(5),
+        Err(Fault::Unavailable(text)) => (6, text),
+        Err(Fault::KeyMismatch(text)) => (7, text),
+        Err(Fault::Unsupported(text)) => (8, text),
+        Err(Fault::Failed(text)) => (9, text),
+    };
+    out.put_u8(tag);
+    out.put_bytes(text.as_bytes());
+}
+
+fn decode_result(body: &mut Body<'_>) -> Result<Result<Outcome, Fault>, Malformed> {
+    Ok(match body.u8()? {
+        0 => Ok(Outcome::Done),
+        1 => Ok(Outcome::Signature(body.bytes()?.to_vec())),
+        2 => Ok(Outcome::Found(decode_found(body)?)),
+        3 => Err(Fault::Busy { retry_after: Duration::from_millis(body.u64()?) }),
+        4 => Err(Fault::DeadlineExceeded),
+        5 => Err(Fault::KeyNotFound),
+        6 => Err(Fault::Unavailable(body.text()?)),
+        7 => Err(Fault::KeyMismatch(body.text()?)),
+        8 => Err(Fault::Unsupported(body.text()?)),
+        9 => Err(Fault::Failed(body.text()?)),
+        _ => return Err(Malformed),
+    })
+}
+
+fn encode_found(found: &Found, out: &mut Vec<u8>) {
+    out.put_u32(u32::try_from(found.private.len()).unwrap_or(u32::MAX));
+    for object in &found.private {
+        let copyable = [object.copyable.is_some(), object.copyable == Some(true)];
+        let flags = [
+            object.token,
+            object.private,
+            object.sensitive,
+            object.extractable,
+            object.always_sensitive,
+            object.never_extractable,
+            object.local,
+            object.modifiable,
+            object.sign,
+            object.other_use,
+        ];
+        flags.iter().chain(&copyable).for_each(|flag| out.put_u8((*flag).into()));
+    }
+    out.put_u32(u32::try_from(found.public.len()).unwrap_or(u32::MAX));
+    found.public.iter().for_each(|spki| out.put_bytes(spki));
+}
+
+fn decode_found(body: &mut Body<'_>) -> Result<Found, Malformed> {
+    Ok(Found {
+        private: body.list(OBJECTS_MAX, |body| {
+            Ok(PrivateObject {
+                token: body.flag()?,
+                private: body.flag()?,
+                sensitive: body.flag()?,
+                extractable: body.flag()?,
+                always_sensitive: body.flag()?,
+                never_extractable: body.flag()?,
+                local: body.flag()?,
+                modifiable: body.flag()?,
+                sign: body.flag()?,
+                other_use: body.flag()?,
+                copyable: match (body.flag()?, body.flag()?) {
+                    (true, copyable) => Some(copyable),
+                    (false, false) => None,
+                    (false, true) => return Err(Malformed),
+                },
+            })
+        })?,
+        public: body.list(OBJECTS_MAX, |body| Ok(body.bytes()?.to_vec()))?,
+    })
+}
+
+fn index_of<T: PartialEq>(table: &[T], entry: &T) -> u8 {
+    // Every entry stands in its table; 255 would be refused by the reader.
+    table.iter().position(|known| known == entry).and_then(|at| u8::try_from(at).ok()).unwrap_or(u8::MAX)
+}
+
+fn entry_of<T: Copy>(table: &[T], index: u8) -> Result<T, Malformed> {
+    table.get(usize::from(index)).copied().ok_or(Malformed)
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("Done"),
+            Self::Found(found) => {
+                write!(f, "Found({} private, {} public)", found.private.len(), found.public.len())
+            }
+            Self::Signature(signature) => write!(f, "Signature([{} bytes])", signature.len()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn body(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(&mut out);
+        out
+    }
+
+    fn requests() -> Vec<Request> {
+        let id = CkaId::from_bytes([7; 16]);
+        let mut operations = vec![Operation::Find(id), Operation::Destroy(id), Operation::Check];
+        operations.extend(
+            SPECS.map(|spec| Operation::Generate(NewKeyPair { id, label: "orders/1".to_owned(), spec })),
+        );
+        operations.extend(Algorithm::ALL.map(|algorithm| Operation::Sign {
+            key: KeyRef { id, spki_sha256: [9; 32] },
+            algorithm,
+            input: SignInput::Digest(vec![1, 2, 3]),
+        }));
+        operations
+            .into_iter()
+            .map(|operation| Request { id: 5, deadline_ns: u64::MAX, operation })
+            .collect()
+    }
+
+    fn messages() -> Vec<FromWorker> {
+        let object = PrivateObject {
+            token: true,
+            private: true,
+            sensitive: true,
+            extractable: false,
+            always_sensitive: true,
+            never_extractable: true,
+            local: true,
+            modifiable: false,
+            copyable: Some(false),
+            sign: true,
+            other_use: false,
+        };
+        let found = Found { private: vec![object, PrivateObject { copyable: None, ..object }], public: vec![vec![1, 2]] };
+        let results = [
+            Ok(Outcome::Done),
+            Ok(Outcome::Signature(vec![4; 64])),
+            Ok(Outcome::Found(found)),
+            Err(Fault::Busy { retry_after: Duration::from_millis(3) }),
+            Err(Fault::DeadlineExceeded),
+            Err(Fault::KeyNotFound),
+            Err(Fault::Unavailable("a".to_owned())),
+            Err(Fault::KeyMismatch("b".to_owned())),
+            Err(Fault::Unsupported("c".to_owned())),
+            Err(Fault::Failed("d".to_owned())),
+        ];
+        let mut messages: Vec<_> =
+            results.into_iter().map(|result| FromWorker::Answer(Answer { id: 1, result })).collect();
+        messages.extend([RefusalKind::Pin, RefusalKind::Configuration, RefusalKind::Passing].map(|kind| {
+            FromWorker::Refused(Refusal { kind, text: "why".to_owned() })
+        }));
+        messages.push(FromWorker::Hello(Hello {
+            build: super::super::BUILD_ID.to_owned(),
+            number: 3,
+            secret: Secret::from_bytes([8; 32]),
+        }));
+        messages.push(FromWorker::Ready(Ready {
+            token_serial: "s".to_owned(),
+            token_label: "l".to_owned(),
+            library: "m".to_owned(),
+            may_die_starting: false,
+            algorithms: Algorithm::ALL.to_vec(),
+        }));
+        messages
+    }
+
+    #[test]
+    fn truncated_and_prolonged_bodies_are_refused() {
+        for request in requests() {
+            let whole = body(|out| request.encode(out));
+            assert!((0..whole.len()).all(|cut| Request::decode(&whole[..cut]).is_err()), "{request:?}");
+            assert!(Request::decode(&[&whole[..], &[0]].concat()).is_err());
+        }
+        for message in messages() {
+            let whole = body(|out| message.encode(out));
+            assert!((0..whole.len()).all(|cut| FromWorker::decode(&whole[..cut]).is_err()), "{message:?}");
+            assert!(FromWorker::decode(&[&whole[..], &[0]].concat()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_length_that_lies_is_refused_without_reserving_memory() {
+        let mut bytes = vec![3];
+        bytes.put_u64(1);
+        bytes.put_u8(1);
+        bytes.put_u32(u32::MAX);
+        assert!(FromWorker::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn every_message_reads_back_as_it_was_written() {
+        for request in requests() {
+            let bytes = body(|out| request.encode(out));
+            assert_eq!(body(|out| Request::decode(&bytes).unwrap().encode(out)), bytes, "{request:?}");
+        }
+        for message in messages() {
+            let bytes = body(|out| message.encode(out));
+            assert_eq!(body(|out| FromWorker::decode(&bytes).unwrap().encode(out)), bytes, "{message:?}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_payload() {
+        let secret = Hello { build: String::new(), number: 1, secret: Secret::from_bytes([0xab; 32]) };
+        let signature = Outcome::Signature(vec![0xab; 3]);
+        let text = format!("{secret:?} {signature:?} {:?}", SignInput::Message(vec![0xab; 3]));
+        assert!(!text.contains("171") && !text.contains("ab"), "{text}");
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Request::decode(&bytes);
+            let _ = FromWorker::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The worker: the only process that loads the vendor's module and reads the PIN.
+//!
+//! It starts, serially over all processes that use the token (the start-up lock), says READY, and then turns requests
+//! into C calls until its socket closes. Whatever it cannot cure it answers once and then exits: a fresh process is
+//! the cure for a lost HSM link. It is never killed before READY (see [`crate::profile`]); after that, at any moment.
+
+mod handles;
+mod link;
+mod locks;
+mod session;
+mod template;
+
+use std::{
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use cryptoki::session::{Session, UserType};
+use kms_core::Algorithm;
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
+use tokio::signal::unix::SignalKind;
+
+use self::{
+    link::{Ended, Link},
+    locks::Locks,
+    session::{Token, TokenSession},
+};
+use crate::{
+    TokenError, Uri, mechanism,
+    module::{self, Module},
+    pin,
+    wire::{self, FromWorker, Hello, Inbox, Order, Ready, Refusal, RefusalKind},
+};
+
+/// Longest order in bytes.
+const ORDER_LEN_MAX: u64 = 64 * 1024;
+/// How long a write to the pool may take before the pool counts as dead.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Exit code after a refused start: the pool knows why.
+const EXIT_REFUSED: u8 = 2;
+/// Exit code after a lost HSM link: start another one.
+const EXIT_LINK_LOST: u8 = 3;
+
+/// Runs one worker: `kms hsm-worker`. Takes its order from standard input and returns when the pool hangs up.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            // Standard error may be closed; there is nobody else to tell.
+            let _ = writeln!(io::stderr(), "kms hsm-worker: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<ExitCode> {
+    let parent = rustix::process::getppid();
+    harden()?;
+    outlive_signals()?;
+    let order = take_order()?;
+    let mut stream = UnixStream::connect(&order.socket)?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let hello =
+        Hello { build: wire::BUILD_ID.to_owned(), number: order.number, secret: order.secret.clone() };
+    send(&mut stream, &FromWorker::Hello(hello))?;
+    let (_logged_in, sessions, ready) = match start(&order) {
+        Ok(started) => started,
+        Err(refusal) => {
+            send(&mut stream, &FromWorker::Refused(refusal))?;
+            return Ok(ExitCode::from(EXIT_REFUSED));
+        }
+    };
+    die_with(parent)?;
+    send(&mut stream, &FromWorker::Ready(ready))?;
+    Ok(serve(Link::new(stream)?, sessions))
+}
+
+/// One session per thread; this thread serves the first. Ends when the socket closes or the HSM link is lost.
+fn serve(link: Link, mut sessions: Vec<TokenSession>) -> ExitCode {
+    let Some(first) = sessions.pop() else { return ExitCode::FAILURE };
+    let link = Arc::new(link);
+    for session in sessions {
+        let link = Arc::clone(&link);
+        std::thread::spawn(move || {
+            // Whichever thread ends first ends the process: a hung C call must not keep it.
+            std::process::exit(i32::from(exit_code(link.serve(session))));
+        });
+    }
+    ExitCode::from(exit_code(link.serve(first)))
+}
+
+fn exit_code(ended: Ended) -> u8 {
+    match ended {
+        Ended::Closed => 0,
+        Ended::LinkLost => EXIT_LINK_LOST,
+        Ended::Broken => 1,
+    }
+}
+
+/// Loads, logs in, opens the sessions; all of it under the start-up lock. The returned session holds the login.
+fn start(order: &Order) -> Result<(Session, Vec<TokenSession>, Ready), Refusal> {
+    let uri: Uri = order
+        .uri
+        .parse()
+        .map_err(|error| Refusal { kind: RefusalKind::Configuration, text: format!("{error}") })?;
+    let locks = Locks::new(&order.lock_dir);
+    let _starting = locks.startup().map_err(lock_refusal)?;
+    log_in(&uri).map_err(|error| error.refusal()).and_then(|(login, token, ready)| {
+        let token = Arc::new(token);
+        (0..order.sessions.max(1))
+            .map(|_| TokenSession::open(Arc::clone(&token), &locks))
+            .collect::<Result<Vec<_>, _>>()
+            .map(|sessions| (login, sessions, ready))
+            .map_err(|text| Refusal { kind: RefusalKind::Passing, text })
+    })
+}
+
+fn log_in(uri: &Uri) -> Result<(Session, Token, Ready), TokenError> {
+    let module = Module::load(&uri.module_path)?;
+    let (slot, info) = module.token(uri)?;
+    module::check_pin_flags(&info)?;
+    let pin = pin::read(uri.pin_source.as_deref().ok_or(TokenError::PinSourceMissing)?)?;
+    let login = module.pkcs11.open_rw_session(slot)?;
+    login.login(UserType::User, Some(&pin)).map_err(module::login_error)?;
+    let algorithms = Algorithm::ALL
+        .into_iter()
+        .filter(|algorithm| {
+            mechanism::missing(*algorithm, |wanted| module.pkcs11.get_mechanism_info(slot, wanted).ok()).is_empty()
+        })
+        .collect();
+    let ready = Ready {
+        token_serial: info.serial_number().trim().to_owned(),
+        token_label: info.label().trim().to_owned(),
+        library: module.library.clone(),
+        may_die_starting: module.profile.may_die_starting,
+        algorithms,
+    };
+    Ok((login, Token::new(module, slot), ready))
+}
+
+fn lock_refusal(error: io::Error) -> Refusal {
+    Refusal {
+        kind: RefusalKind::Configuration,
+        text: format!("the lock directory cannot be used: {error}; give it to the user that runs kms"),
+    }
+}
+
+/// No core dump and no debugger may show the PIN or what the module keeps in memory.
+fn harden() -> io::Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    Ok(())
+}
+
+/// Replaces the deadly default of SIGTERM and SIGINT: an init system signals the whole group, and a worker that
+/// dies inside C_Login takes the token with it. It leaves when its socket closes.
+fn outlive_signals() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _entered = runtime.enter();
+    // The handlers stay installed when streams and runtime are gone; nobody listens.
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        drop(tokio::signal::unix::signal(kind)?);
+    }
+    Ok(())
+}
+
+/// From READY on the worker dies with its supervisor. Not before: see [`crate::profile`].
+fn die_with(parent: Option<Pid>) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() != parent {
+        return Err(io::Error::other("the supervisor is gone"));
+    }
+    Ok(())
+}
+
+/// Reads the order, then lets go of standard input.
+fn take_order() -> io::Result<Order> {
+    let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(4096));
+    io::stdin().lock().take(ORDER_LEN_MAX).read_to_end(&mut bytes)?;
+    let mut inbox = Inbox::default();
+    let len = bytes.len().min(inbox.room().len());
+    inbox.room()[..len].copy_from_slice(&bytes[..len]);
+    inbox.filled(len);
+    let order = match inbox.take() {
+        Ok(Some(body)) => Order::decode(body).ok(),
+        _ => None,
+    };
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    order.ok_or_else(|| io::Error::other("no order on standard input; only a kms supervisor of the same build starts workers"))
+}
+
+fn send(stream: &mut UnixStream, message: &FromWorker) -> io::Result<()> {
+    let mut out = Vec::new();
+    wire::frame(&mut out, |body| message.encode(body));
+    stream.write_all(&out)
+}

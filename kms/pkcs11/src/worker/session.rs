@@ -1,0 +1,309 @@
+//! One PKCS#11 session and what it does: generate, find, sign, destroy, check.
+//!
+//! After any error the session is replaced, for SoftHSM leaves the failed operation active in it. The login is held
+//! by a session of its own, so that replacing never logs out.
+
+use std::{io, sync::Arc};
+
+use cryptoki::{
+    error::{Error, RvError},
+    object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
+    session::{Session, SessionState},
+    slot::Slot,
+};
+use kms_core::{
+    Algorithm,
+    algorithm::Hash,
+    hsm::{CkaId, Fault, Found, KeyRef, NewKeyPair, SignInput},
+};
+
+use super::{
+    handles::{Handles, mismatch},
+    locks::{ChangeLock, Locks},
+    template,
+};
+use crate::{
+    mechanism,
+    module::Module,
+    profile::{Meaning, text},
+    public_key::PublicKey,
+    wire::{Operation, Outcome, Request},
+};
+
+/// The token of this process, shared by its sessions.
+pub(super) struct Token {
+    module: Module,
+    slot: Slot,
+    handles: Handles,
+}
+
+/// A session and its view of the token. Belongs to one thread.
+pub(super) struct TokenSession {
+    token: Arc<Token>,
+    session: Session,
+    changes: ChangeLock,
+}
+
+/// The HSM link is gone: answer with the fault, then exit.
+pub(super) struct LinkLost(pub(super) Fault);
+
+/// Why an operation did not succeed.
+enum Trouble {
+    /// Something that we found out ourselves: the session is as it was.
+    Fault(Fault),
+    /// A C function failed.
+    Error(Error),
+}
+
+/// The objects of one pair.
+struct Pair {
+    private: Vec<ObjectHandle>,
+    public: Vec<ObjectHandle>,
+}
+
+impl Token {
+    pub(super) fn new(module: Module, slot: Slot) -> Self {
+        Self { module, slot, handles: Handles::default() }
+    }
+
+    fn open(&self) -> Result<Session, Error> {
+        self.module.pkcs11.open_rw_session(self.slot)
+    }
+}
+
+impl TokenSession {
+    /// Opens a session. The error is a text for the operator.
+    pub(super) fn open(token: Arc<Token>, locks: &Locks) -> Result<Self, String> {
+        let session = token.open().map_err(|error| text(&error))?;
+        let changes = locks
+            .changes(token.module.profile.changes_exclude_finds)
+            .map_err(|error| format!("the lock directory cannot be used: {error}"))?;
+        Ok(Self { token, session, changes })
+    }
+
+    /// Does what is asked, unless its deadline has passed.
+    pub(super) fn perform(&mut self, request: &Request) -> Result<Result<Outcome, Fault>, LinkLost> {
+        let result = in_time(request).and_then(|()| match &request.operation {
+            Operation::Generate(new) => self.generate(request, new).map(|()| Outcome::Done),
+            Operation::Find(id) => self.find(*id).map(Outcome::Found),
+            Operation::Sign { key, algorithm, input } => {
+                self.sign(request, key, *algorithm, input).map(Outcome::Signature)
+            }
+            Operation::Destroy(id) => self.destroy(request, *id).map(|()| Outcome::Done),
+            Operation::Check => self.check().map(|()| Outcome::Done),
+        });
+        match result {
+            Ok(outcome) => Ok(Ok(outcome)),
+            Err(Trouble::Fault(fault @ Fault::Unavailable(_))) => Err(LinkLost(fault)),
+            Err(Trouble::Fault(fault)) => Ok(Err(fault)),
+            Err(Trouble::Error(error)) => {
+                let fault = match self.token.module.profile.meaning(&error) {
+                    Meaning::LinkLost(fault) => return Err(LinkLost(fault)),
+                    Meaning::StaleHandle if matches!(request.operation, Operation::Sign { .. }) => Fault::KeyNotFound,
+                    Meaning::StaleHandle => Fault::Failed(text(&error)),
+                    Meaning::Failed(fault) => fault,
+                };
+                self.replace()?;
+                Ok(Err(fault))
+            }
+        }
+    }
+
+    fn generate(&self, request: &Request, new: &NewKeyPair) -> Result<(), Trouble> {
+        let generation = mechanism::generation(new.spec, self.token.module.profile);
+        let public = template::public(new, &generation);
+        let make = |with_allowed| {
+            let private = template::private(new, &generation, with_allowed);
+            self.session.generate_key_pair(&generation.mechanism, &public, &private)
+        };
+        let _changing = self.changes.changing()?;
+        in_time(request)?;
+        match make(true) {
+            // The token does not know CKA_ALLOWED_MECHANISMS; nothing was made.
+            Err(Error::Pkcs11(RvError::AttributeTypeInvalid, _)) => make(false),
+            made => made,
+        }?;
+        Ok(())
+    }
+
+    fn find(&self, id: CkaId) -> Result<Found, Trouble> {
+        let _searching = self.changes.searching()?;
+        let pair = self.objects(id)?;
+        let mut found = Found::default();
+        for handle in pair.private {
+            let attributes = self.session.get_attributes(handle, &template::PRIVATE_ATTRIBUTES)?;
+            found.private.push(template::private_object(&attributes));
+        }
+        for handle in pair.public {
+            found.public.push(self.public_key(handle)?.spki().map_err(Fault::Failed)?);
+        }
+        Ok(found)
+    }
+
+    fn sign(
+        &mut self,
+        request: &Request,
+        key: &KeyRef,
+        algorithm: Algorithm,
+        input: &SignInput,
+    ) -> Result<Vec<u8>, Trouble> {
+        let data = mechanism::sign_data(algorithm, input)?;
+        match self.sign_once(request, key, algorithm, &data) {
+            Err(Trouble::Error(error)) if self.is_stale(&error) => {
+                // Destroyed and perhaps made again by somebody else: look once more.
+                self.token.handles.forget(key.id);
+                self.replace().map_err(|LinkLost(fault)| fault)?;
+                self.sign_once(request, key, algorithm, &data)
+            }
+            result => result,
+        }
+    }
+
+    fn sign_once(
+        &self,
+        request: &Request,
+        key: &KeyRef,
+        algorithm: Algorithm,
+        data: &[u8],
+    ) -> Result<Vec<u8>, Trouble> {
+        let handle = match self.token.handles.lookup(key)? {
+            Some(handle) => handle,
+            None => {
+                let handle = self.resolve(key, algorithm)?;
+                in_time(request)?;
+                handle
+            }
+        };
+        let signature = self.session.sign(&mechanism::signing(algorithm), handle, data)?;
+        if signature.len() != algorithm.signature_len() {
+            let text = format!("C_Sign gave {} bytes for {algorithm}", signature.len());
+            return Err(Fault::Failed(text).into());
+        }
+        Ok(signature)
+    }
+
+    /// Finds the pair, compares its public key with the one on record, and lets it sign a challenge.
+    fn resolve(&self, key: &KeyRef, algorithm: Algorithm) -> Result<ObjectHandle, Trouble> {
+        let pair = {
+            let _searching = self.changes.searching()?;
+            self.objects(key.id)?
+        };
+        let (private, public) = match (&pair.private[..], &pair.public[..]) {
+            ([], _) => return Err(Fault::KeyNotFound.into()),
+            ([private], [public]) => (*private, *public),
+            (private, public) => {
+                let (privates, publics) = (private.len(), public.len());
+                return Err(Fault::KeyMismatch(format!(
+                    "CKA_ID {} names {privates} private and {publics} public objects; it should be one of each",
+                    key.id
+                ))
+                .into());
+            }
+        };
+        let public = self.public_key(public)?;
+        let spki = public.spki().map_err(Fault::KeyMismatch)?;
+        if Hash::Sha256.digest(&spki).as_ref() != key.spki_sha256 {
+            return Err(mismatch(key.id).into());
+        }
+        // Begins with a NUL, so that no message of a caller can look like it.
+        let challenge = [&b"\0kms-pkcs11 challenge\0"[..], key.id.as_bytes(), &key.spki_sha256].concat();
+        let input = match algorithm.hash() {
+            Some(hash) => SignInput::Digest(hash.digest(&challenge).as_ref().to_vec()),
+            None => SignInput::Message(challenge.clone()),
+        };
+        let data = mechanism::sign_data(algorithm, &input)?;
+        let signature = self.session.sign(&mechanism::signing(algorithm), private, &data)?;
+        if !public.verifies(algorithm, &challenge, &signature) {
+            let text = format!("the private key under CKA_ID {} does not belong to its public key", key.id);
+            return Err(Fault::KeyMismatch(text).into());
+        }
+        self.token.handles.remember(key, private);
+        Ok(private)
+    }
+
+    fn destroy(&self, request: &Request, id: CkaId) -> Result<(), Trouble> {
+        let _changing = self.changes.changing()?;
+        in_time(request)?;
+        self.token.handles.forget(id);
+        let pair = self.objects(id)?;
+        // The private half first: a public key that is left over harms nobody.
+        for handle in pair.private.into_iter().chain(pair.public) {
+            match self.session.destroy_object(handle) {
+                // Somebody else was faster.
+                Err(error) if self.is_stale(&error) => {}
+                destroyed => destroyed?,
+            }
+        }
+        let left = self.objects(id)?;
+        if left.private.is_empty() && left.public.is_empty() {
+            Ok(())
+        } else {
+            Err(Fault::Failed(format!("C_DestroyObject succeeded, but CKA_ID {id} is still there")).into())
+        }
+    }
+
+    fn check(&self) -> Result<(), Trouble> {
+        let info = self.session.get_session_info()?;
+        if !matches!(info.session_state(), SessionState::RwUser) {
+            return Err(Fault::Unavailable("the token has logged us out".to_owned()).into());
+        }
+        match self.session.generate_random_vec(16) {
+            Ok(_) | Err(Error::Pkcs11(RvError::RandomNoRng, _)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// One search for both halves: searching is the dear part.
+    fn objects(&self, id: CkaId) -> Result<Pair, Trouble> {
+        let template = [Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec())];
+        let mut pair = Pair { private: Vec::new(), public: Vec::new() };
+        for handle in self.session.find_objects(&template)? {
+            match self.session.get_attributes(handle, &[AttributeType::Class])?.first() {
+                Some(Attribute::Class(ObjectClass::PRIVATE_KEY)) => pair.private.push(handle),
+                Some(Attribute::Class(ObjectClass::PUBLIC_KEY)) => pair.public.push(handle),
+                _ => {}
+            }
+        }
+        Ok(pair)
+    }
+
+    fn public_key(&self, handle: ObjectHandle) -> Result<PublicKey, Trouble> {
+        let attributes = self.session.get_attributes(handle, &PublicKey::ATTRIBUTES)?;
+        Ok(PublicKey::from_attributes(&attributes).map_err(Fault::Failed)?)
+    }
+
+    fn is_stale(&self, error: &Error) -> bool {
+        matches!(self.token.module.profile.meaning(error), Meaning::StaleHandle)
+    }
+
+    fn replace(&mut self) -> Result<(), LinkLost> {
+        self.session = self.token.open().map_err(|error| LinkLost(Fault::Unavailable(text(&error))))?;
+        Ok(())
+    }
+}
+
+/// Work whose caller has gone is dropped before it reaches the token.
+fn in_time(request: &Request) -> Result<(), Trouble> {
+    if request.deadline_ns <= crate::clock::monotonic_ns() {
+        return Err(Fault::DeadlineExceeded.into());
+    }
+    Ok(())
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Fault(Fault::Failed(format!("the lock between processes failed: {error}")))
+    }
+}

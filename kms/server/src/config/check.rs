@@ -1,0 +1,134 @@
+//! What is wrong with a configuration beyond its text: files that are missing or that others may read.
+//!
+//! Everything is looked at and everything found is told, so that an operator need not go round by round.
+
+use std::{fmt, fs, io, os::unix::fs::PermissionsExt as _, path::Path};
+
+use super::Config;
+use crate::{telemetry, tls};
+
+/// Permission bits of group and others.
+const NOT_THE_OWNERS: u32 = 0o077;
+
+/// Something that an operator should know before the server starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Whether the server would start.
+    pub severity: Severity,
+    /// The field, for instance `grpc.tls_key_file`.
+    pub field: &'static str,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// How bad a problem is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The server would start.
+    Warning,
+    /// It would not.
+    Error,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        write!(f, "{severity}: {}: {}", self.field, self.message)
+    }
+}
+
+impl Config {
+    /// Looks at everything that the configuration names, without changing anything and without the token.
+    pub fn check(&self) -> Vec<Problem> {
+        let mut problems = Problems::default();
+        problems.pair("grpc.tls_key_file", &self.grpc.tls_cert_file, &self.grpc.tls_key_file);
+        match (&self.http.tls_cert_file, &self.http.tls_key_file) {
+            (Some(cert), Some(key)) => problems.pair("http.tls_key_file", cert, key),
+            (None, None) => {}
+            _ => problems.error("http.tls_cert_file", "tls_cert_file and tls_key_file go together; name both or none"),
+        }
+        if self.http.issuer.as_str().starts_with("http://") {
+            problems.warning("http.issuer", "most verifiers accept an issuer only as an https:// URL");
+        }
+        //TMP problems.token(&self.hsm.uri);
+        problems.directory("store.path", self.store_dir());
+        problems.parent("audit.dir", &self.audit.dir);
+        if let Some(dir) = &self.runtime.dir {
+            problems.directory("runtime.dir", dir);
+            problems.private("runtime.dir", dir);
+        }
+        if let Err(error) = telemetry::filter(&self.log.level) {
+            problems.error("log.level", error.to_string());
+        }
+        problems.0
+    }
+}
+
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn error(&mut self, field: &'static str, message: impl Into<String>) {
+        self.0.push(Problem { severity: Severity::Error, field, message: message.into() });
+    }
+
+    fn warning(&mut self, field: &'static str, message: impl Into<String>) {
+        self.0.push(Problem { severity: Severity::Warning, field, message: message.into() });
+    }
+
+    fn pair(&mut self, field: &'static str, cert_file: &Path, key_file: &Path) {
+        match tls::Pair::load(cert_file, key_file) {
+            Ok(_) => self.private(field, key_file),
+            Err(error) => self.error(field, error.to_string()),
+        }
+    }
+
+    #[cfg(any())] //TMP
+    fn token(&mut self, uri: &str) {
+        let field = "hsm.uri";
+        let uri: kms_pkcs11::Uri = match uri.parse() {
+            Ok(uri) => uri,
+            Err(error) => return self.error(field, format!("{error}")),
+        };
+        if let Err(error) = fs::metadata(&uri.module_path) {
+            self.error(field, unreadable("module-path", &uri.module_path, &error));
+        }
+        match &uri.pin_source {
+            None => self.error(field, "pin-source= is missing after \"?\"; name the file that holds the user PIN"),
+            Some(pin) => match fs::metadata(pin) {
+                Ok(_) => self.private(field, pin),
+                Err(error) => self.error(field, unreadable("pin-source", pin, &error)),
+            },
+        }
+    }
+
+    fn directory(&mut self, field: &'static str, dir: &Path) {
+        match fs::metadata(dir) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => self.error(field, format!("{} is not a directory", dir.display())),
+            Err(error) => self.error(field, unreadable("directory", dir, &error)),
+        }
+    }
+
+    /// A directory that we make ourselves, in one that must be there.
+    fn parent(&mut self, field: &'static str, dir: &Path) {
+        if !dir.is_dir() {
+            self.directory(field, dir.parent().unwrap_or(dir));
+        }
+    }
+
+    fn private(&mut self, field: &'static str, path: &Path) {
+        let mode = fs::metadata(path).map_or(0, |found| found.permissions().mode());
+        if mode & NOT_THE_OWNERS != 0 {
+            let path = path.display();
+            self.warning(field, format!("{path} is open to other users (mode {:03o}); chmod go= {path}", mode & 0o777));
+        }
+    }
+}
+
+fn unreadable(what: &str, path: &Path, error: &io::Error) -> String {
+    format!("{what} {} cannot be used: {error}", path.display())
+}

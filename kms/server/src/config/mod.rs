@@ -1,0 +1,280 @@
+//! The server's configuration: what an operator can set, and the values that stand when nothing is said.
+//!
+//! Four layers, the later ones win: the defaults here, the TOML file, `KMS_<SECTION>__<FIELD>` variables of the
+//! environment, flags of the command line (see [`layers`](self::layers)). A field that nobody knows is an error,
+//! and every error names its file, line and column or its variable or flag. Secrets are never written into a
+//! configuration: a field names the *file* that holds one.
+
+mod check;
+mod duration;
+mod layers;
+
+use std::{
+    net::SocketAddr,
+    num::NonZeroU16,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use serde::{Deserialize, de};
+
+pub use check::{Problem, Severity};
+pub use layers::{Error, Overrides};
+
+/// Everything that the server can be told. Paths are absolute, or relative to the working directory.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Our own API.
+    pub grpc: Grpc,
+    /// JWKS, health and metrics.
+    pub http: Http,
+    /// The token.
+    pub hsm: Hsm,
+    /// The rows.
+    pub store: Store,
+    /// The audit log.
+    pub audit: Audit,
+    /// Sockets between our own processes.
+    #[serde(default)]
+    pub runtime: Runtime,
+    /// Rules for all keys.
+    #[serde(default)]
+    pub keys: Keys,
+    /// Logging.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// `[grpc]`: the listener of `kms.v1`, always over TLS.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grpc {
+    /// Where to listen. Port 0 takes a free one. Default: 127.0.0.1:8443.
+    #[serde(default = "defaults::grpc_addr")]
+    pub addr: SocketAddr,
+    /// Certificate chain, PEM, the server's own first. Read again when it changes.
+    pub tls_cert_file: PathBuf,
+    /// Its private key, PEM. Read again when it changes.
+    pub tls_key_file: PathBuf,
+    /// Whether strangers may ask for the list of methods (gRPC reflection). Default: false.
+    #[serde(default)]
+    pub reflection: bool,
+    /// A call's longest deadline, also of calls that name none. Default: 60s.
+    #[serde(default = "defaults::max_deadline", deserialize_with = "duration::deserialize")]
+    pub max_deadline: Duration,
+}
+
+/// `[http]`: the listener of JWKS, health and metrics. Over TLS when both files are named.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// Where to listen. Port 0 takes a free one. Default: 127.0.0.1:8080.
+    #[serde(default = "defaults::http_addr")]
+    pub addr: SocketAddr,
+    /// Certificate chain, PEM. Absent: plain HTTP, for a TLS-terminating proxy in front.
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub tls_key_file: Option<PathBuf>,
+    /// The issuer's URL, as verifiers compare it, character by character, with `iss`.
+    pub issuer: Issuer,
+}
+
+/// `[hsm]`: the token, and the processes that talk to it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hsm {
+    /// RFC 7512 URI of the token, with `module-path` and `pin-source`; never with `pin-value`.
+    pub uri: String,
+    /// Worker processes. Default: 2.
+    #[serde(default = "defaults::workers")]
+    pub workers: NonZeroU16,
+    /// PKCS#11 sessions, each with its thread, in every worker; more than 1 for an HSM behind a network.
+    /// Default: 1.
+    #[serde(default = "defaults::sessions_per_worker")]
+    pub sessions_per_worker: NonZeroU16,
+    /// How long one call into the module may take before its worker is replaced. Default: 5s.
+    #[serde(default = "defaults::call_timeout", deserialize_with = "duration::deserialize")]
+    pub call_timeout: Duration,
+    /// How long a worker may take to load the module and log in. Default: 30s.
+    #[serde(default = "defaults::startup_timeout", deserialize_with = "duration::deserialize")]
+    pub startup_timeout: Duration,
+    /// Most requests that wait for the token; one more is refused. Default: 1024.
+    #[serde(default = "defaults::queue_max")]
+    pub queue_max: NonZeroU16,
+    /// The lock file under which processes of this host log in one after another; all that use one token
+    /// must name the same. Default: `hsm.lock` in the runtime directory.
+    pub startup_lock: Option<PathBuf>,
+}
+
+/// `[store]`: keys, versions and access tokens.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// The SQLite file, in a directory of its own: its lock and `listening.json` stand beside it.
+    pub path: PathBuf,
+}
+
+/// `[audit]`: the log that every operation is recorded in before its result leaves.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// With less free space than this on its file system, in bytes, no operation is admitted.
+    /// Default: 64 MiB.
+    #[serde(default = "defaults::free_bytes_min")]
+    pub free_bytes_min: u64,
+}
+
+/// `[runtime]`: where our processes meet.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Runtime {
+    /// A directory that only this user may enter (0700). Default: `$RUNTIME_DIRECTORY` (systemd), else a
+    /// fresh one in `$XDG_RUNTIME_DIR` or `/tmp`.
+    pub dir: Option<PathBuf>,
+}
+
+/// `[keys]`: what holds for every key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keys {
+    /// Verify each signature before it is released. Default: true.
+    pub verify_before_release: bool,
+    /// Whether key versions may be destroyed at all. Default: false.
+    pub allow_destroy: bool,
+    /// From the request to the destruction. Default: 30d.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub destroy_delay: Duration,
+}
+
+/// `[log]`: what is told on standard error.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Default: text.
+    pub format: LogFormat,
+    /// A level, or directives as `tracing` writes them: `info,kms_pkcs11=debug`. Default: info.
+    pub level: String,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The issuer identifier (OpenID Connect Discovery 1.0 §3): an http(s) URL without query, fragment and
+/// trailing slash, kept exactly as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issuer(String);
+
+impl Config {
+    /// The directory of the store, where `listening.json` stands.
+    pub fn store_dir(&self) -> &Path {
+        self.store.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [&mut self.grpc.tls_cert_file, &mut self.grpc.tls_key_file, &mut self.store.path, &mut self.audit.dir]
+            .into_iter()
+            .chain(&mut self.http.tls_cert_file)
+            .chain(&mut self.http.tls_key_file)
+            .chain(&mut self.hsm.startup_lock)
+            .chain(&mut self.runtime.dir)
+    }
+}
+
+impl Http {
+    /// The certificate and key files, when this listener is to speak TLS.
+    pub fn tls_files(&self) -> Option<(&Path, &Path)> {
+        Some((self.tls_cert_file.as_deref()?, self.tls_key_file.as_deref()?))
+    }
+}
+
+impl Issuer {
+    /// The URL, exactly as configured.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Issuer {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const HELP: &str = "the issuer must be an http:// or https:// URL with a host and without user, query, \
+                            fragment and trailing slash, for instance \"https://kms.example.com\"";
+        let uri: http::Uri = text.parse().map_err(|_| HELP)?;
+        let web = matches!(uri.scheme_str(), Some("http" | "https"));
+        let host = uri.host().is_some_and(|host| !host.is_empty());
+        let forbidden = text.contains(['?', '#', '@']) || text.ends_with('/');
+        if web && host && !forbidden { Ok(Self(text.to_owned())) } else { Err(HELP) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Issuer {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        let destroy_delay = Duration::from_secs(30 * 24 * 60 * 60);
+        Self { verify_before_release: true, allow_destroy: false, destroy_delay }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+/// Values of fields whose section has others that must be set.
+mod defaults {
+    use super::*;
+
+    pub(super) fn grpc_addr() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 8443))
+    }
+
+    pub(super) fn max_deadline() -> Duration {
+        Duration::from_secs(60)
+    }
+
+    pub(super) fn http_addr() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 8080))
+    }
+
+    pub(super) fn workers() -> NonZeroU16 {
+        NonZeroU16::MIN.saturating_add(1)
+    }
+
+    pub(super) fn sessions_per_worker() -> NonZeroU16 {
+        NonZeroU16::MIN
+    }
+
+    pub(super) fn call_timeout() -> Duration {
+        Duration::from_secs(5)
+    }
+
+    pub(super) fn startup_timeout() -> Duration {
+        Duration::from_secs(30)
+    }
+
+    pub(super) fn queue_max() -> NonZeroU16 {
+        NonZeroU16::MIN.saturating_add(1023)
+    }
+
+    pub(super) fn free_bytes_min() -> u64 {
+        64 * 1024 * 1024
+    }
+}

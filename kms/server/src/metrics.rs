@@ -1,0 +1,188 @@
+//! Metrics in the OpenMetrics text format: base units, and labels of which there are only so many: nothing per
+//! caller, nothing per key.
+
+use std::{fmt, sync::Arc, time::Instant};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use jiff::Timestamp;
+use prometheus_client::{
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+    registry::{Registry, Unit},
+};
+use tonic::{Code, Status};
+
+/// `Content-Type` of [`Metrics::text`].
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What is counted, and where it is read.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<MethodLabels, Histogram, fn() -> Histogram>,
+    reload_failures: Counter,
+}
+
+/// Levels that others keep, looked at once per scrape.
+#[derive(Debug, Clone)]
+pub(crate) struct Levels {
+    pub(crate) hsm: kms_core::hsm::Health,
+    pub(crate) audit: kms_audit::Health,
+    pub(crate) store_generation: u64,
+    /// Per listener.
+    pub(crate) certificates_expire: Vec<(&'static str, Timestamp)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: String,
+    code: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabels {
+    method: String,
+}
+
+impl Metrics {
+    /// `levels` is called at each scrape and must not wait.
+    pub(crate) fn new(levels: impl Fn() -> Levels + Send + Sync + 'static) -> Self {
+        let mut registry = Registry::with_prefix("kms");
+        let requests = Family::default();
+        let durations = Family::new_with_constructor(duration_buckets as fn() -> Histogram);
+        let reload_failures = Counter::default();
+        registry.register("grpc_requests", "Calls answered, by method and gRPC code", requests.clone());
+        registry.register_with_unit(
+            "grpc_request_duration",
+            "From the arrival of a call's head to its answer, authentication included",
+            Unit::Seconds,
+            durations.clone(),
+        );
+        registry.register(
+            "tls_reload_failures",
+            "Certificates that changed on disk and could not be used",
+            reload_failures.clone(),
+        );
+        registry.register(
+            "build",
+            "This program",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register_collector(Box::new(LevelsCollector(levels)));
+        Self { registry, requests, durations, reload_failures }
+    }
+
+    /// Counts a certificate that changed and could not be used.
+    pub(crate) fn count_reload_failure(&self) {
+        self.reload_failures.inc();
+    }
+
+    /// Everything, as [`CONTENT_TYPE`] says.
+    pub(crate) fn text(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}
+
+/// Middleware of the gRPC listener. All methods but health's `Watch` are unary, so a status that is not in the
+/// head of the answer is OK.
+pub(crate) async fn observe(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let path = request.uri().path().to_owned();
+    let response = next.run(request).await;
+    let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+    // The paths of calls that reach no method are the stranger's to choose; they share one label.
+    let method = match code {
+        Code::Unauthenticated | Code::Unimplemented => String::new(),
+        _ => path,
+    };
+    metrics.durations.get_or_create(&MethodLabels { method: method.clone() }).observe(started.elapsed().as_secs_f64());
+    metrics.requests.get_or_create(&RequestLabels { method, code: name(code) }).inc();
+    response
+}
+
+/// 100 µs to 13 s.
+fn duration_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 18))
+}
+
+/// Collects [`Levels`] when it is asked.
+struct LevelsCollector<F>(F);
+
+impl<F> fmt::Debug for LevelsCollector<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LevelsCollector")
+    }
+}
+
+impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Collector for LevelsCollector<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Levels { hsm, audit, store_generation, certificates_expire } = (self.0)();
+        let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: f64| {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
+        };
+        gauge("hsm_workers_ready", "Workers that are logged in and answering", None, hsm.workers_ready.into())?;
+        gauge("hsm_workers_wanted", "Workers that there should be", None, hsm.workers_wanted.into())?;
+        gauge("hsm_requests_in_flight", "Requests queued for or in the HSM", None, hsm.in_flight.into())?;
+        gauge("audit_refusing", "1 while the audit log takes no records", None, f64::from(u8::from(audit.refusal.is_some())))?;
+        gauge("audit_slots_taken", "Operations under way or waiting for their record", None, audit.slots_taken as f64)?;
+        gauge("audit_slots_max", "Most operations that may be under way", None, audit.slots_max as f64)?;
+        gauge("audit_free", "Free space on the audit log's file system", Some(&Unit::Bytes), audit.free_bytes as f64)?;
+        gauge("audit_last_sync_duration", "How long the last sync took", Some(&Unit::Seconds), audit.last_sync_seconds)?;
+        gauge("store_generation", "Transactions committed to the store", None, store_generation as f64)?;
+        let mut expiry = encoder.encode_descriptor(
+            "tls_certificate_expiry_timestamp",
+            "When the served certificate expires, since 1970",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        for (listener, at) in certificates_expire {
+            ConstGauge::new(at.as_second()).encode(expiry.encode_family(&[("listener", listener)])?)?;
+        }
+        let mut counter = |name: &str, help: &str, value: u64| {
+            let counter = ConstCounter::new(value);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
+        };
+        counter("hsm_respawns", "Workers that had to be replaced", hsm.respawns)?;
+        counter("audit_records", "Audit records made durable", audit.records_written)?;
+        counter("audit_syncs", "Syncs of the audit log", audit.syncs)?;
+        counter("audit_records_lost", "Records of abandoned operations that could not be kept", audit.records_lost)
+    }
+}
+
+/// The codes as gRPC's documents write them.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

@@ -1,0 +1,180 @@
+//! `kms serve` with a configuration that the test writes, over a SoftHSM token of its own.
+
+use std::{
+    fs,
+    ops::Deref,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, bail};
+use kms_softhsm::EphemeralToken;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{Environment, Output, Running, kms};
+
+/// All that a server needs, before it is started: what an operator has prepared.
+///
+/// Fields drop in order: the token goes before the directory.
+#[derive(Debug)]
+pub struct Plan {
+    /// The token.
+    pub token: EphemeralToken,
+    /// RFC 7512 URI of the token, as the configuration names it.
+    pub uri: String,
+    /// The store's file.
+    pub store: PathBuf,
+    /// Lines to add to the configuration, section by section, e.g. `("keys", "allow_destroy = true")`.
+    pub more: Vec<(&'static str, String)>,
+    home: TempDir,
+}
+
+/// A running server.
+///
+/// Fields drop in order: the processes end before the token and the directory go.
+#[derive(Debug)]
+pub struct Server {
+    /// Its processes and its log.
+    pub running: Running,
+    environment: Environment,
+    /// What it was started with.
+    pub plan: Plan,
+}
+
+impl Plan {
+    /// A token, a certificate, and a configuration with nothing but what must be in it.
+    pub fn new() -> anyhow::Result<Self> {
+        let home = tempfile::Builder::new().prefix("kms-story-").tempdir()?;
+        let token = EphemeralToken::new()?;
+        make_certificate(home.path())?;
+        fs::create_dir(home.path().join("store"))?;
+        let store = home.path().join("store/kms.db");
+        Ok(Self { uri: token.uri(), store, token, more: Vec::new(), home })
+    }
+
+    /// The configuration's file.
+    pub fn config_file(&self) -> PathBuf {
+        self.home.path().join("kms.toml")
+    }
+
+    /// The directory that all files are in.
+    pub fn dir(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Writes the configuration.
+    pub fn write(&self) -> anyhow::Result<()> {
+        let path = |name: &str| Value::from(self.home.path().join(name).display().to_string());
+        let sections = [
+            (
+                "grpc",
+                format!(
+                    "addr = \"127.0.0.1:0\"\ntls_cert_file = {}\ntls_key_file = {}",
+                    path("tls.crt"),
+                    path("tls.key")
+                ),
+            ),
+            ("http", "addr = \"127.0.0.1:0\"\nissuer = \"https://kms.test\"".to_owned()),
+            ("hsm", format!("uri = {}", Value::from(self.uri.as_str()))),
+            ("store", format!("path = {}", Value::from(self.store.display().to_string()))),
+            ("audit", format!("dir = {}", path("audit"))),
+            ("keys", String::new()),
+        ];
+        let mut text = String::new();
+        for (section, lines) in sections {
+            text += &format!("[{section}]\n{lines}\n");
+            for (_, line) in self.more.iter().filter(|(of, _)| *of == section) {
+                text += &format!("{line}\n");
+            }
+        }
+        Ok(fs::write(self.config_file(), text)?)
+    }
+
+    /// A `kms` command that is given the configuration and finds the token.
+    pub fn command(&self, subcommand: &[&str]) -> anyhow::Result<Command> {
+        self.write()?;
+        let mut command = Command::new(kms()?);
+        let (name, value) = self.token.env();
+        command.args(subcommand).arg("--config").arg(self.config_file()).env(name, value);
+        Ok(command)
+    }
+
+    /// Runs such a command to its end.
+    pub fn run(&self, subcommand: &[&str]) -> anyhow::Result<Output> {
+        let output = self.command(subcommand)?.output()?;
+        Ok(Output::of(format!("kms {}", subcommand.join(" ")), output))
+    }
+
+    /// Makes the first administrator; returns the file with the access token.
+    pub fn bootstrap(&self) -> anyhow::Result<PathBuf> {
+        let file = self.home.path().join("administrator");
+        let name = file.display().to_string();
+        self.run(&["bootstrap", "--out", &name])?.text()?;
+        Ok(file)
+    }
+
+    /// Starts the server and waits until it serves. The access token is that of [`Self::bootstrap`].
+    pub async fn start(self) -> anyhow::Result<Server> {
+        let listening = self.store.with_file_name("listening.json");
+        if listening.exists() {
+            fs::remove_file(&listening)?;
+        }
+        let mut running = Running::start(&mut self.command(&["serve"])?, &self.home.path().join("log"))?;
+        running.ready_when(&listening).await?;
+        let listening: Value = serde_json::from_slice(&fs::read(&listening)?)?;
+        let addr = |name: &str| {
+            listening[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {listening}"))
+        };
+        let environment = Environment {
+            addr: format!("https://{}", addr("grpc_addr")?),
+            ca_file: self.home.path().join("tls.crt"),
+            token_file: self.home.path().join("administrator"),
+            http_addr: format!("http://{}", addr("http_addr")?),
+        };
+        Ok(Server { running, environment, plan: self })
+    }
+}
+
+impl Deref for Server {
+    type Target = Environment;
+
+    fn deref(&self) -> &Environment {
+        &self.environment
+    }
+}
+
+/// A certificate for this machine that signed itself; its own trust anchor.
+fn make_certificate(dir: &Path) -> anyhow::Result<()> {
+    let config = dir.join("openssl.cnf");
+    fs::write(
+        &config,
+        "[req]\ndistinguished_name = dn\nx509_extensions = ext\nprompt = no\n[dn]\nCN = kms test\n\
+         [ext]\nbasicConstraints = critical, CA:FALSE\nextendedKeyUsage = serverAuth\n\
+         subjectAltName = IP:127.0.0.1, DNS:localhost\n",
+    )?;
+    let output = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-noenc",
+            "-days",
+            "2",
+        ])
+        .arg("-config")
+        .arg(config)
+        .arg("-out")
+        .arg(dir.join("tls.crt"))
+        .arg("-keyout")
+        .arg(dir.join("tls.key"))
+        .output()
+        .context("openssl")?;
+    if !output.status.success() {
+        bail!("openssl: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
