@@ -22,7 +22,8 @@ pub fn kms() -> anyhow::Result<&'static Path> {
 
 fn build() -> anyhow::Result<PathBuf> {
     let output = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "kms-cli", "--bin", "kms", "--message-format=json"])
+        // The whole workspace, so that its crates have the features with which the tests were just built.
+        .args(["build", "--quiet", "--workspace", "--bin", "kms", "--message-format=json"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stderr(Stdio::inherit())
         .output()

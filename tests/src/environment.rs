@@ -5,8 +5,10 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use kms_client::{Client, Options};
+use reqwest::StatusCode;
+use serde_json::Value;
 
 use crate::{Output, PATIENCE, kms, until};
 
@@ -70,6 +72,13 @@ impl Environment {
     /// Reads a path over HTTP, following no redirect.
     pub async fn get(&self, path: &str) -> anyhow::Result<reqwest::Response> {
         Ok(Self::http()?.get(format!("{}{path}", self.http_addr)).send().await?)
+    }
+
+    /// Reads JSON from a path that must answer 200.
+    pub async fn get_json(&self, path: &str) -> anyhow::Result<Value> {
+        let response = self.get(path).await?;
+        ensure!(response.status() == StatusCode::OK, "GET {path}: {}", response.status());
+        Ok(serde_json::from_slice(&response.bytes().await?)?)
     }
 
     /// One number of `/metrics`, the first of that name without its labels.

@@ -34,7 +34,7 @@ pub use seed::Seed;
 pub use server::{Plan, Server};
 pub use service::Service;
 pub use until::until;
-pub use verifiers::{ALGORITHMS, Verdict, Verifier, jose_name};
+pub use verifiers::{ALGORITHMS, Verdict, Verifier, jose_name, python};
 
 /// How long anything may take that is not timed by the test itself: a start, a key generation, a command. Wide,
 /// because a debug build on a busy machine is slow; nothing waits for it when all is well.

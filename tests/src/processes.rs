@@ -18,7 +18,7 @@ pub struct Process {
 /// A process and all that descend from it, at one moment.
 #[derive(Debug, Clone)]
 pub struct Tree {
-    /// The first process, which has no network and no PIN.
+    /// The first process: `kms dev`, or `kms serve`.
     pub root: Pid,
     descendants: Vec<Process>,
 }
@@ -48,7 +48,12 @@ impl Tree {
 
     /// The process that callers talk to.
     pub fn front(&self) -> Option<Pid> {
-        self.named("front").next()
+        self.named("serve-front").next()
+    }
+
+    /// The process that starts the front and the workers; the root itself when that is `kms serve`.
+    pub fn parent(&self) -> Pid {
+        self.named("serve").next().unwrap_or(self.root)
     }
 
     /// All of them, the root too.
@@ -57,7 +62,7 @@ impl Tree {
     }
 
     fn named(&self, subcommand: &str) -> impl Iterator<Item = Pid> {
-        let ours = move |p: &&Process| p.command.iter().skip(1).any(|argument| argument == subcommand);
+        let ours = move |p: &&Process| p.command.get(1).is_some_and(|argument| argument == subcommand);
         self.descendants.iter().filter(ours).map(|p| p.pid)
     }
 }

@@ -9,10 +9,11 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use kms_softhsm::EphemeralToken;
+use rustix::process::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Environment, Output, Running, kms};
+use crate::{Environment, Output, PATIENCE, Running, kms};
 
 /// All that a server needs, before it is started: what an operator has prepared.
 ///
@@ -92,45 +93,63 @@ impl Plan {
     }
 
     /// A `kms` command that is given the configuration and finds the token.
-    pub fn command(&self, subcommand: &[&str]) -> anyhow::Result<Command> {
+    pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         self.write()?;
         let mut command = Command::new(kms()?);
         let (name, value) = self.token.env();
-        command.args(subcommand).arg("--config").arg(self.config_file()).env(name, value);
+        command.args(arguments).env("KMS_CONFIG", self.config_file()).env(name, value);
         Ok(command)
     }
 
-    /// Runs such a command to its end.
-    pub fn run(&self, subcommand: &[&str]) -> anyhow::Result<Output> {
-        let output = self.command(subcommand)?.output()?;
-        Ok(Output::of(format!("kms {}", subcommand.join(" ")), output))
+    /// Runs such a command, which must end by itself.
+    pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let name = format!("kms {}", arguments.join(" "));
+        let mut command = tokio::process::Command::from(self.command(arguments)?);
+        let output = tokio::time::timeout(PATIENCE, command.kill_on_drop(true).output()).await;
+        Ok(Output::of(&name, output.with_context(|| format!("{name} does not end"))??))
     }
 
-    /// Makes the first administrator; returns the file with the access token.
-    pub fn bootstrap(&self) -> anyhow::Result<PathBuf> {
-        let file = self.home.path().join("administrator");
-        let name = file.display().to_string();
-        self.run(&["bootstrap", "--out", &name])?.text()?;
-        Ok(file)
+    /// Makes the first administrator, whose credential is then in [`Self::credential_file`].
+    pub async fn bootstrap(&self) -> anyhow::Result<()> {
+        let file = self.credential_file().display().to_string();
+        self.run(&["bootstrap", "--out", &file]).await?.text()?;
+        Ok(())
     }
 
-    /// Starts the server and waits until it serves. The access token is that of [`Self::bootstrap`].
+    /// The file that [`Self::bootstrap`] writes.
+    pub fn credential_file(&self) -> PathBuf {
+        self.home.path().join("administrator")
+    }
+
+    /// Starts the server and waits until it serves.
     pub async fn start(self) -> anyhow::Result<Server> {
+        let command = self.command(&["serve"])?;
+        self.start_with(command, |path, _| path.to_owned()).await
+    }
+
+    /// Starts it by `command`. `seen` says where the test sees a file of a process, for a process that has its own
+    /// view of the file system.
+    pub async fn start_with(
+        self,
+        mut command: Command,
+        seen: impl Fn(&Path, Pid) -> PathBuf,
+    ) -> anyhow::Result<Server> {
         let listening = self.store.with_file_name("listening.json");
         if listening.exists() {
             fs::remove_file(&listening)?;
         }
-        let mut running = Running::start(&mut self.command(&["serve"])?, &self.home.path().join("log"))?;
+        let mut running = Running::start(&mut command, &self.home.path().join("log"))?;
+        let listening = seen(&listening, running.pid()?);
         running.ready_when(&listening).await?;
         let listening: Value = serde_json::from_slice(&fs::read(&listening)?)?;
         let addr = |name: &str| {
             listening[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {listening}"))
         };
         let environment = Environment {
-            addr: format!("https://{}", addr("grpc_addr")?),
+            addr: format!("https://{}", addr("grpc")?),
             ca_file: self.home.path().join("tls.crt"),
-            token_file: self.home.path().join("administrator"),
-            http_addr: format!("http://{}", addr("http_addr")?),
+            token_file: self.credential_file(),
+            http_addr: format!("http://{}", addr("http")?),
         };
         Ok(Server { running, environment, plan: self })
     }

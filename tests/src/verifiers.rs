@@ -97,14 +97,8 @@ impl Verifier {
     }
 
     /// Whether it is installed. One that is not is named, and is an error where `CI=true`.
-    #[expect(clippy::print_stderr, reason = "a test that is left out must not go unnoticed")]
     pub fn is_here(self) -> anyhow::Result<bool> {
-        let needs = self.needs();
-        let Some(missing) = needs.iter().find(|path| !path.exists()) else { return Ok(true) };
-        let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-        ensure!(!ci, "{} is not installed ({} is missing)", self.name(), missing.display());
-        eprintln!("LEFT OUT: {}; to bring it, run: scripts/setup test", self.name());
-        Ok(false)
+        is_installed(self.name(), &self.needs())
     }
 
     /// Verifies `tokens`, each a pair of JOSE algorithm and token, through the JWKS at `jwks_url`. The verdicts
@@ -164,6 +158,22 @@ impl Verifier {
             Self::GoOidc | Self::GoJose => vec![built.join("verify_jwt")],
         }
     }
+}
+
+/// Python with the packages of `tests/clients/python`. When it is not installed it is named as left out, and is
+/// an error where `CI=true`.
+pub fn python() -> anyhow::Result<Option<PathBuf>> {
+    let python = target_dir().join("clients/venv/bin/python");
+    Ok(is_installed("the Python programs", std::slice::from_ref(&python))?.then_some(python))
+}
+
+#[expect(clippy::print_stderr, reason = "a test that is left out must not go unnoticed")]
+fn is_installed(name: &str, needs: &[PathBuf]) -> anyhow::Result<bool> {
+    let Some(missing) = needs.iter().find(|path| !path.exists()) else { return Ok(true) };
+    let ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    ensure!(!ci, "{name} cannot run: {} is missing", missing.display());
+    eprintln!("LEFT OUT: {name}; to bring it, run: scripts/setup test");
+    Ok(false)
 }
 
 fn target_dir() -> PathBuf {

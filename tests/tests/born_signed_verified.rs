@@ -15,7 +15,7 @@ const AUDIENCE: &str = "https://strangers.test";
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_verify_each_algorithm_and_refuse_each_changed_token() -> anyhow::Result<()> {
     let service = Service::start().await?;
-    let discovery: Value = service.get("/.well-known/openid-configuration").await?.json().await?;
+    let discovery: Value = service.get_json("/.well-known/openid-configuration").await?;
     let issuer = discovery["issuer"].as_str().context("no issuer")?;
     let jwks_url = discovery["jwks_uri"].as_str().context("no jwks_uri")?;
 
@@ -24,7 +24,7 @@ async fn strangers_verify_each_algorithm_and_refuse_each_changed_token() -> anyh
         .buffered(COMMANDS)
         .try_collect()
         .await?;
-    check_jwks(&service.get("/.well-known/jwks.json").await?.json().await?, &tokens)?;
+    check_jwks(&service.get_json("/.well-known/jwks.json").await?, &tokens)?;
 
     let good: Vec<_> = tokens.iter().map(|t| (t.alg().to_owned(), t.token.clone())).collect();
     let changed: Vec<_> = tokens.iter().map(Token::with_another_subject).collect::<Result<_, _>>()?;
@@ -59,7 +59,7 @@ async fn a_rotated_key_still_signs_with_the_version_that_verifiers_know() -> any
     let kid = |token: &str| anyhow::Ok(Jwt::parse(token)?.header()?["kid"].clone());
     ensure!(kid(&before)? == kid(&after)?, "the next version signs before it was published long enough");
     ensure!(kid(&after)? != next["kid"], "the next version is the same key");
-    let jwks: Value = service.get("/keys/orders/jwks.json").await?.json().await?;
+    let jwks: Value = service.get_json("/keys/orders/jwks.json").await?;
     let published: BTreeSet<_> = kids(&jwks).collect();
     let both: BTreeSet<_> = [kid(&after)?, next["kid"].clone()].iter().map(Value::to_string).collect();
     ensure!(published == both, "published are {published:?} instead of {both:?}");

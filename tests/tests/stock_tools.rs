@@ -1,61 +1,56 @@
-//! The token as OpenSC's `pkcs11-tool` sees it, with our own PIN in its hand: every private key was made in the
-//! token, is sensitive and has never been extractable, and no attempt to get one out succeeds.
+//! The token as other people's tools see it, with our own PIN in their hands: every private key was made in the
+//! token, is sensitive and has never been extractable, and no attack gets one out or loosens it.
 
-use std::{collections::BTreeMap, fs, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, ensure};
-use kms_tests::{Output, Service};
+use kms_softhsm::EphemeralToken;
+use kms_tests::{Output, Service, python};
+use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_private_key_can_be_read_or_wrapped() -> anyhow::Result<()> {
+async fn no_key_can_be_read_wrapped_loosened_or_copied_loosely_with_our_own_pin() -> anyhow::Result<()> {
+    let Some(python) = python()? else { return Ok(()) };
     let service = service_with_keys().await?;
     let token = Token::of(&service)?;
-    let keys = token.private_keys()?;
-    ensure!(keys.len() == 4, "{keys:#?}");
+    let attacks = token.attack(&python)?;
+    ensure!(attacks.len() >= 4 * 20, "only {} attacks were made", attacks.len());
+    let succeeded: Vec<_> = attacks.iter().filter(|attack| attack["answer"].is_null()).collect();
+    ensure!(succeeded.is_empty(), "these attacks succeeded: {succeeded:#?}");
+    Ok(())
+}
 
-    for key in &keys {
-        let id = key.get("ID").context("no CKA_ID")?;
-        let read = token.tool(&[
-            "--read-object",
-            "--type",
-            "privkey",
-            "--id",
-            id,
-            "--output-file",
-            "/dev/stdout",
-        ])?;
-        ensure!(read.code != Some(0), "{} gave a private key away", read.command);
-        ensure!(!read.stdout.contains("PRIVATE KEY"), "{}", read.stdout);
-        for mechanism in ["RSA-PKCS", "RSA-PKCS-OAEP", "AES-KEY-WRAP"] {
-            let wrap = token.tool(&[
-                "--wrap",
-                "--mechanism",
-                mechanism,
-                "--id",
-                id,
-                "--application-id",
-                id,
-                "--output-file",
-                "/dev/stdout",
-            ])?;
-            ensure!(wrap.code != Some(0), "{} wrapped a private key", wrap.command);
-        }
+#[test]
+fn the_same_attacks_succeed_on_a_key_made_carelessly() -> anyhow::Result<()> {
+    let Some(python) = python()? else { return Ok(()) };
+    let ephemeral = EphemeralToken::new()?;
+    let token = Token::new(ephemeral.conf(), ephemeral.pin_file())?;
+    token.tool(&["--keypairgen", "--key-type", "EC:prime256v1", "--id", "01", "--extractable"])?.text()?;
+    let attacks = token.attack(&python)?;
+    for attack in ["wrap AES_KEY_WRAP_PAD", "copy DECRYPT", "set UNWRAP"] {
+        let succeeded = attacks.iter().any(|a| a["attack"] == attack && a["answer"].is_null());
+        ensure!(succeeded, "{attack:?} proves nothing: it fails on any key: {attacks:#?}");
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_private_key_is_local_sensitive_never_extractable_and_good_for_signing_only()
+async fn pkcs11_tool_shows_each_private_key_as_local_never_extractable_and_for_signing_only()
 -> anyhow::Result<()> {
     let service = service_with_keys().await?;
     let keys = Token::of(&service)?.private_keys()?;
-    ensure!(keys.len() == 4, "{keys:#?}");
+    ensure!(keys.len() >= 4, "{keys:#?}");
     for key in keys {
         let access = key.get("Access").context("no access flags")?;
-        let mut flags: Vec<_> = access.split(", ").map(str::trim).collect();
+        let mut flags: Vec<_> = access.split(", ").collect();
         flags.sort_unstable();
         ensure!(flags == ["always sensitive", "local", "never extractable", "sensitive"], "{key:#?}");
-        ensure!(key.get("Usage").map(|usage| usage.trim()) == Some("sign"), "{key:#?}");
+        ensure!(key.get("Usage").is_some_and(|usage| usage == "sign"), "{key:#?}");
         ensure!(key.get("label").is_some_and(|label| !label.is_empty()), "{key:#?}");
         ensure!(key.get("ID").is_some_and(|id| id.len() == 32), "CKA_ID is not 128 bits: {key:#?}");
     }
@@ -70,30 +65,33 @@ async fn service_with_keys() -> anyhow::Result<Service> {
     Ok(service) // And there is the sample key.
 }
 
-/// What `kms dev` leaves for other tools to look at the token.
+/// A token, as tools are led to it.
 struct Token {
-    module: String,
-    conf: String,
-    pin: String,
+    module: PathBuf,
+    conf: PathBuf,
+    pin_file: PathBuf,
 }
 
 impl Token {
+    /// The token of `kms dev`, which leaves `softhsm2.conf` and `pin` for this.
     fn of(service: &Service) -> anyhow::Result<Self> {
-        let dir = service.dir();
-        let conf = dir.join("softhsm2.conf").display().to_string();
-        let pin = fs::read_to_string(dir.join("pin"))?.trim_end().to_owned();
-        let modules = ["/usr/lib/softhsm/libsofthsm2.so", "/usr/local/lib/softhsm/libsofthsm2.so"];
-        let named = std::env::var("SOFTHSM2_MODULE").ok();
-        let found = named.or_else(|| {
-            modules.into_iter().find(|path| fs::exists(path).unwrap_or(false)).map(str::to_owned)
-        });
-        Ok(Self { module: found.context("no SoftHSM module")?, conf, pin })
+        Self::new(&service.dir().join("softhsm2.conf"), &service.dir().join("pin"))
+    }
+
+    fn new(conf: &Path, pin_file: &Path) -> anyhow::Result<Self> {
+        let named = std::env::var_os("SOFTHSM2_MODULE").map(PathBuf::from);
+        let usual = ["/usr/lib/softhsm/libsofthsm2.so", "/usr/local/lib/softhsm/libsofthsm2.so"];
+        let module = named.or_else(|| usual.into_iter().map(PathBuf::from).find(|path| path.exists()));
+        let module = module.context("no SoftHSM module")?;
+        Ok(Self { module, conf: conf.to_owned(), pin_file: pin_file.to_owned() })
     }
 
     /// Runs pkcs11-tool, logged in. The PIN is one of a throw-away token, so it may stand in the arguments.
     fn tool(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         let output = Command::new("pkcs11-tool")
-            .args(["--module", &self.module, "--login", "--pin", &self.pin])
+            .arg("--module")
+            .arg(&self.module)
+            .args(["--login", "--pin", fs::read_to_string(&self.pin_file)?.trim_end()])
             .args(arguments)
             .env("SOFTHSM2_CONF", &self.conf)
             .output()
@@ -115,5 +113,17 @@ impl Token {
             }
         }
         Ok(objects.into_iter().filter(|(private, _)| *private).map(|(_, fields)| fields).collect())
+    }
+
+    /// Runs `tests/clients/python/attack_token.py`; one object for each attack.
+    fn attack(&self, python: &Path) -> anyhow::Result<Vec<Value>> {
+        let output = Command::new(python)
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python/attack_token.py"))
+            .args([&self.module, &self.pin_file])
+            .env("SOFTHSM2_CONF", &self.conf)
+            .output()?;
+        let output = Output::of("attack_token.py", output);
+        ensure!(output.stderr.is_empty(), "{}", output.stderr);
+        output.stdout.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 }

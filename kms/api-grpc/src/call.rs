@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kms_core::{Caller, Error, Kms, time::Deadline};
+use kms_core::{Caller, Error, time::Deadline};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::status::{status, unauthenticated};
@@ -18,9 +18,12 @@ use crate::status::{status, unauthenticated};
 /// come is the call given up here, this much later.
 const DEADLINE_GRACE: Duration = Duration::from_millis(50);
 
+/// Core, shared by all calls.
+pub(crate) type Kms<H, S, A, C> = Arc<kms_core::Kms<H, S, A, C>>;
+
 /// The door to core, as every service holds it.
 pub(crate) struct Door<H, S, A, C> {
-    kms: Arc<Kms<H, S, A, C>>,
+    kms: Kms<H, S, A, C>,
     deadline_max: Duration,
 }
 
@@ -32,7 +35,7 @@ pub(crate) struct Call {
 }
 
 impl<H, S, A, C> Door<H, S, A, C> {
-    pub(crate) fn new(kms: Arc<Kms<H, S, A, C>>, deadline_max: Duration) -> Self {
+    pub(crate) fn new(kms: Kms<H, S, A, C>, deadline_max: Duration) -> Self {
         Self { kms, deadline_max }
     }
 
@@ -40,7 +43,7 @@ impl<H, S, A, C> Door<H, S, A, C> {
     pub(crate) async fn run<Req, Res, Work>(
         &self,
         request: Request<Req>,
-        verb: impl FnOnce(Arc<Kms<H, S, A, C>>, Call, Req) -> Work,
+        verb: impl FnOnce(Kms<H, S, A, C>, Call, Req) -> Work,
     ) -> Result<Response<Res>, Status>
     where
         Work: Future<Output = Result<Res, Error>>,
@@ -58,7 +61,7 @@ impl<H, S, A, C> Door<H, S, A, C> {
     pub(crate) async fn run_detached<Req, Res, Work>(
         &self,
         request: Request<Req>,
-        verb: impl FnOnce(Arc<Kms<H, S, A, C>>, Call, Req) -> Work,
+        verb: impl FnOnce(Kms<H, S, A, C>, Call, Req) -> Work,
     ) -> Result<Response<Res>, Status>
     where
         Work: Future<Output = Result<Res, Error>> + Send + 'static,
@@ -103,7 +106,40 @@ fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+
+    use kms_core::{
+        fakes::{World, administrator},
+        kms::Settings,
+    };
+    use tonic::Code;
+
     use super::*;
+
+    /// Runs `verb` detached, as an administrator, with `timeout` as the most that the server allows.
+    async fn detached<Work>(timeout: Duration, verb: impl FnOnce() -> Work) -> Result<Response<()>, Status>
+    where
+        Work: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let kms = World::default().open(Settings::default()).await.expect("an empty world opens");
+        let mut request = Request::new(());
+        request.extensions_mut().insert(administrator());
+        Door::new(Arc::new(kms), timeout).run_detached(request, |_, _, ()| verb()).await
+    }
+
+    #[tokio::test]
+    async fn work_that_never_ends_is_given_up_at_the_servers_own_bound() {
+        let status = detached(Duration::from_millis(1), pending).await.expect_err("it never ends");
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error_of_one_call() {
+        let status = detached(Duration::from_secs(60), || async { panic!("canary") }).await;
+        let status = status.expect_err("it panicked");
+        assert_eq!(status.code(), Code::Internal);
+        assert!(!status.message().contains("canary"), "{status:?}");
+    }
 
     fn parse(text: &str) -> Result<Option<Duration>, Error> {
         let mut metadata = MetadataMap::new();

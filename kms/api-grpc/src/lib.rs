@@ -4,12 +4,13 @@
 //! core's. What lives here is what only gRPC has: resource names, page tokens, field masks, deadlines and
 //! `google.rpc` error details (Google's AIPs 122, 158, 161, 193).
 //!
-//! Start at [`call`](self), the way of every request, then follow one verb in `keys.rs` or `crypto.rs`.
+//! Start at `call.rs`, the way of every request, then follow one verb in `keys.rs` or `crypto.rs`.
 //! Requests must carry the authenticated [`kms_core::Caller`] as an extension; `kms/server` puts it there.
 
 mod access;
 mod call;
 mod crypto;
+mod guards;
 mod keys;
 mod mask;
 mod message;
@@ -36,20 +37,26 @@ pub const REQUEST_LEN_MAX: usize = 1024 * 1024;
 /// Bound on every call when the server's configuration names none.
 pub const DEADLINE_MAX_DEFAULT: Duration = Duration::from_secs(10);
 
-/// The three services over one core, ready to be authenticated and routed. No call takes longer than
-/// `deadline_max`, whatever its caller would allow.
-pub fn services<H: Hsm, S: Store, A: AuditLog, C: Clock>(
-    kms: &Arc<Kms<H, S, A, C>>,
-    deadline_max: Duration,
-) -> (
-    KeyServiceServer<KeyService<H, S, A, C>>,
-    CryptoServiceServer<CryptoService<H, S, A, C>>,
-    AccessServiceServer<AccessService<H, S, A, C>>,
-) {
-    let door = || call::Door::new(Arc::clone(kms), deadline_max);
-    (
-        KeyServiceServer::new(KeyService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
-        CryptoServiceServer::new(CryptoService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
-        AccessServiceServer::new(AccessService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
-    )
+/// The three services over one core, ready to be authenticated and routed.
+pub struct Services<H: Hsm, S: Store, A: AuditLog, C: Clock> {
+    /// `kms.v1.KeyService`.
+    pub keys: KeyServiceServer<KeyService<H, S, A, C>>,
+    /// `kms.v1.CryptoService`.
+    pub crypto: CryptoServiceServer<CryptoService<H, S, A, C>>,
+    /// `kms.v1.AccessService`.
+    pub access: AccessServiceServer<AccessService<H, S, A, C>>,
+}
+
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Services<H, S, A, C> {
+    /// Services that call `kms`. No call takes longer than `deadline_max`, whatever its caller would allow.
+    pub fn new(kms: &Arc<Kms<H, S, A, C>>, deadline_max: Duration) -> Self {
+        let door = || call::Door::new(Arc::clone(kms), deadline_max);
+        Self {
+            keys: KeyServiceServer::new(KeyService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
+            crypto: CryptoServiceServer::new(CryptoService(door()))
+                .max_decoding_message_size(REQUEST_LEN_MAX),
+            access: AccessServiceServer::new(AccessService(door()))
+                .max_decoding_message_size(REQUEST_LEN_MAX),
+        }
+    }
 }

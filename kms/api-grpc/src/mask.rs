@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn a_path_that_cannot_change_is_refused_by_name() {
-        for bad in ["name", "algorithm", "etag", "Owner", "labels.env", "rotationPeriod", "", " owner", "**"] {
+        for bad in ["name", "algorithm", "etag", "Owner", "labels.env", "rotationPeriod", "", " owner", "**"]
+        {
             let error = parse(&["owner", bad]).expect_err(bad);
             assert_eq!(error.field(), Some("update_mask"));
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");

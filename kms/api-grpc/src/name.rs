@@ -68,9 +68,29 @@ mod tests {
     fn odd_key_names_are_refused_naming_the_field() {
         let long = format!("keys/{}", "a".repeat(64));
         for bad in [
-            "", "keys", "keys/", "keys//", "keys/A", "Keys/a", "keys/ä", "keys/а", "keys/a b", "keys/a%20b", "keys/a/",
-            "/keys/a", "keys/a\n", "keys/a\0", " keys/a", "keys/../a", "keys/.a", "keys/-", "a", "keys/*", &long,
-            "keys/a/versions/1", "accessTokens/a",
+            "",
+            "keys",
+            "keys/",
+            "keys//",
+            "keys/A",
+            "Keys/a",
+            "keys/ä",
+            "keys/а",
+            "keys/a b",
+            "keys/a%20b",
+            "keys/a/",
+            "/keys/a",
+            "keys/a\n",
+            "keys/a\0",
+            " keys/a",
+            "keys/../a",
+            "keys/.a",
+            "keys/-",
+            "a",
+            "keys/*",
+            &long,
+            "keys/a/versions/1",
+            "accessTokens/a",
         ] {
             assert_eq!(key("name", bad).expect_err(bad).field(), Some("name"), "{bad:?}");
         }
@@ -79,10 +99,22 @@ mod tests {
     #[test]
     fn odd_version_names_are_refused_naming_the_field() {
         for bad in [
-            "keys/a", "keys/a/versions", "keys/a/versions/", "keys/a/versions/0", "keys/a/versions/01",
-            "keys/a/versions/+1", "keys/a/versions/-1", "keys/a/versions/1/", "keys/a/versions/1 ",
-            "keys/a/versions/4294967296", "keys/a/versions/١", "keys/a/Versions/1", "keys/A/versions/1",
-            "keys/a//versions/1", "keys/a/versions/latest", "keys/a/b/versions/1",
+            "keys/a",
+            "keys/a/versions",
+            "keys/a/versions/",
+            "keys/a/versions/0",
+            "keys/a/versions/01",
+            "keys/a/versions/+1",
+            "keys/a/versions/-1",
+            "keys/a/versions/1/",
+            "keys/a/versions/1 ",
+            "keys/a/versions/4294967296",
+            "keys/a/versions/١",
+            "keys/a/Versions/1",
+            "keys/A/versions/1",
+            "keys/a//versions/1",
+            "keys/a/versions/latest",
+            "keys/a/b/versions/1",
         ] {
             assert_eq!(version("name", bad).expect_err(bad).field(), Some("name"), "{bad:?}");
             if bad != "keys/a" {
@@ -93,7 +125,9 @@ mod tests {
 
     #[test]
     fn odd_access_token_names_are_refused_naming_the_field() {
-        for bad in ["", "a", "accessTokens/", "accessTokens/A", "accesstokens/a", "accessTokens/a/b", "keys/a"] {
+        for bad in
+            ["", "a", "accessTokens/", "accessTokens/A", "accesstokens/a", "accessTokens/a/b", "keys/a"]
+        {
             assert_eq!(access_token("name", bad).expect_err(bad).field(), Some("name"), "{bad:?}");
         }
     }

@@ -26,7 +26,8 @@ pub(crate) fn start(token: &str, list: [&str; 2]) -> Result<Option<String>, Erro
     if token.is_empty() {
         return Ok(None);
     }
-    let wrong = || Error::invalid("page_token", "this is no page token of this list; begin with its first page");
+    let wrong =
+        || Error::invalid("page_token", "this is no page token of this list; begin with its first page");
     if token.len() > TOKEN_LEN_MAX {
         return Err(wrong());
     }
@@ -92,7 +93,8 @@ mod tests {
         let mut not_text = URL_SAFE_NO_PAD.decode(token("", LIST)).expect("base64");
         not_text.push(0xff);
         let long = token(&"k".repeat(200), LIST);
-        for bad in ["a", "!", "k=", &URL_SAFE_NO_PAD.encode(other_version), &URL_SAFE_NO_PAD.encode(not_text), &long]
+        for bad in
+            ["a", "!", "k=", &URL_SAFE_NO_PAD.encode(other_version), &URL_SAFE_NO_PAD.encode(not_text), &long]
         {
             assert_eq!(start(bad, LIST).expect_err(bad).field(), Some("page_token"));
         }

@@ -55,7 +55,11 @@ mod tests {
             (0, i32::MIN),
         ] {
             let duration = prost_types::Duration { seconds, nanos };
-            assert_eq!(span("ttl", &duration).expect_err("out of range").field(), Some("ttl"), "{duration:?}");
+            assert_eq!(
+                span("ttl", &duration).expect_err("out of range").field(),
+                Some("ttl"),
+                "{duration:?}"
+            );
         }
     }
 

@@ -42,9 +42,11 @@ impl Document {
 
 /// Whether `If-None-Match` names `etag`, which is strong, or `*`.
 fn is_known(request: &HeaderMap, etag: &str) -> bool {
-    request.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-        value.trim() == "*" || Tags(value).any(|tag| tag == etag)
-    })
+    request
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.trim() == "*" || Tags(value).any(|tag| tag == etag))
 }
 
 /// The entity tags of a list, with their quotes and without `W/`, for the comparison is the weak one. Ends at

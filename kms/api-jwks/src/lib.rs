@@ -13,7 +13,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     body::Bytes,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::{
         HeaderMap, HeaderValue, StatusCode,
         header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
@@ -65,10 +65,11 @@ async fn all_keys<H: Hsm, S: Store, A: AuditLog, C: Clock>(
 /// `GET /keys/{key}/jwks.json`: the published keys of one name.
 async fn keys_of_one<H: Hsm, S: Store, A: AuditLog, C: Clock>(
     State(published): State<Arc<Published<H, S, A, C>>>,
-    key: Option<Path<String>>,
+    key: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Response {
-    key.and_then(|Path(key)| key.parse().ok())
+    key.ok()
+        .and_then(|Path(key)| key.parse().ok())
         .and_then(|key| published.kms.published_keys(Some(&key)))
         .map_or_else(absent, |keys| jwk_set(keys).answer(&headers))
 }

@@ -1,5 +1,6 @@
 //! Prints how many durable records a second the log takes from 1, 16, 64 and 256 callers that each wait for
-//! theirs: `cargo run --release -p kms-audit --example throughput [DIR]`.
+//! theirs: `cargo run -p kms-audit --example throughput --config profile.dev.opt-level=3 [-- DIR]`.
+//! (A release build has no conformance suites, which the tests beside it need.)
 #![expect(clippy::print_stdout, reason = "printing is its purpose")]
 
 use std::{

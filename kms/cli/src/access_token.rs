@@ -8,7 +8,6 @@ use kms_client::{Client, v1};
 use serde::Serialize;
 
 use crate::{
-    clock,
     connection::Connection,
     duration,
     failure::Failure,
@@ -105,7 +104,6 @@ impl AccessToken {
 
 impl Create {
     async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
-        let expire_time = self.ttl.map(expiry).transpose()?;
         // The file first: a credential that cannot be kept must not be made.
         let file = self.out.as_deref().map(output::create_new_secret_file).transpose()?;
         let request = v1::CreateAccessTokenRequest {
@@ -114,9 +112,9 @@ impl Create {
                 role: self.role.on_the_wire().to_owned(),
                 keys: self.scope.keys.iter().map(KeyName::to_string).collect(),
                 all_keys: self.scope.all_keys,
-                expire_time,
                 ..Default::default()
             }),
+            ttl: self.ttl.map(duration::to_wire),
         };
         let response = match (client.create_access_token(request).await, &self.out) {
             (Err(error), Some(path)) => {
@@ -135,7 +133,9 @@ impl Create {
                 format.print_one(&access_token)
             }
             _ => {
-                output::note("The credential is shown this once: keep it in a file that only its user can read.");
+                output::note(
+                    "The credential is shown this once: keep it in a file that only its user can read.",
+                );
                 let created = Created { access_token, secret: Some(response.secret) };
                 format.print_one(&created)
             }
@@ -154,7 +154,10 @@ async fn list(client: Client, format: Format) -> Result<(), Failure> {
         }
         request.page_token = page.next_page_token;
     }
-    format.print_list(&tokens, &["name", "role", "all_keys", "keys", "create_time", "expire_time", "revoke_time"])
+    format.print_list(
+        &tokens,
+        &["name", "role", "all_keys", "keys", "create_time", "expire_time", "revoke_time"],
+    )
 }
 
 impl Revoke {
@@ -176,9 +179,4 @@ impl Role {
 /// `NAME` of `NAME` and of `accessTokens/NAME`.
 fn id(name: &str) -> &str {
     name.strip_prefix("accessTokens/").unwrap_or(name)
-}
-
-fn expiry(ttl: SignedDuration) -> Result<prost_types::Timestamp, Failure> {
-    let at = clock::now().checked_add(ttl).map_err(Failure::about("--ttl"))?;
-    Ok(prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() })
 }

@@ -1,7 +1,7 @@
 //! The connection of client verbs: where the service is, whom to trust, which credential; and what its errors
 //! mean for the exit code.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::Path};
 
 use clap::Args;
 use jiff::SignedDuration;
@@ -24,38 +24,43 @@ const TOKEN_BYTES_MAX: usize = 4_096;
 pub(crate) struct Connection {
     /// Address of the service, host:port or https://host:port
     #[arg(long, env = "KMS_ADDR", global = true, value_name = "ADDR")]
-    pub(crate) addr: Option<String>,
+    addr: Option<String>,
     /// PEM file of the certificate authorities to trust; without it the system's
     #[arg(long, env = "KMS_CACERT", global = true, value_name = "FILE")]
-    pub(crate) cacert: Option<PathBuf>,
+    cacert: Option<OsString>,
     /// File with the access token's credential
     #[arg(long, env = "KMS_TOKEN_FILE", global = true, value_name = "FILE")]
-    pub(crate) token_file: Option<PathBuf>,
+    token_file: Option<OsString>,
     /// How long a call may take
     #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
-    pub(crate) timeout: SignedDuration,
+    timeout: SignedDuration,
 }
 
 impl Connection {
     /// Connects.
     pub(crate) async fn client(&self) -> Result<Client, Failure> {
-        let addr = self.addr.as_deref().ok_or_else(|| missing("the service's address", "KMS_ADDR", "--addr"))?;
-        let token_file = self
-            .token_file
-            .as_deref()
-            .ok_or_else(|| missing("an access token", "KMS_TOKEN_FILE", "--token-file"))?;
+        let addr = self.addr.as_deref().filter(|addr| !addr.is_empty());
+        let addr = addr.ok_or_else(|| missing("the service's address", "KMS_ADDR", "--addr"))?;
+        let token_file = given(self.token_file.as_ref());
+        let token_file =
+            token_file.ok_or_else(|| missing("an access token", "KMS_TOKEN_FILE", "--token-file"))?;
         let token = input::read_line_file(token_file, TOKEN_BYTES_MAX)?;
         if token.is_empty() {
             return Err(Failure::usage(format!("{} is empty", token_file.display())));
         }
         let mut options = Options::new(addr, token.into());
-        if let Some(path) = &self.cacert {
-            options.ca_pem = Some(input::Source::File(path.clone()).read(CA_BYTES_MAX)?);
+        if let Some(path) = given(self.cacert.as_ref()) {
+            options.ca_pem = Some(input::read_file(path, CA_BYTES_MAX)?);
         }
         options.timeout = self.timeout.unsigned_abs();
         options.connect_timeout = options.connect_timeout.min(options.timeout);
         Ok(Client::connect(options).await?)
     }
+}
+
+/// A path that is given. A variable that is set to nothing means the same as one that is not set.
+pub(crate) fn given(path: Option<&OsString>) -> Option<&Path> {
+    path.filter(|path| !path.is_empty()).map(Path::new)
 }
 
 impl From<Error> for Failure {
@@ -83,11 +88,17 @@ fn code(kind: Kind) -> Code {
 /// What to do next, where the server's message cannot know it.
 fn hint(kind: Kind) -> Option<&'static str> {
     match kind {
-        Kind::Unauthenticated => Some("check that the file of KMS_TOKEN_FILE or --token-file holds a valid credential"),
+        Kind::Unauthenticated => {
+            Some("check that the file of KMS_TOKEN_FILE or --token-file holds a valid credential")
+        }
         Kind::Aborted => Some("it changed meanwhile; read it again and repeat"),
         Kind::AlreadyExists => Some("choose another name: names are not used twice"),
-        Kind::Unavailable => Some("check that the server runs, and KMS_ADDR and KMS_CACERT (or --addr and --cacert)"),
-        Kind::DeadlineExceeded => Some("it may or may not have happened; look, or repeat with a longer --timeout"),
+        Kind::Unavailable => {
+            Some("check that the server runs, and KMS_ADDR and KMS_CACERT (or --addr and --cacert)")
+        }
+        Kind::DeadlineExceeded => {
+            Some("it may or may not have happened; look, or repeat with a longer --timeout")
+        }
         Kind::Unimplemented => Some("the server is older than this program"),
         Kind::Internal => Some("look into the server's log"),
         Kind::InvalidArgument

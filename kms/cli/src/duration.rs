@@ -46,13 +46,32 @@ pub(crate) fn format(duration: SignedDuration) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
+/// The same duration as `google.protobuf.Duration`.
+pub(crate) fn to_wire(duration: SignedDuration) -> prost_types::Duration {
+    prost_types::Duration { seconds: duration.as_secs(), nanos: duration.subsec_nanos() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_is_no_duration_is_refused() {
-        for bad in ["", "90", "d", "1.5h", "-1h", "1h 30m", "30m1h", "1h1h", "90D", "1y", "½h", "1w", "9223372036854775807d"] {
+        for bad in [
+            "",
+            "90",
+            "d",
+            "1.5h",
+            "-1h",
+            "1h 30m",
+            "30m1h",
+            "1h1h",
+            "90D",
+            "1y",
+            "½h",
+            "1w",
+            "9223372036854775807d",
+        ] {
             assert!(parse(bad).is_err(), "{bad:?} was taken");
         }
     }

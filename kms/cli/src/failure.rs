@@ -89,7 +89,21 @@ impl From<Code> for ExitCode {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self::other(format!("{error:#}"))
+        let code = error.chain().find_map(|cause| cause.downcast_ref()).map_or(Code::Other, code);
+        Self::new(code, format!("{error:#}"))
+    }
+}
+
+/// What core's own errors mean, when core runs in this process: `kms bootstrap`.
+fn code(error: &kms_core::Error) -> Code {
+    use kms_core::error::Kind;
+    match error.kind() {
+        Kind::InvalidArgument => Code::Usage,
+        Kind::NotFound => Code::NotFound,
+        Kind::PermissionDenied => Code::Denied,
+        Kind::Conflict | Kind::FailedPrecondition => Code::Precondition,
+        Kind::ResourceExhausted | Kind::DeadlineExceeded | Kind::Unavailable => Code::Unavailable,
+        Kind::Internal => Code::Other,
     }
 }
 

@@ -35,10 +35,7 @@ impl Source {
                 }
                 read_bounded(stdin, bytes_max, "standard input")
             }
-            Self::File(path) => {
-                let file = File::open(path).map_err(Failure::about(path.display()))?;
-                read_bounded(file, bytes_max, path.display())
-            }
+            Self::File(path) => read_file(path, bytes_max),
         }
     }
 }
@@ -78,14 +75,25 @@ impl FromStr for Claims {
     }
 }
 
+/// Reads a file whole, at most `bytes_max`.
+pub(crate) fn read_file(path: &Path, bytes_max: usize) -> Result<Vec<u8>, Failure> {
+    let file = File::open(path).map_err(Failure::about(path.display()))?;
+    read_bounded(file, bytes_max, path.display())
+}
+
 /// Reads a small text file, such as a PIN or a credential's, without its trailing line end.
 pub(crate) fn read_line_file(path: &Path, bytes_max: usize) -> Result<String, Failure> {
-    let bytes = Source::File(path.to_owned()).read(bytes_max)?;
-    let text = String::from_utf8(bytes).map_err(|_| Failure::usage(format!("{}: not UTF-8", path.display())))?;
+    let bytes = read_file(path, bytes_max)?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| Failure::usage(format!("{}: not UTF-8", path.display())))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-fn read_bounded(source: impl Read, bytes_max: usize, name: impl std::fmt::Display) -> Result<Vec<u8>, Failure> {
+fn read_bounded(
+    source: impl Read,
+    bytes_max: usize,
+    name: impl std::fmt::Display,
+) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(1);
     source.take(limit).read_to_end(&mut bytes).map_err(Failure::about(&name))?;

@@ -1,17 +1,15 @@
 //! `kms jwks`: the public keys, fetched as verifiers fetch them, over HTTP (RFC 7517 §5).
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{ffi::OsString, path::Path, time::Duration};
 
 use clap::Args;
 use reqwest::{StatusCode, redirect};
 use serde_json::Value;
 
 use crate::{
+    connection::given,
     failure::{Code, Failure},
-    input::Source,
+    input,
     name::KeyName,
     output::Format,
 };
@@ -33,21 +31,23 @@ pub(crate) struct Jwks {
     http_addr: Option<String>,
     /// PEM file of the certificate authorities to trust beside the system's
     #[arg(long, env = "KMS_CACERT", value_name = "FILE")]
-    cacert: Option<PathBuf>,
+    cacert: Option<OsString>,
 }
 
 impl Jwks {
     pub(crate) async fn run(self, format: Format) -> Result<(), Failure> {
-        let base = self.http_addr.as_deref().ok_or_else(|| {
-            Failure::usage("the address of the HTTP listener is not given")
-                .hint("set KMS_HTTP_ADDR or --http-addr; after `kms dev`, run the first command that it printed")
+        let base = self.http_addr.as_deref().filter(|addr| !addr.is_empty()).ok_or_else(|| {
+            Failure::usage("the address of the HTTP listener is not given").hint(
+                "set KMS_HTTP_ADDR or --http-addr; after `kms dev`, run the first command that it printed",
+            )
         })?;
         let base = if base.contains("://") { base.to_owned() } else { format!("http://{base}") };
         let path = match &self.name {
             Some(name) => format!("/{name}/jwks.json"),
             None => "/.well-known/jwks.json".to_owned(),
         };
-        let text = fetch(&format!("{}{path}", base.trim_end_matches('/')), self.cacert.as_deref()).await?;
+        let text =
+            fetch(&format!("{}{path}", base.trim_end_matches('/')), given(self.cacert.as_ref())).await?;
         let keys: Value = serde_json::from_str(&text)
             .map_err(|error| Failure::other(format!("the server's answer is no JSON: {error}")))?;
         format.print_text_or(&text, &keys)
@@ -62,7 +62,7 @@ async fn fetch(url: &str, cacert: Option<&Path>) -> Result<String, Failure> {
     };
     let mut client = reqwest::Client::builder().redirect(redirect::Policy::none()).timeout(FETCH_TIMEOUT);
     if let Some(path) = cacert {
-        let pem = Source::File(path.to_owned()).read(CA_BYTES_MAX)?;
+        let pem = input::read_file(path, CA_BYTES_MAX)?;
         let certificates = reqwest::Certificate::from_pem_bundle(&pem)
             .map_err(|error| Failure::usage(format!("{}: {}", path.display(), causes(&error))))?;
         client = client.tls_certs_merge(certificates);

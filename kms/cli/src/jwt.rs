@@ -5,13 +5,7 @@ use jiff::SignedDuration;
 use kms_client::v1;
 
 use crate::{
-    connection::Connection,
-    duration,
-    failure::Failure,
-    input::Claims,
-    name::KeyName,
-    output::Format,
-    view,
+    connection::Connection, duration, failure::Failure, input::Claims, name::KeyName, output::Format, view,
 };
 
 /// The service's own limit on claims.
@@ -53,7 +47,7 @@ impl Jwt {
         let request = v1::SignJwtRequest {
             name: verb.name.to_string(),
             claims_json: verb.claims.read(CLAIMS_BYTES_MAX)?,
-            ttl: verb.ttl.map(|ttl| prost_types::Duration { seconds: ttl.as_secs(), nanos: 0 }),
+            ttl: verb.ttl.map(duration::to_wire),
             r#type: verb.typ,
         };
         let token = view::Jwt::from(self.connection.client().await?.sign_jwt(request).await?);

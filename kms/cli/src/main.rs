@@ -1,27 +1,33 @@
 //! `kms`: the one binary. Reads the arguments, does the command, and turns its outcome into an exit code.
 //!
 //! One file per group of verbs. A command returns [`Failure`](failure::Failure) when it fails; only
-//! [`output`] writes to the terminal.
+//! [`output`] writes to the terminal. The server's processes are commands of the same binary: see [`serve`].
 
 mod access_token;
+mod bootstrap;
 mod clock;
 mod completions;
+mod configuration;
 mod connection;
 mod dev;
+mod doctor;
 mod duration;
 mod failure;
+mod hsm;
 mod input;
 mod jwks;
 mod jwt;
 mod keys;
 mod name;
 mod output;
+mod serve;
 mod sign;
 mod view;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use kms_server::hygiene;
 
 use crate::{failure::Failure, output::Format};
 
@@ -38,42 +44,62 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Dev(dev::Dev),
     Keys(keys::Keys),
     Sign(sign::Sign),
     Verify(sign::Verify),
     Jwt(jwt::Jwt),
     Jwks(jwks::Jwks),
     AccessToken(access_token::AccessToken),
+    Serve(serve::Serve),
+    Bootstrap(bootstrap::Bootstrap),
+    Config(configuration::ConfigCommand),
+    Hsm(hsm::Hsm),
+    Doctor(doctor::Doctor),
     Completions(completions::Completions),
+    #[command(name = serve::FRONT, hide = true)]
+    Front(serve::Front),
+    /// The process that faces the HSM; started by `serve`
+    #[command(name = serve::WORKER, hide = true)]
+    Worker,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command.run(cli.output) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output::report(&failure);
-            failure.code().into()
-        }
-    }
+    cli.command.run(cli.output).unwrap_or_else(|failure| {
+        output::report(&failure);
+        failure.code().into()
+    })
 }
 
 impl Command {
-    fn run(self, format: Format) -> Result<(), Failure> {
+    fn run(self, format: Format) -> Result<ExitCode, Failure> {
         match self {
+            // The server's processes answer exit codes of their own.
+            Self::Serve(command) => return command.run(),
+            Self::Worker => return Ok(kms_pkcs11::worker::main()),
+            Self::Front(command) => command.run(),
+            Self::Dev(command) => block_on(command.run()),
             Self::Keys(command) => block_on(command.run(format)),
             Self::Sign(command) => block_on(command.run(format)),
             Self::Verify(command) => block_on(command.run(format)),
             Self::Jwt(command) => block_on(command.run(format)),
             Self::Jwks(command) => block_on(command.run(format)),
             Self::AccessToken(command) => block_on(command.run(format)),
+            Self::Bootstrap(command) => block_on(command.run(format)),
+            Self::Doctor(command) => block_on(command.run(format)),
+            Self::Config(command) => command.run(format),
+            Self::Hsm(command) => command.run(format),
             Self::Completions(command) => command.run(),
         }
+        .map(|()| ExitCode::SUCCESS)
     }
 }
 
-/// Runs a client verb on a runtime of one thread: it waits for one answer at a time.
+/// Runs a command that waits for one thing at a time: hardened as the server is, because credentials pass
+/// through it, and on a runtime of one thread.
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    hygiene::establish()?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -90,5 +116,60 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_before_anything_is_done() {
+        for line in [
+            "kms",
+            "kms keys create web",
+            "kms keys create keys/web/versions/1 --algorithm ES256",
+            "kms keys create web --algorithm ES256 --label env",
+            "kms keys create web --algorithm ES256 --rotation-period 90",
+            "kms keys update web",
+            "kms keys update web --label a=b --no-labels",
+            "kms keys disable web",
+            "kms keys disable web --version -1",
+            "kms keys destroy web --version 1",
+            "kms jwt sign web",
+            "kms jwt sign web --claims sub=alice",
+            "kms jwt sign web --claims {} --ttl soon",
+            "kms access-token create ci --role user",
+            "kms access-token create ci --role user --all-keys --key web",
+            "kms access-token create ci --role root --all-keys",
+            "kms dev --grpc-addr 192.0.2.1:8443",
+            "kms keys list -o xml",
+        ] {
+            assert_eq!(parse(line).err().map(|error| error.exit_code()), Some(2), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_the_documents_show_is_understood() {
+        for line in [
+            "kms dev --dir d --grpc-addr 127.0.0.1:0 --http-addr 0.0.0.0:8080",
+            "kms keys create web --algorithm ES256 --owner me --label a=b --label c=d --rotation-period 90d",
+            "kms keys update web --no-rotation-period --etag 3",
+            "kms keys destroy web --version 1 --confirm keys/web/versions/1",
+            "kms -o json keys list --filter labels.a=b",
+            "kms keys list -o yaml --addr localhost:8443 --cacert ca.pem --token-file t --timeout 5s",
+            "kms sign web --in - --out - --digest --format jose",
+            "kms verify keys/web --signature f --version 2",
+            "kms jwt sign web --claims @claims.json --ttl 15m --type at+jwt",
+            "kms jwks web --http-addr http://localhost:8080",
+            "kms access-token create ci --role user --key web --key keys/api --ttl 30d",
+            "kms serve --config kms.toml --workers 4 --log-level debug",
+            "kms config check --config kms.toml",
+            "kms hsm init --module-path m.so --label l --so-pin-file s --pin-file p",
+            "kms completions bash",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
     }
 }

@@ -64,7 +64,10 @@ mod tests {
     fn a_key_may_be_named_short_or_in_full() {
         for text in ["web", "keys/web"] {
             let name: KeyName = text.parse().expect("a name");
-            assert_eq!((name.to_string().as_str(), name.version(2).as_str()), ("keys/web", "keys/web/versions/2"));
+            assert_eq!(
+                (name.to_string().as_str(), name.version(2).as_str()),
+                ("keys/web", "keys/web/versions/2")
+            );
         }
     }
 

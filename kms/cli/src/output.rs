@@ -14,7 +14,7 @@ use std::{
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde::Serialize;
-use serde_json::Value;
+use serde_yaml_ng::Value;
 
 use crate::failure::Failure;
 
@@ -33,47 +33,43 @@ pub(crate) enum Format {
 impl Format {
     /// Prints one thing: as a table, a line per field.
     pub(crate) fn print_one(self, item: &impl Serialize) -> Result<(), Failure> {
-        let value = value_of(item)?;
-        match self {
-            Self::Table => {
-                let mut table = plain_table();
-                for (name, field) in value.as_object().into_iter().flatten() {
-                    table.add_row([name.replace('_', " "), cell(field)]);
-                }
-                print_text(&table.trim_fmt())
-            }
-            Self::Json | Self::Yaml => self.print_value(&value),
+        if self != Self::Table {
+            return self.print_all(item);
         }
+        let mut table = plain_table();
+        if let Value::Mapping(fields) = value_of(item)? {
+            for (name, field) in &fields {
+                table.add_row([cell(name).replace('_', " "), cell(field)]);
+            }
+        }
+        print_text(&table.trim_fmt())
     }
 
-    /// Prints a list: as a table, a line per item with the named fields as columns; otherwise all fields.
+    /// Prints a list: as a table, a line per item with the named fields as columns.
     pub(crate) fn print_list(self, items: &[impl Serialize], columns: &[&str]) -> Result<(), Failure> {
-        let value = value_of(&items)?;
-        match self {
-            Self::Table => {
-                let mut table = plain_table();
-                table.set_header(columns.iter().map(|name| name.replace('_', " ").to_uppercase()));
-                for item in value.as_array().into_iter().flatten() {
-                    table.add_row(columns.iter().map(|name| cell(&item[name])));
-                }
-                print_text(&table.trim_fmt())
-            }
-            Self::Json | Self::Yaml => self.print_value(&value),
+        if self != Self::Table {
+            return self.print_all(&items);
         }
+        let mut table = plain_table();
+        table.set_header(columns.iter().map(|name| name.replace('_', " ").to_uppercase()));
+        for item in items {
+            let item = value_of(item)?;
+            table.add_row(columns.iter().map(|name| cell(&item[*name])));
+        }
+        print_text(&table.trim_fmt())
     }
 
     /// Prints `text` alone as a table would, `item` with all its fields otherwise.
     pub(crate) fn print_text_or(self, text: &str, item: &impl Serialize) -> Result<(), Failure> {
-        match self {
-            Self::Table => print_text(text),
-            Self::Json | Self::Yaml => self.print_value(&value_of(item)?),
-        }
+        if self == Self::Table { print_text(text) } else { self.print_all(item) }
     }
 
-    fn print_value(self, value: &Value) -> Result<(), Failure> {
+    fn print_all(self, item: &impl Serialize) -> Result<(), Failure> {
         let text = match self {
-            Self::Yaml => serde_yaml_ng::to_string(value).map_err(Failure::about("cannot write YAML"))?,
-            _ => serde_json::to_string_pretty(value).map_err(Failure::about("cannot write JSON"))?,
+            Self::Yaml => serde_yaml_ng::to_string(item).map_err(Failure::about("cannot write YAML"))?,
+            Self::Table | Self::Json => {
+                serde_json::to_string_pretty(item).map_err(Failure::about("cannot write JSON"))?
+            }
         };
         print_text(&text)
     }
@@ -99,12 +95,6 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
 /// Writes bytes to a new or emptied file.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     File::create(path).and_then(|mut file| file.write_all(bytes)).map_err(Failure::about(path.display()))
-}
-
-/// Writes a secret to a file that did not exist, readable by its owner alone.
-pub(crate) fn write_new_secret_file(path: &Path, secret: &str) -> Result<(), Failure> {
-    let mut file = create_new_secret_file(path)?;
-    writeln!(file, "{secret}").and_then(|()| file.sync_all()).map_err(Failure::about(path.display()))
 }
 
 /// Opens a file for a secret before the secret exists, so that nothing is made that cannot be kept.
@@ -152,8 +142,9 @@ fn one_line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// The item as a tree whose fields keep their order, which `serde_json::Value` would sort.
 fn value_of(item: &impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(item).map_err(Failure::about("cannot write the result"))
+    serde_yaml_ng::to_value(item).map_err(Failure::about("cannot write the result"))
 }
 
 fn plain_table() -> Table {
@@ -165,13 +156,16 @@ fn plain_table() -> Table {
 /// A field in a table cell: maps as `k=v`, nothing as `-`, control characters gone.
 fn cell(value: &Value) -> String {
     let text = match value {
-        Value::Null => String::new(),
+        Value::Null | Value::Tagged(_) => String::new(),
+        Value::Bool(value) => if *value { "yes" } else { "no" }.to_owned(),
+        Value::Number(number) => number.to_string(),
         Value::String(text) => text.clone(),
-        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
-        Value::Object(fields) => {
-            fields.iter().map(|(name, field)| format!("{name}={}", cell(field))).collect::<Vec<_>>().join(",")
-        }
-        other => other.to_string(),
+        Value::Sequence(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
+        Value::Mapping(fields) => fields
+            .iter()
+            .map(|(name, field)| format!("{}={}", cell(name), cell(field)))
+            .collect::<Vec<_>>()
+            .join(","),
     };
     if text.is_empty() { "-".to_owned() } else { one_line(&text) }
 }
@@ -182,18 +176,22 @@ mod tests {
 
     use super::*;
 
+    fn cell_of(item: serde_json::Value) -> String {
+        cell(&value_of(&item).expect("a tree"))
+    }
+
     #[test]
     fn a_server_cannot_steer_the_terminal() {
         assert_eq!(one_line("a\u{1b}[2Jb\nc\u{7}"), "a [2Jb c ");
-        assert_eq!(cell(&json!("x\u{9b}31my")), "x 31my");
+        assert_eq!(cell_of(json!("x\u{9b}31my")), "x 31my");
     }
 
     #[test]
     fn cells_show_maps_lists_and_nothing() {
-        assert_eq!(cell(&json!({"env": "prod", "team": "a"})), "env=prod,team=a");
-        assert_eq!(cell(&json!(["keys/a", "keys/b"])), "keys/a,keys/b");
+        assert_eq!(cell_of(json!({"env": "prod", "team": "a"})), "env=prod,team=a");
+        assert_eq!(cell_of(json!(["keys/a", "keys/b"])), "keys/a,keys/b");
         for nothing in [json!(null), json!(""), json!([]), json!({})] {
-            assert_eq!(cell(&nothing), "-");
+            assert_eq!(cell_of(nothing), "-");
         }
     }
 }

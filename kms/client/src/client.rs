@@ -62,14 +62,14 @@ impl Client {
     /// Connects now, so that a wrong address or certificate shows here and not at the first call.
     pub async fn connect(options: Options) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let connector = tls::connector(&provider, options.ca_pem.as_deref())?;
+        let tls = tls::connector(&provider, options.ca_pem.as_deref())?;
         let authentication = Authentication::new(&options.access_token, options.timeout)?;
         let channel = Endpoint::from(parse_addr(&options.addr)?)
             .connect_timeout(options.connect_timeout)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            .connect_with_connector(connector)
+            .connect_with_connector(tower::service_fn(move |uri| tls::connect(tls.clone(), uri)))
             .await
             .map_err(|error| Error::local(Kind::Unavailable, "cannot connect", &error))?;
         let channel = Authenticated::new(channel, authentication);

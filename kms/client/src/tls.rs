@@ -1,6 +1,6 @@
 //! The way to the server: TCP, then TLS 1.2 or 1.3 by rustls on aws-lc-rs, the one backend of this project.
 
-use std::{future::Future, io, pin::Pin, sync::Arc};
+use std::{io, sync::Arc};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -11,33 +11,25 @@ use rustls::{
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tower::Service;
 
 use crate::{Error, Kind};
 
-type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send>>;
-
-/// Makes TLS connections that speak HTTP/2.
+/// What is trusted and spoken: these authorities, and HTTP/2.
 pub(crate) fn connector(
     provider: &Arc<CryptoProvider>,
     ca_pem: Option<&[u8]>,
-) -> Result<
-    impl Service<Uri, Response = TokioIo<TlsStream<TcpStream>>, Error = io::Error, Future = Connecting>
-    + Send
-    + use<>,
-    Error,
-> {
+) -> Result<TlsConnector, Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::local(Kind::Internal, "TLS cannot be set up", &error))?
         .with_root_certificates(roots(ca_pem)?)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let tls = TlsConnector::from(Arc::new(config));
-    Ok(tower::service_fn(move |uri: Uri| -> Connecting { Box::pin(connect(tls.clone(), uri)) }))
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
-async fn connect(tls: TlsConnector, uri: Uri) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+/// One connection to the host and port of `uri`.
+pub(crate) async fn connect(tls: TlsConnector, uri: Uri) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
     let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the address lacks a host or a port"));
     };

@@ -133,7 +133,10 @@ impl Entry {
         }
         Err(Error::precondition(
             "VERSION_NOT_ACTIVE",
-            format!("keys/{}/versions/{number} is {state} and does not sign; use the key's primary version", self.key.id),
+            format!(
+                "keys/{}/versions/{number} is {state} and does not sign; use the key's primary version",
+                self.key.id
+            ),
         ))
     }
 

@@ -158,14 +158,11 @@ mod tests {
                 "Iqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw",
             ))
             .expect("base64url");
-        RsaPublicKey::new(
-            BoxedUint::from_be_slice_vartime(&n),
-            BoxedUint::from_be_slice_vartime(&[1, 0, 1]),
-        )
-        .expect("a public key")
-        .to_public_key_der()
-        .expect("DER")
-        .into_vec()
+        RsaPublicKey::new(BoxedUint::from_be_slice_vartime(&n), BoxedUint::from_be_slice_vartime(&[1, 0, 1]))
+            .expect("a public key")
+            .to_public_key_der()
+            .expect("DER")
+            .into_vec()
     }
 
     #[test]
@@ -177,7 +174,9 @@ mod tests {
     #[test]
     fn the_ed25519_thumbprint_is_that_of_rfc_8037() {
         let mut spki = vec![0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-        spki.extend(URL_SAFE_NO_PAD.decode("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").expect("base64url"));
+        spki.extend(
+            URL_SAFE_NO_PAD.decode("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").expect("base64url"),
+        );
         let jwk = Jwk::from_spki(Algorithm::EdDsa, &spki).expect("a JWK");
         assert_eq!(jwk.kid().as_str(), "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k");
     }

@@ -3,10 +3,7 @@
 //! A verb is entered once and left once: *gate in → catalog → HSM → gate out*. Verbs that change state must be
 //! run to their end: callers that can be cut off (a gRPC handler whose client goes away) run them detached.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use crate::{
     AuditLog, Caller, Clock, Error, Gate, Hsm, Key, KeyId, KeyState, KeyVersion, Store,
@@ -15,6 +12,7 @@ use crate::{
     gate::SystemWork,
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
+    verbs::Births,
 };
 
 /// The service, over its four ports.
@@ -26,8 +24,8 @@ pub struct Kms<H, S, A, C> {
     pub(crate) catalog: Catalog,
     pub(crate) settings: Settings,
     pub(crate) entropy: Entropy,
-    /// Births at work in this process, so that the resumer leaves them alone.
-    pub(crate) births: Mutex<HashSet<(KeyId, u32)>>,
+    /// Births under way.
+    pub(crate) births: Mutex<Births>,
 }
 
 /// The outside, plugged in once by `kms/server`.

@@ -38,7 +38,7 @@ pub use error::Error;
 pub use gate::{Admission, Gate, Grant, Unsettled};
 pub use hsm::Hsm;
 pub use jwk::Kid;
-pub use kms::Kms;
 pub use key::{Key, KeyId, KeyState, KeyUid, KeyVersion};
+pub use kms::Kms;
 pub use store::Store;
 pub use time::Clock;

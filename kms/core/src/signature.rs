@@ -73,7 +73,8 @@ impl PublicKey {
 /// Whether `signature` (as JOSE writes it) is one over `input` under this SubjectPublicKeyInfo (DER).
 /// For the HSM room, which checks a handle with a challenge before its first use.
 pub fn verifies(algorithm: Algorithm, spki: &[u8], input: &SignInput, signature: &[u8]) -> bool {
-    PublicKey::from_spki(algorithm, CkaId::from_bytes([0; 16]), spki).is_ok_and(|key| key.verifies(input, signature))
+    PublicKey::from_spki(algorithm, CkaId::from_bytes([0; 16]), spki)
+        .is_ok_and(|key| key.verifies(input, signature))
 }
 
 /// What the token must see of `message`: its digest, or for EdDSA the whole of it.

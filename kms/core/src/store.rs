@@ -140,7 +140,9 @@ pub enum Fault {
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Exists(what) => Self::new(Kind::Conflict, "ALREADY_EXISTS", format!("{what} exists already")),
+            Fault::Exists(what) => {
+                Self::new(Kind::Conflict, "ALREADY_EXISTS", format!("{what} exists already"))
+            }
             Fault::Changed(what) => Self::new(
                 Kind::Conflict,
                 "CHANGED_MEANWHILE",
@@ -150,7 +152,9 @@ impl From<Fault> for Error {
                 "STORE_UNAVAILABLE",
                 "the store cannot be written at the moment; retry with the same request_id",
             ),
-            Fault::Corrupt(_) => Self::internal("the store holds a row that makes no sense; see the server's log"),
+            Fault::Corrupt(_) => {
+                Self::internal("the store holds a row that makes no sense; see the server's log")
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Core's stories, over fakes: births that are cut, signatures that lie, books that break, time that passes.
 
+#![expect(clippy::expect_used, reason = "a test's verdict is a panic")]
+
 use futures::executor::block_on;
 use kms_core::{
     Action, Error, KeyId, KeyState,
@@ -11,7 +13,8 @@ use kms_core::{
     store::Fault,
     time::SignedDuration,
     verbs::{
-        ChangeVersion, CreateKey, Encoding, Request, RotateKey, Sign, SignJwt, Signed, ToSign, UpdateKey, Verify,
+        ChangeVersion, CreateKey, Encoding, Request, RotateKey, Sign, SignJwt, Signed, ToSign, UpdateKey,
+        Verify,
     },
 };
 
@@ -56,9 +59,12 @@ fn hours(count: i64) -> SignedDuration {
     SignedDuration::from_hours(count)
 }
 
+/// Sets what goes wrong.
+type Cut = fn(&World);
+
 #[test]
 fn a_birth_that_is_cut_at_any_step_resumes_after_a_restart() {
-    let cuts: [(&str, fn(&World)); 5] = [
+    let cuts: [(&str, Cut); 5] = [
         ("generate fails", |world| world.hsm.set_fault(HsmFault::GenerateFails)),
         ("generate loses its answer", |world| world.hsm.set_fault(HsmFault::GenerateLosesAnswer)),
         ("half a pair is made", |world| world.hsm.set_fault(HsmFault::GenerateHalf)),
@@ -102,12 +108,33 @@ fn a_birth_whose_commit_fails_or_loses_its_answer_is_finished_once() {
             } else {
                 world.store.fail_next(Fault::Unavailable("the disk is full".to_owned()));
             }
-            kms.resume_births(soon()).await;
-            kms.resume_births(soon()).await;
+            for _ in 0..3 {
+                kms.resume_births(soon()).await;
+                world.clock.advance(SignedDuration::from_mins(10));
+            }
             signs(&kms, "k").await.expect("signs");
             assert_eq!(world.hsm.count().0, 1, "one pair, whatever was lost");
         });
     }
+}
+
+#[test]
+fn a_birth_that_fails_again_and_again_is_tried_ever_less_often() {
+    block_on(async {
+        let world = World::default();
+        let kms = open(&world).await;
+        world.hsm.set_fault(HsmFault::GenerateFails);
+        kms.create_key(&administrator(), create("k"), soon()).await.expect_err("generate fails");
+        let mut attempts = 0;
+        for _ in 0..3600 {
+            world.hsm.set_fault(HsmFault::FindFails);
+            let before = world.log.events().len();
+            kms.resume_births(soon()).await;
+            attempts += usize::from(world.log.events().len() > before);
+            world.clock.advance(SignedDuration::from_secs(1));
+        }
+        assert!((9..16).contains(&attempts), "{attempts} attempts in an hour");
+    });
 }
 
 #[test]
@@ -224,10 +251,12 @@ fn absent_and_forbidden_keys_look_alike_to_a_stranger() {
         let absent = kms.sign(&stranger, sign("absent"), soon()).await.expect_err("absent");
         assert_eq!(forbidden, absent);
         assert_eq!(forbidden.kind(), Kind::PermissionDenied);
-        let denied: Vec<_> = world.log.events().into_iter().filter(|e| e.outcome == Outcome::Denied).collect();
+        let denied: Vec<_> =
+            world.log.events().into_iter().filter(|e| e.outcome == Outcome::Denied).collect();
         assert_eq!(denied.len(), 2, "denials are on record");
         assert_eq!(denied[0].reason, Some("KEY_OUT_OF_SCOPE"));
-        let batch = kms.batch_sign(&stranger, vec![sign("secret"), sign("mine")], soon()).await.expect("a batch");
+        let batch =
+            kms.batch_sign(&stranger, vec![sign("secret"), sign("mine")], soon()).await.expect("a batch");
         let kinds: Vec<_> = batch.into_iter().map(|item| item.expect_err("refused").kind()).collect();
         assert_eq!(kinds, [Kind::PermissionDenied, Kind::NotFound], "each item has its own outcome");
     });
@@ -288,7 +317,8 @@ fn raising_the_token_life_keeps_the_old_version_published_for_as_long() {
         kms.update_key(&administrator(), raise).await.expect("updates");
         let versions = kms.list_key_versions(&administrator(), &id("k")).await.expect("versions");
         let timeline = versions[0].row.born.as_ref().expect("born").timeline;
-        let kept = timeline.withdrawn_at.expect("withdrawn").duration_since(timeline.retires_at.expect("retires"));
+        let kept =
+            timeline.withdrawn_at.expect("withdrawn").duration_since(timeline.retires_at.expect("retires"));
         assert_eq!(kept, hours(49) + SignedDuration::from_mins(5));
         let token = SignJwt { id: id("k"), claims: b"{}".to_vec(), ttl: Some(hours(48)), typ: None };
         let token = kms.sign_jwt(&administrator(), token, soon()).await.expect("a long token");

@@ -78,7 +78,11 @@ pub(crate) fn signing(algorithm: Algorithm) -> Mechanism<'static> {
                 Hash::Sha384 => (MechanismType::SHA384, PkcsMgfType::MGF1_SHA384),
                 Hash::Sha512 => (MechanismType::SHA512, PkcsMgfType::MGF1_SHA512),
             };
-            Mechanism::RsaPkcsPss(PkcsPssParams { hash_alg, mgf, s_len: Ulong::new(hash.digest_len() as u64) })
+            Mechanism::RsaPkcsPss(PkcsPssParams {
+                hash_alg,
+                mgf,
+                s_len: Ulong::new(hash.digest_len() as u64),
+            })
         }
         Scheme::EdDsa => Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Ed25519)),
     }
@@ -88,21 +92,21 @@ pub(crate) fn signing(algorithm: Algorithm) -> Mechanism<'static> {
 pub(crate) fn check_input(algorithm: Algorithm, input: &SignInput) -> Result<(), Fault> {
     match (algorithm.hash(), input) {
         (Some(hash), SignInput::Digest(digest)) if digest.len() == hash.digest_len() => Ok(()),
-        (Some(hash), SignInput::Digest(digest)) => Err(Fault::Unsupported(format!(
+        (Some(hash), SignInput::Digest(digest)) => Err(Fault::Failed(format!(
             "{algorithm} signs a digest of {} bytes, and {} were given",
             hash.digest_len(),
             digest.len()
         ))),
         (None, SignInput::Message(message)) if message.len() <= MESSAGE_LEN_MAX => Ok(()),
-        (None, SignInput::Message(message)) => Err(Fault::Unsupported(format!(
+        (None, SignInput::Message(message)) => Err(Fault::Failed(format!(
             "{algorithm} signs a message of at most {MESSAGE_LEN_MAX} bytes, and {} were given",
             message.len()
         ))),
         (Some(_), SignInput::Message(_)) => {
-            Err(Fault::Unsupported(format!("{algorithm} signs a digest, and a message was given")))
+            Err(Fault::Failed(format!("{algorithm} signs a digest, and a message was given")))
         }
         (None, SignInput::Digest(_)) => {
-            Err(Fault::Unsupported(format!("{algorithm} signs a message, and a digest was given")))
+            Err(Fault::Failed(format!("{algorithm} signs a message, and a digest was given")))
         }
     }
 }
@@ -215,7 +219,7 @@ mod tests {
             if algorithm.hash().is_some() {
                 assert!(digest(right).is_ok());
                 for wrong in [0, 20, right - 1, right + 1] {
-                    assert!(matches!(digest(wrong), Err(Fault::Unsupported(_))), "{algorithm} took {wrong}");
+                    assert!(matches!(digest(wrong), Err(Fault::Failed(_))), "{algorithm} took {wrong}");
                 }
                 assert!(message(right).is_err());
             } else {

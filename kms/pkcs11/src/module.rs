@@ -40,7 +40,9 @@ pub enum TokenError {
     #[error("the PKCS#11 module does not start: {0}; look at the vendor's configuration and log")]
     Initialize(String),
     /// The module shows no token at all.
-    #[error("the PKCS#11 module shows no token: is the HSM connected, and may this user read its configuration?")]
+    #[error(
+        "the PKCS#11 module shows no token: is the HSM connected, and may this user read its configuration?"
+    )]
     NoToken,
     /// None of the tokens is the one that the URI names.
     #[error("HSM absent: no token matches {wanted}; present are: {present}")]
@@ -90,6 +92,14 @@ pub enum TokenError {
     /// The PIN is locked; nothing was tried.
     #[error("the token's user PIN is locked; the security officer must set a new one")]
     PinLocked,
+    /// The directory of the locks cannot be used.
+    #[error("the lock directory {dir} cannot be used: {why}; give it to the user that runs kms")]
+    LockDir {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system said.
+        why: String,
+    },
     /// The token is not fit to be prepared.
     #[error("{0}")]
     NotPreparable(String),
@@ -109,8 +119,11 @@ impl TokenError {
             | Self::UserPinUnset
             | Self::PinSourceMissing
             | Self::PinFile { .. }
+            | Self::LockDir { .. }
             | Self::NotPreparable(_) => RefusalKind::Configuration,
-            Self::Initialize(_) | Self::NoToken | Self::TokenAbsent { .. } | Self::Pkcs11(_) => RefusalKind::Passing,
+            Self::Initialize(_) | Self::NoToken | Self::TokenAbsent { .. } | Self::Pkcs11(_) => {
+                RefusalKind::Passing
+            }
         };
         Refusal { kind, text: self.to_string() }
     }
@@ -171,8 +184,10 @@ impl Module {
         if tokens.is_empty() {
             return Err(TokenError::NoToken);
         }
-        let present: Vec<String> =
-            tokens.iter().map(|(_, info)| format!("{:?} (serial {})", info.label(), info.serial_number())).collect();
+        let present: Vec<String> = tokens
+            .iter()
+            .map(|(_, info)| format!("{:?} (serial {})", info.label(), info.serial_number()))
+            .collect();
         tokens.retain(|(_, info)| {
             uri.matches(info.label(), info.serial_number(), info.manufacturer_id(), info.model())
         });
@@ -183,7 +198,9 @@ impl Module {
                     others.iter().chain([&last]).map(|(_, info)| info.serial_number()).collect();
                 Err(TokenError::TokenAmbiguous { wanted: uri.token_part(), serials: serials.join(", ") })
             }
-            (None, _) => Err(TokenError::TokenAbsent { wanted: uri.token_part(), present: present.join(", ") }),
+            (None, _) => {
+                Err(TokenError::TokenAbsent { wanted: uri.token_part(), present: present.join(", ") })
+            }
         }
     }
 }

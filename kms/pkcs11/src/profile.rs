@@ -72,9 +72,10 @@ impl Profile {
             | Rv::UserNotLoggedIn
             | Rv::CryptokiNotInitialized
             | Rv::SlotIdInvalid => Meaning::LinkLost(Fault::Unavailable(text(error))),
-            Rv::MechanismInvalid | Rv::MechanismParamInvalid | Rv::FunctionNotSupported | Rv::CurveNotSupported => {
-                Meaning::Failed(Fault::Unsupported(text(error)))
-            }
+            Rv::MechanismInvalid
+            | Rv::MechanismParamInvalid
+            | Rv::FunctionNotSupported
+            | Rv::CurveNotSupported => Meaning::Failed(Fault::Unsupported(text(error))),
             _ => Meaning::Failed(Fault::Failed(text(error))),
         }
     }
@@ -96,7 +97,9 @@ mod tests {
 
     #[test]
     fn ambiguous_codes_do_not_reset_the_link() {
-        for code in [RvError::GeneralError, RvError::FunctionFailed, RvError::HostMemory, RvError::DeviceMemory] {
+        for code in
+            [RvError::GeneralError, RvError::FunctionFailed, RvError::HostMemory, RvError::DeviceMemory]
+        {
             let meaning = SOFTHSM.meaning(&Error::Pkcs11(code, Function::Sign));
             assert!(matches!(meaning, Meaning::Failed(Fault::Failed(_))), "{meaning:?}");
         }

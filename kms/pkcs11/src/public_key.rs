@@ -1,15 +1,11 @@
 //! Public keys as the token shows them, turned into SubjectPublicKeyInfo (RFC 5480, RFC 8410, RFC 8017 appendix A.1).
 
-use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use cryptoki::object::{Attribute, AttributeType, KeyType};
 use der::{
     Decode, Encode,
     asn1::{AnyRef, BitStringRef, ObjectIdentifier, OctetStringRef, UintRef},
 };
-use kms_core::{
-    Algorithm,
-    algorithm::{Curve, Hash, KeySpec, Scheme},
-};
+use kms_core::algorithm::{Curve, KeySpec};
 use spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
 
 use crate::mechanism;
@@ -43,7 +39,8 @@ impl PublicKey {
 
     /// Reads a key from [`PublicKey::ATTRIBUTES`].
     pub(crate) fn from_attributes(attributes: &[Attribute]) -> Result<Self, Unreadable> {
-        let (mut key_type, mut params, mut point, mut modulus, mut exponent) = (None, &[][..], None, None, None);
+        let (mut key_type, mut params, mut point, mut modulus, mut exponent) =
+            (None, &[][..], None, None, None);
         for attribute in attributes {
             match attribute {
                 Attribute::KeyType(found) => key_type = Some(*found),
@@ -71,7 +68,9 @@ impl PublicKey {
         let bits = match <&OctetStringRef>::from_der(point) {
             Ok(inner) if inner.as_bytes().len() == len => inner.as_bytes(),
             _ if point.len() == len => point,
-            _ => return Err(format!("CKA_EC_POINT has {} bytes, which is no point of its curve", point.len())),
+            _ => {
+                return Err(format!("CKA_EC_POINT has {} bytes, which is no point of its curve", point.len()));
+            }
         };
         if matches!(algorithm, KeyAlgorithm::Ec(_)) && bits.first() != Some(&4) {
             return Err("CKA_EC_POINT is compressed".to_owned());
@@ -95,36 +94,19 @@ impl PublicKey {
         };
         BitStringRef::from_bytes(&self.bits)
             .and_then(|subject_public_key| {
-                SubjectPublicKeyInfoRef { algorithm: AlgorithmIdentifierRef { oid, parameters }, subject_public_key }
-                    .to_der()
+                SubjectPublicKeyInfoRef {
+                    algorithm: AlgorithmIdentifierRef { oid, parameters },
+                    subject_public_key,
+                }
+                .to_der()
             })
             .map_err(|error| error.to_string())
-    }
-
-    /// Whether `signature` over `message` is this key's.
-    pub(crate) fn verifies(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(verification(algorithm), &self.bits).verify(message, signature).is_ok()
     }
 }
 
 fn rsa_public_key(modulus: &[u8], exponent: &[u8]) -> der::Result<Vec<u8>> {
     let numbers = [UintRef::new(modulus)?.to_der()?, UintRef::new(exponent)?.to_der()?].concat();
     AnyRef::new(der::Tag::Sequence, &numbers)?.to_der()
-}
-
-fn verification(algorithm: Algorithm) -> &'static dyn VerificationAlgorithm {
-    match algorithm.scheme() {
-        Scheme::Ecdsa(Hash::Sha256) => &signature::ECDSA_P256_SHA256_FIXED,
-        Scheme::Ecdsa(Hash::Sha384) => &signature::ECDSA_P384_SHA384_FIXED,
-        Scheme::Ecdsa(Hash::Sha512) => &signature::ECDSA_P521_SHA512_FIXED,
-        Scheme::Pkcs1(Hash::Sha256) => &signature::RSA_PKCS1_2048_8192_SHA256,
-        Scheme::Pkcs1(Hash::Sha384) => &signature::RSA_PKCS1_2048_8192_SHA384,
-        Scheme::Pkcs1(Hash::Sha512) => &signature::RSA_PKCS1_2048_8192_SHA512,
-        Scheme::Pss(Hash::Sha256) => &signature::RSA_PSS_2048_8192_SHA256,
-        Scheme::Pss(Hash::Sha384) => &signature::RSA_PSS_2048_8192_SHA384,
-        Scheme::Pss(Hash::Sha512) => &signature::RSA_PSS_2048_8192_SHA512,
-        Scheme::EdDsa => &signature::ED25519,
-    }
 }
 
 const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
@@ -147,7 +129,9 @@ mod tests {
         let p256 = Attribute::EcParams(b"\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07".to_vec());
         let compressed = [&[2][..], &[1; 64]].concat();
         for point in [vec![], vec![4; 64], vec![4; 66], [&[0x04, 0x20][..], &[1; 32]].concat(), compressed] {
-            assert!(read(&[Attribute::KeyType(KeyType::EC), p256.clone(), Attribute::EcPoint(point)]).is_err());
+            assert!(
+                read(&[Attribute::KeyType(KeyType::EC), p256.clone(), Attribute::EcPoint(point)]).is_err()
+            );
         }
         assert!(read(&[]).is_err());
         assert!(read(&[Attribute::KeyType(KeyType::RSA), Attribute::Modulus(vec![1; 256])]).is_err());

@@ -248,7 +248,11 @@ fn random_secret() -> io::Result<Secret> {
     let mut bytes = [0; 32];
     // The kernel gives up to 256 bytes whole.
     let len = rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
-    if len == bytes.len() { Ok(Secret::from_bytes(bytes)) } else { Err(io::Error::other("short random bytes")) }
+    if len == bytes.len() {
+        Ok(Secret::from_bytes(bytes))
+    } else {
+        Err(io::Error::other("short random bytes"))
+    }
 }
 
 async fn tell(writer: &mut (impl AsyncWriteExt + Unpin), message: &FromSupervisor) -> io::Result<()> {

@@ -38,7 +38,8 @@ impl Uri {
 
     /// Whether a token with these properties is meant. Compares only what the URI names.
     pub fn matches(&self, label: &str, serial: &str, manufacturer: &str, model: &str) -> bool {
-        let same = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|w| w == found.trim_end());
+        let same =
+            |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|w| w == found.trim_end());
         same(&self.token, label)
             && same(&self.serial, serial)
             && same(&self.manufacturer, manufacturer)
@@ -53,7 +54,8 @@ impl Uri {
             ("manufacturer", &self.manufacturer),
             ("model", &self.model),
         ];
-        let parts = named.iter().filter_map(|(name, value)| value.as_ref().map(|v| format!("{name}={}", encode(v))));
+        let parts =
+            named.iter().filter_map(|(name, value)| value.as_ref().map(|v| format!("{name}={}", encode(v))));
         format!("pkcs11:{}", parts.collect::<Vec<_>>().join(";"))
     }
 
@@ -67,7 +69,11 @@ impl Uri {
             "object" | "id" | "type" => {
                 return Err(invalid(format!("{name} names an object; this URI must name a token")));
             }
-            _ => return Err(invalid(format!("unknown attribute {name:?}; use token=, serial=, manufacturer= or model="))),
+            _ => {
+                return Err(invalid(format!(
+                    "unknown attribute {name:?}; use token=, serial=, manufacturer= or model="
+                )));
+            }
         };
         if place.replace(value).is_some() {
             return Err(invalid(format!("{name} stands there twice")));
@@ -104,9 +110,15 @@ impl FromStr for Uri {
                 "module-path" => &mut module_path,
                 "pin-source" => &mut pin_source,
                 "pin-value" => {
-                    return Err(invalid("pin-value is refused, a PIN must not stand in a configuration; use pin-source="));
+                    return Err(invalid(
+                        "pin-value is refused, a PIN must not stand in a configuration; use pin-source=",
+                    ));
                 }
-                _ => return Err(invalid(format!("unknown query attribute {name:?}; use module-path= and pin-source="))),
+                _ => {
+                    return Err(invalid(format!(
+                        "unknown query attribute {name:?}; use module-path= and pin-source="
+                    )));
+                }
             };
             if place.replace(absolute(name, &value)?).is_some() {
                 return Err(invalid(format!("{name} stands there twice")));
@@ -134,7 +146,8 @@ impl fmt::Display for Uri {
 fn attribute(pair: &str) -> Result<(&str, String), InvalidUri> {
     let (name, value) =
         pair.split_once('=').ok_or_else(|| invalid(format!("{pair:?} is not of the form name=value")))?;
-    let value = decode(value).ok_or_else(|| invalid(format!("the value of {name} is badly percent-encoded")))?;
+    let value =
+        decode(value).ok_or_else(|| invalid(format!("the value of {name} is badly percent-encoded")))?;
     if value.is_empty() {
         return Err(invalid(format!("{name} is empty")));
     }
@@ -144,10 +157,9 @@ fn attribute(pair: &str) -> Result<(&str, String), InvalidUri> {
 /// A plain path, or the path of a `file:` URI without a host (RFC 8089).
 fn absolute(name: &str, value: &str) -> Result<PathBuf, InvalidUri> {
     let path = match value.strip_prefix("file:") {
-        Some(rest) => rest.strip_prefix("//localhost/").map_or_else(
-            || rest.strip_prefix("//").unwrap_or(rest).to_owned(),
-            |path| format!("/{path}"),
-        ),
+        Some(rest) => rest
+            .strip_prefix("//localhost/")
+            .map_or_else(|| rest.strip_prefix("//").unwrap_or(rest).to_owned(), |path| format!("/{path}")),
         None => value.to_owned(),
     };
     if path.starts_with('|') {
@@ -238,7 +250,10 @@ mod tests {
 
     #[test]
     fn a_full_uri_is_decoded_and_reads_back_as_itself() {
-        let uri: Uri = "pkcs11:token=My%20token;serial=a1?module-path=/usr/lib/m.so&pin-source=file:///run/pin".parse().unwrap();
+        let uri: Uri =
+            "pkcs11:token=My%20token;serial=a1?module-path=/usr/lib/m.so&pin-source=file:///run/pin"
+                .parse()
+                .unwrap();
         assert_eq!(uri.token.as_deref(), Some("My token"));
         assert_eq!(uri.pin_source.as_deref(), Some(Path::new("/run/pin")));
         assert_eq!(uri.to_string().parse::<Uri>().unwrap(), uri);

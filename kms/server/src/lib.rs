@@ -1,12 +1,34 @@
-//! The composition root: configuration, processes, listeners, authentication, metrics and the scheduler.
+//! The composition root: it knows every room, and nobody knows it but the binary.
+//!
+//! `kms serve` is two programs in one executable: [`parent::run`] starts the other, [`front::run`], and the HSM
+//! workers. Start reading at `front`; what an operator can set stands in [`config`].
+
+pub mod addresses;
 pub mod authn;
 pub mod clock;
 pub mod config;
+pub mod front;
+mod grpc;
 pub mod hygiene;
 pub mod listen;
 mod metrics;
+mod notify;
 mod ops;
+pub mod parent;
+mod runtime_dir;
+mod scheduler;
+mod storage;
 pub mod telemetry;
 #[cfg(test)]
 mod test_certificate;
 pub mod tls;
+
+use kms_audit::FileLog;
+use kms_core::Kms;
+use kms_pkcs11::Pool;
+use kms_store::SqliteStore;
+
+pub use storage::bootstrap;
+
+/// The service over its real ports, named once.
+pub type Service = Kms<Pool, SqliteStore, FileLog, clock::SystemClock>;

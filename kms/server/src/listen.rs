@@ -207,7 +207,12 @@ mod tests {
         task: JoinHandle<()>,
     }
 
-    async fn serve(router: Router, protocol: Protocol, tls: Option<Arc<ServerConfig>>, drain: Duration) -> Served {
+    async fn serve(
+        router: Router,
+        protocol: Protocol,
+        tls: Option<Arc<ServerConfig>>,
+        drain: Duration,
+    ) -> Served {
         let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = socket.local_addr().expect("an address");
         let stop = CancellationToken::new();

@@ -75,11 +75,7 @@ impl Metrics {
             "Certificates that changed on disk and could not be used",
             reload_failures.clone(),
         );
-        registry.register(
-            "build",
-            "This program",
-            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
-        );
+        registry.register("build", "This program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(LevelsCollector(levels)));
         Self { registry, requests, durations, reload_failures }
     }
@@ -109,7 +105,10 @@ pub(crate) async fn observe(State(metrics): State<Arc<Metrics>>, request: Reques
         Code::Unauthenticated | Code::Unimplemented => String::new(),
         _ => path,
     };
-    metrics.durations.get_or_create(&MethodLabels { method: method.clone() }).observe(started.elapsed().as_secs_f64());
+    metrics
+        .durations
+        .get_or_create(&MethodLabels { method: method.clone() })
+        .observe(started.elapsed().as_secs_f64());
     metrics.requests.get_or_create(&RequestLabels { method, code: name(code) }).inc();
     response
 }
@@ -128,21 +127,48 @@ impl<F> fmt::Debug for LevelsCollector<F> {
     }
 }
 
-impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Collector for LevelsCollector<F> {
+impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Collector
+    for LevelsCollector<F>
+{
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Levels { hsm, audit, store_generation, certificates_expire } = (self.0)();
         let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: f64| {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
         };
-        gauge("hsm_workers_ready", "Workers that are logged in and answering", None, hsm.workers_ready.into())?;
+        gauge(
+            "hsm_workers_ready",
+            "Workers that are logged in and answering",
+            None,
+            hsm.workers_ready.into(),
+        )?;
         gauge("hsm_workers_wanted", "Workers that there should be", None, hsm.workers_wanted.into())?;
         gauge("hsm_requests_in_flight", "Requests queued for or in the HSM", None, hsm.in_flight.into())?;
-        gauge("audit_refusing", "1 while the audit log takes no records", None, f64::from(u8::from(audit.refusal.is_some())))?;
-        gauge("audit_slots_taken", "Operations under way or waiting for their record", None, audit.slots_taken as f64)?;
+        gauge(
+            "audit_refusing",
+            "1 while the audit log takes no records",
+            None,
+            f64::from(u8::from(audit.refusal.is_some())),
+        )?;
+        gauge(
+            "audit_slots_taken",
+            "Operations under way or waiting for their record",
+            None,
+            audit.slots_taken as f64,
+        )?;
         gauge("audit_slots_max", "Most operations that may be under way", None, audit.slots_max as f64)?;
-        gauge("audit_free", "Free space on the audit log's file system", Some(&Unit::Bytes), audit.free_bytes as f64)?;
-        gauge("audit_last_sync_duration", "How long the last sync took", Some(&Unit::Seconds), audit.last_sync_seconds)?;
+        gauge(
+            "audit_free",
+            "Free space on the audit log's file system",
+            Some(&Unit::Bytes),
+            audit.free_bytes as f64,
+        )?;
+        gauge(
+            "audit_last_sync_duration",
+            "How long the last sync took",
+            Some(&Unit::Seconds),
+            audit.last_sync_seconds,
+        )?;
         gauge("store_generation", "Transactions committed to the store", None, store_generation as f64)?;
         let mut expiry = encoder.encode_descriptor(
             "tls_certificate_expiry_timestamp",
@@ -160,7 +186,11 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
         counter("hsm_respawns", "Workers that had to be replaced", hsm.respawns)?;
         counter("audit_records", "Audit records made durable", audit.records_written)?;
         counter("audit_syncs", "Syncs of the audit log", audit.syncs)?;
-        counter("audit_records_lost", "Records of abandoned operations that could not be kept", audit.records_lost)
+        counter(
+            "audit_records_lost",
+            "Records of abandoned operations that could not be kept",
+            audit.records_lost,
+        )
     }
 }
 

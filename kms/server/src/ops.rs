@@ -14,9 +14,10 @@ use axum::{
     Router,
     extract::State,
     http::{
-        StatusCode,
-        header::{CACHE_CONTROL, CONTENT_TYPE},
+        HeaderValue, StatusCode,
+        header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
     },
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -43,7 +44,13 @@ pub(crate) fn router(probe: Probe, metrics: Arc<Metrics>) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape))
+        .layer(map_response(nosniff))
         .with_state(Arc::new(Ops { probe, last: Mutex::new(None), metrics }))
+}
+
+async fn nosniff(mut response: Response) -> Response {
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 async fn livez() -> &'static str {
@@ -59,7 +66,8 @@ async fn readyz(State(ops): State<Arc<Ops>>) -> Response {
     };
     let body = serde_json::json!({ "ready": ready, "hsm": text(&hsm), "store": text(&store) });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], body.to_string()).into_response()
+    (status, [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], body.to_string())
+        .into_response()
 }
 
 async fn scrape(State(ops): State<Arc<Ops>>) -> Response {

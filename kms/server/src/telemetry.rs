@@ -22,6 +22,8 @@ pub fn install(log: &Log) -> anyhow::Result<()> {
 /// Parses `log.level`.
 pub(crate) fn filter(level: &str) -> anyhow::Result<EnvFilter> {
     level.parse().with_context(|| {
-        format!("log.level = {level:?} is not a level; write for instance \"info\" or \"info,kms_pkcs11=debug\"")
+        format!(
+            "log.level = {level:?} is not a level; write for instance \"info\" or \"info,kms_pkcs11=debug\""
+        )
     })
 }

@@ -1,1 +1,80 @@
-//! kms-store
+//! The store on SQLite: keys, versions, access tokens and remembered requests, as plain columns.
+//!
+//! [`SqliteStore`] implements [`kms_core::Store`]. One connection writes (WAL, `synchronous=FULL`, `BEGIN
+//! IMMEDIATE`), others read beside it, and `kms.lock` beside the database keeps a second server out. Times are
+//! kept to the microsecond: finer ones are truncated.
+
+mod commit;
+mod fault;
+mod lock;
+mod open;
+mod rows;
+mod snapshot;
+mod sqlite;
+
+use std::path::PathBuf;
+
+pub use open::Options;
+pub use sqlite::SqliteStore;
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process holds the lock file.
+    #[error(
+        "another kms server uses this store: it holds {0}; stop it first, or give this one a store of its own"
+    )]
+    InUse(PathBuf),
+    /// The database has migrations that this program does not know.
+    #[error(
+        "{path} has schema version {found}, and this program knows only {known}; upgrade the program, or \
+         restore a backup of the earlier version"
+    )]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its newest migration.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// Opened read-only, when migrations are still to be run.
+    #[error(
+        "{path} has schema version {found}, and this program wants {known}; start the server once to migrate it"
+    )]
+    Older {
+        /// The database.
+        path: PathBuf,
+        /// Its newest migration; 0 for a database that is not ours.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// The database is not as its migrations made it.
+    #[error("{path} cannot be migrated: {why}; restore a backup")]
+    Migration {
+        /// The database.
+        path: PathBuf,
+        /// What the migration said.
+        why: String,
+    },
+    /// The file may not be written.
+    #[error("{path} cannot be written: {why}; the server needs a store that it may write")]
+    ReadOnly {
+        /// The database.
+        path: PathBuf,
+        /// How that shows.
+        why: String,
+    },
+    /// The disk, or the limit on the database's size, is full.
+    #[error("{0} cannot grow: the disk is full, or the limit on its size is reached")]
+    Full(PathBuf),
+    /// Anything else that SQLite or the file system said.
+    #[error("{path}: {why}")]
+    Unusable {
+        /// Database, lock file or directory.
+        path: PathBuf,
+        /// What it said.
+        why: String,
+    },
+}

@@ -12,8 +12,6 @@ const HEAD: &str = "# Written by `kms dev` at each start; changes are lost. DEVE
 const STORE_FILE: &str = "store/kms.db";
 /// Directory of the audit log.
 const AUDIT_DIR: &str = "audit";
-/// The lock under which workers log in one after another.
-const STARTUP_LOCK_FILE: &str = "hsm.lock";
 
 /// What differs from one development server to another.
 pub(super) struct Settings<'a> {
@@ -51,7 +49,6 @@ struct Http<'a> {
 #[derive(Serialize)]
 struct Hsm<'a> {
     uri: &'a str,
-    startup_lock: &'static str,
 }
 
 #[derive(Serialize)]
@@ -75,7 +72,7 @@ impl Settings<'_> {
                 reflection: true,
             },
             http: Http { addr: self.http_addr, issuer: self.issuer },
-            hsm: Hsm { uri: self.hsm_uri, startup_lock: STARTUP_LOCK_FILE },
+            hsm: Hsm { uri: self.hsm_uri },
             store: Store { path: STORE_FILE },
             audit: Audit { dir: AUDIT_DIR },
         };

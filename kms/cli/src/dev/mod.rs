@@ -14,12 +14,13 @@ use std::{
     env,
     fs::{self, DirBuilder, File, TryLockError},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
 use clap::Args;
 use kms_client::{Client, Kind, Options, v1};
+use kms_server::addresses;
 use kms_softhsm::DevToken;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -33,6 +34,7 @@ use self::{
 };
 use crate::{
     bootstrap, clock,
+    configuration::{self, Overrides},
     failure::{Code, Failure},
     output,
 };
@@ -41,8 +43,6 @@ const LOCK_FILE: &str = "dev.lock";
 const CONFIG_FILE: &str = "kms.toml";
 const TOKEN_FILE: &str = "admin-token";
 const ENV_FILE: &str = "env";
-/// Written by the server into the store's directory.
-const LISTENING_FILE: &str = "listening.json";
 /// The key that the printed commands use.
 const SAMPLE_KEY: &str = "sample-jwt";
 
@@ -93,7 +93,7 @@ impl Dev {
         progress("starting the server");
         let mut server = Server::spawn(&config, token.env())?;
         let outcome = tokio::select! {
-            outcome = home.present(&mut server) => outcome.map(|()| None),
+            outcome = home.present(&mut server, &token) => outcome.map(|()| None),
             signal = signals.next() => Ok(Some(End::Signal(signal))),
         };
         let end = match outcome {
@@ -142,15 +142,26 @@ impl Home {
             None => {
                 let temporary = tempfile::Builder::new()
                     .prefix("kms-dev-")
+                    .permissions(fs::Permissions::from_mode(0o700))
                     .tempdir()
                     .map_err(Failure::about(env::temp_dir().display()))?;
-                (temporary.path().canonicalize().map_err(Failure::about("temporary directory"))?, Some(temporary))
+                (
+                    temporary.path().canonicalize().map_err(Failure::about("temporary directory"))?,
+                    Some(temporary),
+                )
             }
         };
         let mode = fs::metadata(&dir).map_err(Failure::about(dir.display()))?.mode();
         if mode & 0o077 != 0 {
-            return Err(Failure::usage(format!("{} is open to other users (mode {:o})", dir.display(), mode & 0o777))
-                .hint(format!("PINs and a credential will lie in it: chmod 700 {}", quoted(&dir.to_string_lossy()))));
+            return Err(Failure::usage(format!(
+                "{} is open to other users (mode {:o})",
+                dir.display(),
+                mode & 0o777
+            ))
+            .hint(format!(
+                "PINs and a credential will lie in it: chmod 700 {}",
+                quoted(&dir.to_string_lossy())
+            )));
         }
         let lock = File::create(dir.join(LOCK_FILE)).map_err(Failure::about(dir.display()))?;
         match lock.try_lock() {
@@ -164,7 +175,11 @@ impl Home {
     }
 
     /// Makes what is missing: token, certificates, configuration, administrator.
-    async fn prepare(&self, grpc_addr: SocketAddr, http_addr: SocketAddr) -> Result<(PathBuf, DevToken), Failure> {
+    async fn prepare(
+        &self,
+        grpc_addr: SocketAddr,
+        http_addr: SocketAddr,
+    ) -> Result<(PathBuf, DevToken), Failure> {
         progress(&format!("preparing {}", self.dir.display()));
         let token = DevToken::open_or_create(&self.dir).map_err(|error| Failure::other(error.to_string()))?;
         certificates::ensure(&self.dir, clock::now())?;
@@ -182,20 +197,26 @@ impl Home {
         }
         // That of the last server would name its ports.
         for directory in config_file::directories(&self.dir) {
-            let _ = fs::remove_file(directory.join(LISTENING_FILE));
+            let _ = fs::remove_file(directory.join(addresses::FILE_NAME));
         }
 
         let credential = self.dir.join(TOKEN_FILE);
+        // Empty when an earlier start was cut off before it had made the administrator.
+        if fs::metadata(&credential).is_ok_and(|found| found.len() == 0) {
+            fs::remove_file(&credential).map_err(Failure::about(credential.display()))?;
+        }
         if !credential.exists() {
-            bootstrap::to_file(&config, &credential).await?;
+            let made =
+                bootstrap::to_file(&configuration::load(&config, &Overrides::default())?, &credential).await;
+            made.map_err(|failure| failure.hint(format!("to begin anew, remove {}", self.dir.display())))?;
         }
         Ok((config, token))
     }
 
     /// Waits until the server is ready, makes the sample key, writes `env`, and says so.
-    async fn present(&self, server: &mut Server) -> Result<(), Failure> {
+    async fn present(&self, server: &mut Server, token: &DevToken) -> Result<(), Failure> {
         let [store_dir, _] = config_file::directories(&self.dir);
-        let listening = server.ready(&store_dir.join(LISTENING_FILE)).await?;
+        let listening = server.ready(&store_dir.join(addresses::FILE_NAME)).await?;
         let addr = format!("https://{}", reachable(listening.grpc));
         let http_addr = format!("http://{}", reachable(listening.http));
         let cacert = self.dir.join(certificates::CA_FILE);
@@ -208,6 +229,8 @@ impl Home {
             cacert: &cacert,
             token_file: &token_file,
             http_addr: &http_addr,
+            config: &self.dir.join(CONFIG_FILE),
+            softhsm_conf: token.conf(),
             bin_dir: program.parent().unwrap_or(Path::new("/")),
         };
         let text = environment
@@ -251,16 +274,9 @@ async fn make_sample_key(addr: &str, cacert: &Path, token_file: &Path) -> Result
     let mut options = Options::new(addr, token.trim().to_owned().into());
     options.ca_pem = Some(fs::read(cacert).map_err(Failure::about(cacert.display()))?);
     let client = Client::connect(options).await?;
-    let key = v1::Key {
-        algorithm: "ES256".to_owned(),
-        owner: "kms dev".to_owned(),
-        ..Default::default()
-    };
-    let request = v1::CreateKeyRequest {
-        key_id: SAMPLE_KEY.to_owned(),
-        key: Some(key),
-        ..Default::default()
-    };
+    let key = v1::Key { algorithm: "ES256".to_owned(), owner: "kms dev".to_owned(), ..Default::default() };
+    let request =
+        v1::CreateKeyRequest { key_id: SAMPLE_KEY.to_owned(), key: Some(key), ..Default::default() };
     match client.create_key(request).await {
         Err(error) if error.kind() != Kind::AlreadyExists => Err(error.into()),
         _ => Ok(()),
@@ -296,7 +312,8 @@ impl Signals {
 
 /// An address that the certificate can cover: this machine's own, or all interfaces.
 fn parse_addr(text: &str) -> Result<SocketAddr, &'static str> {
-    const HELP: &str = "a development server listens on 127.0.0.1:PORT, [::1]:PORT, or 0.0.0.0:PORT or [::]:PORT";
+    const HELP: &str =
+        "a development server listens on 127.0.0.1:PORT, [::1]:PORT, or 0.0.0.0:PORT or [::]:PORT";
     let addr: SocketAddr = text.parse().map_err(|_| HELP)?;
     let own = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     if own.contains(&reachable(addr).ip()) { Ok(addr) } else { Err(HELP) }

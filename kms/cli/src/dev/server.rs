@@ -81,7 +81,11 @@ impl Server {
                     match client.get(&url).send().await {
                         Ok(answer) if answer.status() == StatusCode::OK => return Ok(listening),
                         Ok(answer) => {
-                            format!("{url} answers {}: {}", answer.status(), answer.text().await.unwrap_or_default())
+                            format!(
+                                "{url} answers {}: {}",
+                                answer.status(),
+                                answer.text().await.unwrap_or_default()
+                            )
                         }
                         Err(error) => format!("{url}: {error}"),
                     }

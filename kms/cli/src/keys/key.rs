@@ -44,9 +44,9 @@ pub(super) struct Create {
 /// List keys
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// Only keys with this label; may be repeated
-    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
-    labels: Vec<(String, String)>,
+    /// Only keys of which all terms hold: algorithm=ALG, owner=TEXT, labels.NAME=VALUE, joined by AND
+    #[arg(long, value_name = "TERMS", default_value = "", hide_default_value = true)]
+    filter: String,
 }
 
 /// Show a key
@@ -100,27 +100,21 @@ impl Create {
             algorithm: self.algorithm,
             owner: self.owner,
             labels: self.labels.into_iter().collect(),
-            rotation_period: self.rotation_period.map(wire_duration),
-            publish_lead: self.publish_lead.map(wire_duration),
-            max_token_ttl: self.max_token_ttl.map(wire_duration),
+            rotation_period: self.rotation_period.map(duration::to_wire),
+            publish_lead: self.publish_lead.map(duration::to_wire),
+            max_token_ttl: self.max_token_ttl.map(duration::to_wire),
             ..Default::default()
         };
-        let request = v1::CreateKeyRequest {
-            key_id: self.name.id().to_owned(),
-            key: Some(key),
-            ..Default::default()
-        };
+        let request =
+            v1::CreateKeyRequest { key_id: self.name.id().to_owned(), key: Some(key), ..Default::default() };
         format.print_one(&view::Key::from(client.create_key(request).await?))
     }
 }
 
 impl List {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
-        let mut request = v1::ListKeysRequest {
-            page_size: PAGE_SIZE,
-            labels: self.labels.into_iter().collect(),
-            ..Default::default()
-        };
+        let mut request =
+            v1::ListKeysRequest { page_size: PAGE_SIZE, filter: self.filter, ..Default::default() };
         let mut keys: Vec<view::Key> = Vec::new();
         loop {
             let page = client.list_keys(request.clone()).await?;
@@ -148,9 +142,9 @@ impl Update {
             name: self.name.to_string(),
             owner: self.changes.owner.unwrap_or_default(),
             labels: self.changes.labels.into_iter().collect(),
-            rotation_period: self.changes.rotation_period.map(wire_duration),
-            publish_lead: self.changes.publish_lead.map(wire_duration),
-            max_token_ttl: self.changes.max_token_ttl.map(wire_duration),
+            rotation_period: self.changes.rotation_period.map(duration::to_wire),
+            publish_lead: self.changes.publish_lead.map(duration::to_wire),
+            max_token_ttl: self.changes.max_token_ttl.map(duration::to_wire),
             etag: self.etag,
             ..Default::default()
         };
@@ -178,9 +172,4 @@ impl Changes {
         .map(|(path, _)| path.to_owned())
         .collect()
     }
-}
-
-/// The same duration as `google.protobuf.Duration`.
-fn wire_duration(duration: SignedDuration) -> prost_types::Duration {
-    prost_types::Duration { seconds: duration.as_secs(), nanos: duration.subsec_nanos() }
 }

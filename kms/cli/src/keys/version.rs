@@ -81,11 +81,8 @@ struct Which {
 
 impl Rotate {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
-        let request = v1::RotateKeyRequest {
-            name: self.name.to_string(),
-            etag: self.etag,
-            ..Default::default()
-        };
+        let request =
+            v1::RotateKeyRequest { name: self.name.to_string(), etag: self.etag, ..Default::default() };
         print(client.rotate_key(request).await?, format)
     }
 }
@@ -106,8 +103,16 @@ impl Versions {
             }
             request.page_token = page.next_page_token;
         }
-        let columns =
-            ["number", "state", "primary", "kid", "activate_time", "retire_time", "withdraw_time", "destroy_time"];
+        let columns = [
+            "number",
+            "state",
+            "primary",
+            "kid",
+            "activate_time",
+            "retire_time",
+            "withdraw_time",
+            "destroy_time",
+        ];
         format.print_list(&versions, &columns)
     }
 }

@@ -49,7 +49,9 @@ impl<H: Hsm> Suite<'_, H> {
         let new = NewKeyPair { id, label: format!("conformance/{algorithm}"), spec: algorithm.key_spec() };
         self.hsm.generate(&self.grant, &new, self.deadline).await.expect("generate");
         let found = self.hsm.find(&self.grant, id, self.deadline).await.expect("find");
-        let [private] = found.private.as_slice() else { panic!("{algorithm}: not one private key: {found:?}") };
+        let [private] = found.private.as_slice() else {
+            panic!("{algorithm}: not one private key: {found:?}")
+        };
         let [spki] = found.public.as_slice() else { panic!("{algorithm}: not one public key: {found:?}") };
         assert_eq!(private.deviation(), None, "{algorithm}");
         Pair { key: KeyRef::new(id, spki), spki: spki.clone() }

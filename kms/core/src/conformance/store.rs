@@ -25,12 +25,8 @@ pub async fn run<S: Store>(store: &S) {
 
 async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
     let full = a_key("full.key_1-x");
-    let bare = Key {
-        owner: String::new(),
-        labels: Default::default(),
-        rotation_period: None,
-        ..a_key("bare")
-    };
+    let bare =
+        Key { owner: String::new(), labels: Default::default(), rotation_period: None, ..a_key("bare") };
     let versions = vec![
         KeyVersion {
             earlier_attempts: vec![CkaId::from_bytes([1; 16]), CkaId::from_bytes([2; 16])],
@@ -148,13 +144,19 @@ async fn there_is_one_bootstrap_ever_and_revocation_stays<S: Store>(store: &S) {
     let insert = |token| store.commit(transaction(vec![Write::InsertAccessToken(token)]));
     insert(first.clone()).await.expect("commit");
     insert(token("user-token", false)).await.expect("commit");
-    assert!(matches!(insert(token("user-token", false)).await, Err(Fault::Exists(_))), "a name was taken twice");
+    assert!(
+        matches!(insert(token("user-token", false)).await, Err(Fault::Exists(_))),
+        "a name was taken twice"
+    );
     let revoke = Write::RevokeAccessToken { name: "first".to_owned(), at: at(5) };
     store.commit(transaction(vec![revoke.clone()])).await.expect("commit");
     let again = store.commit(transaction(vec![revoke])).await;
     assert!(matches!(again, Err(Fault::Changed(_))), "revoked twice: {again:?}");
     let second = insert(token("second-boot", true)).await;
-    assert!(matches!(second, Err(Fault::Exists(_))), "a second bootstrap after the first was revoked: {second:?}");
+    assert!(
+        matches!(second, Err(Fault::Exists(_))),
+        "a second bootstrap after the first was revoked: {second:?}"
+    );
     let mut tokens = store.load().await.expect("load").access_tokens;
     tokens.sort_by(|a, b| a.name.cmp(&b.name));
     let revoked = AccessToken { revoked_at: Some(at(5)), ..first };

@@ -8,9 +8,9 @@ use std::{
 
 use aws_lc_rs::{
     digest::Digest,
+    encoding::{AsDer, PublicKeyX509Der},
     rsa::{KeyPair as RsaKeyPair, KeySize},
     signature::{self as lc, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaEncoding},
-    encoding::{AsDer, PublicKeyX509Der},
 };
 
 use crate::{
@@ -89,7 +89,9 @@ impl Hsm for Arc<SoftHsm> {
         let (key, spki) = generate(new.spec)?;
         let extractable = state.takes(HsmFault::GenerateExtractable);
         let public = if state.takes(HsmFault::GenerateHalf) { vec![] } else { vec![spki] };
-        state.pairs.insert(new.id, Pair { key, object: PrivateObject { extractable, ..AS_IT_MUST_BE }, public });
+        state
+            .pairs
+            .insert(new.id, Pair { key, object: PrivateObject { extractable, ..AS_IT_MUST_BE }, public });
         state.generated += 1;
         if state.takes(HsmFault::GenerateLosesAnswer) {
             return Err(Fault::Unavailable("the answer was lost".to_owned()));
@@ -213,9 +215,7 @@ impl PrivateKey {
             _ => Err(refused()),
         };
         match self {
-            Self::Ec(pair) => {
-                Ok(pair.sign_digest(&digest()?).map_err(|_| refused())?.as_ref().to_vec())
-            }
+            Self::Ec(pair) => Ok(pair.sign_digest(&digest()?).map_err(|_| refused())?.as_ref().to_vec()),
             Self::Rsa(pair) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
                 pair.sign_digest(rsa(algorithm), &digest()?, &mut signature).map_err(|_| refused())?;

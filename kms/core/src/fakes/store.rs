@@ -143,6 +143,9 @@ impl Rows {
     }
 
     fn versions(&mut self, id: &KeyId) -> Result<&mut Vec<KeyVersion>, Fault> {
-        self.keys.get_mut(id).map(|(_, versions)| versions).ok_or_else(|| Fault::Changed(format!("keys/{id}")))
+        self.keys
+            .get_mut(id)
+            .map(|(_, versions)| versions)
+            .ok_or_else(|| Fault::Changed(format!("keys/{id}")))
     }
 }

@@ -6,6 +6,11 @@
 //! resumes: it searches before it generates, and an attempt that is given up keeps its CKA_ID on record, so that
 //! an object that arrives late is known as an orphan. Nothing is ever destroyed here.
 
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{MutexGuard, PoisonError},
+};
+
 use crate::{
     AuditLog, Clock, Error, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
     catalog::Entry,
@@ -14,7 +19,7 @@ use crate::{
     hsm::{CkaId, Found, NewKeyPair},
     key::{Born, Key, Timeline},
     signature::{self, PublicKey},
-    time::{Deadline, Timestamp},
+    time::{Deadline, SignedDuration, Timestamp},
 };
 
 /// How often the last step is tried again when somebody else changes the key meanwhile.
@@ -29,6 +34,19 @@ pub(super) enum Attempt {
     Resumed,
 }
 
+/// How long a birth rests after its first failed resumption, and at most. Doubles in between.
+const RESUME_PAUSE_MIN: SignedDuration = SignedDuration::from_secs(5);
+const RESUME_PAUSE_MAX: SignedDuration = SignedDuration::from_mins(10);
+
+/// What this process knows of births under way.
+#[derive(Default)]
+pub(crate) struct Births {
+    /// At work in this process: the resumer leaves them alone.
+    at_work: HashSet<(KeyId, u32)>,
+    /// Failed resumptions, and when the next is due.
+    failed: HashMap<(KeyId, u32), (u32, Timestamp)>,
+}
+
 /// Marks a birth as being at work in this process, until dropped.
 pub(super) struct AtWork<'a, H, S, A, C> {
     kms: &'a Kms<H, S, A, C>,
@@ -41,24 +59,25 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     pub async fn resume_births(&self, deadline: Deadline) -> usize {
         let mut finished = 0;
         for (id, number) in self.unborn() {
-            match self.resume_birth(&id, number, deadline).await {
-                Ok(()) => finished += 1,
-                Err(error) => {
-                    tracing::warn!(key = %id, version = number, %error, "a birth could not be resumed yet");
-                }
+            let result = self.resume_birth(&id, number, deadline).await;
+            if let Err(error) = &result {
+                tracing::warn!(key = %id, version = number, %error, "a birth could not be resumed yet");
             }
+            finished += usize::from(result.is_ok());
+            self.births().resumed((id, number), result.is_ok(), self.clock.now());
         }
         finished
     }
 
     fn unborn(&self) -> Vec<(KeyId, u32)> {
-        let at_work = self.births_at_work().clone();
+        let now = self.clock.now();
         let picture = self.catalog.now();
         let unborn = picture.keys.values().flat_map(|entry| {
             let rows = entry.versions.iter().filter(|version| version.row.born.is_none());
             rows.map(|version| (entry.key.id.clone(), version.row.number))
         });
-        unborn.filter(|birth| !at_work.contains(birth)).collect()
+        let births = self.births();
+        unborn.filter(|birth| births.may_resume(birth, now)).collect()
     }
 
     async fn resume_birth(&self, id: &KeyId, number: u32, deadline: Deadline) -> Result<(), Error> {
@@ -149,13 +168,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 
     /// The new key proves itself: it signs a random challenge that verifies under the public key we read.
-    async fn challenge(
-        &self,
-        id: &KeyId,
-        number: u32,
-        spki: &[u8],
-        deadline: Deadline,
-    ) -> Result<(), Error> {
+    async fn challenge(&self, id: &KeyId, number: u32, spki: &[u8], deadline: Deadline) -> Result<(), Error> {
         let entry = self.catalog.entry(id)?;
         let algorithm = entry.key.algorithm;
         let public = PublicKey::from_spki(algorithm, entry.version(number)?.row.cka_id, spki)?;
@@ -209,7 +222,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Marks the birth as ours, before its row is written: the resumer must not take it for one cut short.
     pub(super) fn begin_work(&self, id: &KeyId, number: u32) -> Result<AtWork<'_, H, S, A, C>, Error> {
         let birth = (id.clone(), number);
-        if self.births_at_work().insert(birth.clone()) {
+        if self.births().at_work.insert(birth.clone()) {
             return Ok(AtWork { kms: self, birth });
         }
         Err(Error::new(
@@ -221,15 +234,34 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 }
 
 impl<H, S, A, C> Kms<H, S, A, C> {
-    fn births_at_work(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<(KeyId, u32)>> {
-        // A set of names is whole even if its holder panicked.
-        self.births.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn births(&self) -> MutexGuard<'_, Births> {
+        // Sets of names are whole even if their holder panicked.
+        self.births.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<H, S, A, C> Drop for AtWork<'_, H, S, A, C> {
     fn drop(&mut self) {
-        self.kms.births_at_work().remove(&self.birth);
+        self.kms.births().at_work.remove(&self.birth);
+    }
+}
+
+impl Births {
+    fn may_resume(&self, birth: &(KeyId, u32), now: Timestamp) -> bool {
+        let waits = self.failed.get(birth).is_some_and(|(_, not_before)| *not_before > now);
+        !waits && !self.at_work.contains(birth)
+    }
+
+    /// A birth that fails again and again is tried ever less often: each attempt may leave an orphan behind.
+    fn resumed(&mut self, birth: (KeyId, u32), finished: bool, now: Timestamp) {
+        if finished {
+            self.failed.remove(&birth);
+            return;
+        }
+        let failures = self.failed.get(&birth).map_or(0, |(failures, _)| *failures);
+        let pause = RESUME_PAUSE_MIN.saturating_mul(1 << failures.min(16)).min(RESUME_PAUSE_MAX);
+        let not_before = now.saturating_add(pause).unwrap_or(Timestamp::MAX);
+        self.failed.insert(birth, (failures + 1, not_before));
     }
 }
 

@@ -14,6 +14,8 @@ mod update_key;
 mod verify;
 mod version_states;
 
+pub(crate) use birth::Births;
+
 pub use access_tokens::{CREDENTIAL_PREFIX, CreateAccessToken, NAME_LEN_MAX, bootstrap};
 pub use create_key::{CreateKey, MAX_TOKEN_TTL_DEFAULT, PUBLISH_LEAD_DEFAULT};
 pub use jwks::PublishedKeys;

@@ -164,7 +164,9 @@ impl ToSign {
         match (self, algorithm.hash()) {
             (Self::Message(message), _) if message.len() > MESSAGE_LEN_MAX => Err(Error::invalid(
                 "message",
-                format!("a message has at most {MESSAGE_LEN_MAX} bytes; hash a longer one and send its digest"),
+                format!(
+                    "a message has at most {MESSAGE_LEN_MAX} bytes; hash a longer one and send its digest"
+                ),
             )),
             (Self::Message(message), Some(hash)) => {
                 Ok(SignInput::Digest(hash.digest(&message).as_ref().to_vec()))
@@ -176,7 +178,11 @@ impl ToSign {
             )),
             (Self::Digest(digest), Some(hash)) if digest.len() != hash.digest_len() => Err(Error::invalid(
                 "digest",
-                format!("{algorithm} needs a digest of {} bytes, this has {}", hash.digest_len(), digest.len()),
+                format!(
+                    "{algorithm} needs a digest of {} bytes, this has {}",
+                    hash.digest_len(),
+                    digest.len()
+                ),
             )),
             (Self::Digest(digest), Some(_)) => Ok(SignInput::Digest(digest)),
         }

@@ -128,10 +128,16 @@ impl<'a> Claims<'a> {
         let max = key.max_token_ttl;
         let (expires_at, add_exp) = match (self.numeric_date("exp")?, ttl) {
             (None, None) => {
-                return Err(Error::invalid("ttl", "a token needs an end: put exp into the claims, or give a ttl"));
+                return Err(Error::invalid(
+                    "ttl",
+                    "a token needs an end: put exp into the claims, or give a ttl",
+                ));
             }
             (Some(_), Some(_)) => {
-                return Err(Error::invalid("ttl", "exp stands in the claims already: give it or a ttl, not both"));
+                return Err(Error::invalid(
+                    "ttl",
+                    "exp stands in the claims already: give it or a ttl, not both",
+                ));
             }
             (Some(exp), None) => (exp, None),
             (None, Some(ttl)) if ttl >= SignedDuration::from_secs(1) && ttl <= max => {
@@ -155,10 +161,14 @@ impl<'a> Claims<'a> {
     /// A NumericDate (RFC 7519 §2): seconds since the epoch, perhaps with a fraction.
     fn numeric_date(&self, name: &'static str) -> Result<Option<Timestamp>, Error> {
         let Some((_, value)) = self.0.iter().find(|(member, _)| member == name) else { return Ok(None) };
-        let wrong = || Error::invalid("claims", format!("{name} must be a number of seconds since the epoch"));
+        let wrong =
+            || Error::invalid("claims", format!("{name} must be a number of seconds since the epoch"));
         let seconds: f64 = serde_json::from_str(value.get()).map_err(|_| wrong())?;
         // Rounded up, so that a fraction never outlives the bound.
-        #[expect(clippy::cast_possible_truncation, reason = "a float saturates, and Timestamp refuses the ends")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a float saturates, and Timestamp refuses the ends"
+        )]
         let whole = seconds.ceil() as i64;
         Timestamp::from_second(whole).map(Some).map_err(|_| wrong())
     }
@@ -241,7 +251,9 @@ mod tests {
 
     #[test]
     fn claims_that_are_not_an_object_with_distinct_members_are_refused_without_being_quoted() {
-        for bad in ["", "[]", "\"s3cret\"", "{\"a\":1", "{\"a\":1}x", "{\"s3cret\":1,\"s3cret\":2}", "null", "{a:1}"] {
+        for bad in
+            ["", "[]", "\"s3cret\"", "{\"a\":1", "{\"a\":1}x", "{\"s3cret\":1,\"s3cret\":2}", "null", "{a:1}"]
+        {
             let error = complete(bad, Some(60)).expect_err(bad);
             assert_eq!(error.field(), Some("claims"), "{bad}");
             assert!(!error.to_string().contains("s3cret"), "{error}");
@@ -267,7 +279,8 @@ mod tests {
 
     #[test]
     fn members_keep_their_order_and_their_spelling() {
-        let (text, _) = complete("{ \"z\": 1.0, \"a\\u0062\": [ 9007199254740993 ] }", Some(60)).expect("claims");
+        let (text, _) =
+            complete("{ \"z\": 1.0, \"a\\u0062\": [ 9007199254740993 ] }", Some(60)).expect("claims");
         assert_eq!(text, "{\"z\":1.0,\"ab\":[ 9007199254740993 ],\"iat\":1800000000,\"exp\":1800000060}");
     }
 

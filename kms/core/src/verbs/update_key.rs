@@ -121,7 +121,10 @@ pub(super) fn check_labels(labels: Labels) -> Result<Labels, Error> {
 pub(super) fn check_span(field: &'static str, span: SignedDuration) -> Result<SignedDuration, Error> {
     if span < Key::FENCE || span > SPAN_MAX || span.subsec_nanos() != 0 {
         let (least, most) = (Key::FENCE.as_secs(), SPAN_MAX.as_hours() / 24);
-        return Err(Error::invalid(field, format!("give whole seconds, from {least} seconds to {most} days")));
+        return Err(Error::invalid(
+            field,
+            format!("give whole seconds, from {least} seconds to {most} days"),
+        ));
     }
     Ok(span)
 }

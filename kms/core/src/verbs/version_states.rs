@@ -16,9 +16,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         caller: &Caller,
         request: ChangeVersion,
     ) -> Result<VersionView, Error> {
-        self.change_version(caller, Action::DisableKeyVersion, "disable a version", request, |_, version, _| {
-            Ok(KeyVersion { suspended: true, ..version.row.clone() })
-        })
+        self.change_version(
+            caller,
+            Action::DisableKeyVersion,
+            "disable a version",
+            request,
+            |_, version, _| Ok(KeyVersion { suspended: true, ..version.row.clone() }),
+        )
         .await
     }
 
@@ -64,7 +68,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let at = now.saturating_add(delay).unwrap_or(Timestamp::MAX);
             Ok(with_destruction(version, |scheduled| scheduled.or(Some(at))))
         };
-        self.change_version(caller, Action::DestroyKeyVersion, "schedule a destruction", request, change).await
+        self.change_version(caller, Action::DestroyKeyVersion, "schedule a destruction", request, change)
+            .await
     }
 
     /// Calls a scheduled destruction off. The version comes back disabled.
@@ -73,15 +78,19 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         caller: &Caller,
         request: ChangeVersion,
     ) -> Result<VersionView, Error> {
-        self.change_version(caller, Action::RestoreKeyVersion, "restore a version", request, |_, version, _| {
-            match version.row.born.as_ref().and_then(|born| born.timeline.destroys_at) {
+        self.change_version(
+            caller,
+            Action::RestoreKeyVersion,
+            "restore a version",
+            request,
+            |_, version, _| match version.row.born.as_ref().and_then(|born| born.timeline.destroys_at) {
                 Some(_) => Ok(KeyVersion { suspended: true, ..with_destruction(version, |_| None) }),
                 None => Err(Error::precondition(
                     "NO_DESTRUCTION_SCHEDULED",
                     "no destruction is scheduled for this version; there is nothing to restore",
                 )),
-            }
-        })
+            },
+        )
         .await
     }
 
@@ -112,7 +121,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let version = entry.version(request.number)?;
         version.public()?;
         if version.row.state(now) == KeyState::Destroyed {
-            return Err(Error::precondition("DESTROYED", "this version is destroyed; nothing can bring it back"));
+            return Err(Error::precondition(
+                "DESTROYED",
+                "this version is destroyed; nothing can bring it back",
+            ));
         }
         let changed = change(&entry, version, now)?;
         if changed != version.row {
@@ -126,7 +138,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 /// Only what nobody can need any more may be destroyed: withdrawn from the JWKS, or disabled by hand.
 fn check_out_of_use(version: &Version, now: Timestamp) -> Result<(), Error> {
     let withdrawn = version.row.born.as_ref().and_then(|born| born.timeline.withdrawn_at);
-    if version.row.suspended || version.row.compromised_at.is_some() || withdrawn.is_some_and(|at| at <= now) {
+    if version.row.suspended || version.row.compromised_at.is_some() || withdrawn.is_some_and(|at| at <= now)
+    {
         return Ok(());
     }
     Err(Error::precondition(

@@ -142,7 +142,9 @@ impl Director {
             return far;
         }
         if let Some(since) = self.slots.iter().find_map(Slot::starting_since) {
-            return since.map_or(far, |since| since + self.shared.config.startup_timeout).max(now + BACKOFF_MIN);
+            return since
+                .map_or(far, |since| since + self.shared.config.startup_timeout)
+                .max(now + BACKOFF_MIN);
         }
         let due = self.slots.iter_mut().filter_map(|slot| match slot.state {
             State::Down { until } => Some((until, slot)),
@@ -162,7 +164,9 @@ impl Director {
 
     async fn hear(&mut self, event: Event) {
         match event {
-            Event::Control(FromSupervisor::Spawned { number, pid, secret }) => self.spawned(number, pid, secret),
+            Event::Control(FromSupervisor::Spawned { number, pid, secret }) => {
+                self.spawned(number, pid, secret)
+            }
             Event::Control(FromSupervisor::SpawnFailed { number, text }) => {
                 self.note_failure(Refusal { kind: RefusalKind::Configuration, text });
                 self.down(number, false);
@@ -190,7 +194,9 @@ impl Director {
     /// Lets a worker in when process id, number and secret are those of the one that was just spawned.
     fn arrived(&mut self, arrival: Arrival) {
         let spawning = self.slots.iter().any(|slot| matches!(slot.state, State::Spawning));
-        let Some(slot) = self.slots.iter_mut().find(|slot| slot.number == arrival.hello.number) else { return };
+        let Some(slot) = self.slots.iter_mut().find(|slot| slot.number == arrival.hello.number) else {
+            return;
+        };
         match &mut slot.state {
             State::Spawning if self.early.len() < EVENTS_MAX => self.early.push(arrival),
             State::Starting { pid, secret, link: link @ None, .. }
@@ -199,19 +205,35 @@ impl Director {
                 let new = Arc::new(Link::new(arrival.hello.number, arrival.pid));
                 *link = Some(Arc::clone(&new));
                 let (reader, writer) = arrival.stream.into_split();
-                self.links.spawn(attend(new, reader, writer, arrival.inbox, Arc::clone(&self.shared), self.sender.clone()));
+                self.links.spawn(attend(
+                    new,
+                    reader,
+                    writer,
+                    arrival.inbox,
+                    Arc::clone(&self.shared),
+                    self.sender.clone(),
+                ));
             }
-            _ => tracing::warn!(pid = arrival.pid, spawning, "a process that is no worker of ours was turned away"),
+            _ => tracing::warn!(
+                pid = arrival.pid,
+                spawning,
+                "a process that is no worker of ours was turned away"
+            ),
         }
     }
 
     async fn ready(&mut self, number: u16, pid: u32, ready: Ready) {
         let first = self.shared.token.load_full();
         if let Some(first) = first.filter(|first| first.token_serial != ready.token_serial) {
-            tracing::error!(was = first.token_serial, is = ready.token_serial, "a worker found another token");
+            tracing::error!(
+                was = first.token_serial,
+                is = ready.token_serial,
+                "a worker found another token"
+            );
             self.note_failure(Refusal {
                 kind: RefusalKind::Configuration,
-                text: "the pkcs11: URI now names another token than at start; restart kms if that is meant".to_owned(),
+                text: "the pkcs11: URI now names another token than at start; restart kms if that is meant"
+                    .to_owned(),
             });
             self.tell(&ToSupervisor::IsReady { pid }).await;
             return self.part(number, pid, "it serves another token").await;
@@ -223,7 +245,13 @@ impl Director {
         }
         slot.state = State::Ready { link: Arc::clone(link) };
         self.tell(&ToSupervisor::IsReady { pid }).await;
-        tracing::info!(number, pid, token = ready.token_label, library = ready.library, "HSM worker is ready");
+        tracing::info!(
+            number,
+            pid,
+            token = ready.token_label,
+            library = ready.library,
+            "HSM worker is ready"
+        );
         self.shared.token.store(Some(Arc::new(ready)));
         self.failing = None;
         self.publish();
@@ -236,7 +264,10 @@ impl Director {
         }
         slot.state = State::Leaving { pid, answered: false };
         if refusal.kind == RefusalKind::Pin {
-            tracing::error!(reason = refusal.text, "the PIN was refused; no HSM worker will be started any more");
+            tracing::error!(
+                reason = refusal.text,
+                "the PIN was refused; no HSM worker will be started any more"
+            );
             self.pin_refused = Some(refusal.text.clone());
         }
         self.note_failure(refusal);
@@ -310,7 +341,9 @@ impl Director {
             _ => None,
         });
         if let Some((number, pid)) = slow {
-            let text = format!("HSM worker {pid} has been starting for {limit:?}; it is not killed, look at the HSM");
+            let text = format!(
+                "HSM worker {pid} has been starting for {limit:?}; it is not killed, look at the HSM"
+            );
             tracing::error!(number, pid, "{text}");
             self.failing = Some((Refusal { kind: RefusalKind::Configuration, text }, u32::MAX));
             self.publish();
@@ -332,7 +365,9 @@ impl Director {
         let status = match (&self.pin_refused, &self.failing) {
             _ if !ready.is_empty() => Status::Ready,
             (Some(text), _) => Status::PinRefused(text.clone()),
-            (None, Some((refusal, attempts))) => Status::Failing { refusal: refusal.clone(), attempts: *attempts },
+            (None, Some((refusal, attempts))) => {
+                Status::Failing { refusal: refusal.clone(), attempts: *attempts }
+            }
             (None, None) => Status::Starting,
         };
         self.shared.links.store(Arc::new(ready));

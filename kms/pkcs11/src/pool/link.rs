@@ -198,7 +198,9 @@ impl Link {
                 match FromWorker::decode(body).map_err(io::Error::other)? {
                     FromWorker::Answer(answer) => answers.push(answer),
                     FromWorker::Ready(ready) => drop(events.send(Event::Ready { number, pid, ready }).await),
-                    FromWorker::Refused(refusal) => drop(events.send(Event::Refused { number, pid, refusal }).await),
+                    FromWorker::Refused(refusal) => {
+                        drop(events.send(Event::Refused { number, pid, refusal }).await)
+                    }
                     FromWorker::Hello(_) => return Err(io::Error::other("a second hello")),
                 }
             }

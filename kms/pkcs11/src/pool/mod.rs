@@ -144,6 +144,11 @@ impl Pool {
         self.shared.token.load_full()
     }
 
+    /// Process ids of the READY workers, for status and for those who want to kill one.
+    pub fn worker_pids(&self) -> Vec<u32> {
+        self.shared.links.load().iter().map(|link| link.pid).collect()
+    }
+
     /// Calls that workers dropped before the token, because their deadline had passed.
     pub fn expired_calls(&self) -> u64 {
         self.shared.expired.load(Ordering::Relaxed)
@@ -161,14 +166,22 @@ impl Pool {
                 continue;
             };
             call = match link.submit(call) {
-                Ok(reply) => return reply.await.unwrap_or_else(|_| Err(Fault::Unavailable("the pool is closed".into()))),
+                Ok(reply) => {
+                    return reply
+                        .await
+                        .unwrap_or_else(|_| Err(Fault::Unavailable("the pool is closed".into())));
+                }
                 // The worker died in this moment; nothing was sent.
                 Err(call) => call,
             };
         }
     }
 
-    fn require(&self, supported: impl Fn(Algorithm) -> bool, what: impl std::fmt::Debug) -> Result<(), Fault> {
+    fn require(
+        &self,
+        supported: impl Fn(Algorithm) -> bool,
+        what: impl std::fmt::Debug,
+    ) -> Result<(), Fault> {
         match &*self.shared.token.load() {
             Some(token) if !token.algorithms.iter().any(|algorithm| supported(*algorithm)) => {
                 Err(Fault::Unsupported(format!("the token lacks the mechanisms for {what:?}")))
@@ -237,7 +250,8 @@ impl Shared {
     /// The READY worker with the least to do.
     fn pick(&self) -> Option<Arc<Link>> {
         let links = self.links.load();
-        let (_, link) = links.iter().filter_map(|link| Some((link.weight()?, link))).min_by_key(|(weight, _)| *weight)?;
+        let (_, link) =
+            links.iter().filter_map(|link| Some((link.weight()?, link))).min_by_key(|(weight, _)| *weight)?;
         Some(Arc::clone(link))
     }
 

@@ -57,7 +57,9 @@ pub(super) async fn accept(listener: UnixListener, events: mpsc::Sender<Event>) 
                 tokio::spawn(async move {
                     match timeout(HELLO_TIMEOUT, receive(stream)).await {
                         Ok(Ok(arrival)) => drop(events.send(Event::Arrived(arrival)).await),
-                        Ok(Err(error)) => tracing::warn!(%error, "a stranger at the HSM socket was turned away"),
+                        Ok(Err(error)) => {
+                            tracing::warn!(%error, "a stranger at the HSM socket was turned away")
+                        }
                         Err(_) => tracing::warn!("a peer at the HSM socket said nothing and was turned away"),
                     }
                 });
@@ -75,7 +77,10 @@ async fn receive(mut stream: UnixStream) -> io::Result<Arrival> {
     if peer.uid() != rustix::process::geteuid().as_raw() {
         return Err(io::Error::other(format!("user {} is not ours", peer.uid())));
     }
-    let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).ok_or_else(|| io::Error::other("no process id"))?;
+    let pid = peer
+        .pid()
+        .and_then(|pid| u32::try_from(pid).ok())
+        .ok_or_else(|| io::Error::other("no process id"))?;
     let mut inbox = Inbox::default();
     loop {
         if let Some(body) = inbox.take().map_err(io::Error::other)? {

@@ -47,7 +47,9 @@ impl Status {
     pub(super) fn fault(&self) -> Option<Fault> {
         match self {
             Self::PinRefused(text) => Some(Fault::Unavailable(text.clone())),
-            Self::Abandoned => Some(Fault::Unavailable("the supervisor of the HSM workers is gone".to_owned())),
+            Self::Abandoned => {
+                Some(Fault::Unavailable("the supervisor of the HSM workers is gone".to_owned()))
+            }
             Self::Starting | Self::Failing { .. } | Self::Ready => None,
         }
     }

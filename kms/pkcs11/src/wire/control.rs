@@ -254,8 +254,11 @@ mod tests {
         let mut again = Vec::new();
         Order::decode(&bytes).unwrap().encode(&mut again);
         assert_eq!(again, bytes);
-        for message in [ToSupervisor::Spawn { number: 1 }, ToSupervisor::IsReady { pid: 7 }, ToSupervisor::Kill { pid: 8 }]
-        {
+        for message in [
+            ToSupervisor::Spawn { number: 1 },
+            ToSupervisor::IsReady { pid: 7 },
+            ToSupervisor::Kill { pid: 8 },
+        ] {
             let mut out = Vec::new();
             message.encode(&mut out);
             assert_eq!(ToSupervisor::decode(&out), Ok(message));

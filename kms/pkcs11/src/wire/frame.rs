@@ -60,7 +60,9 @@ impl Inbox {
 
     /// `None` when the frame is too long, `Some(None)` when it is not complete.
     fn body(&self) -> Option<Option<std::ops::Range<usize>>> {
-        let Some(head) = self.buffer[self.taken..self.filled].first_chunk::<HEAD_LEN>() else { return Some(None) };
+        let Some(head) = self.buffer[self.taken..self.filled].first_chunk::<HEAD_LEN>() else {
+            return Some(None);
+        };
         let len = usize::try_from(u32::from_le_bytes(*head)).ok().filter(|len| *len <= FRAME_LEN_MAX)?;
         let start = self.taken + HEAD_LEN;
         Some((start + len <= self.filled).then_some(start..start + len))

@@ -218,7 +218,9 @@ impl FromWorker {
                 out.put_bytes(ready.token_label.as_bytes());
                 out.put_bytes(ready.library.as_bytes());
                 out.put_u8(ready.may_die_starting.into());
-                out.put_bytes(&ready.algorithms.iter().map(|a| index_of(&Algorithm::ALL, a)).collect::<Vec<_>>());
+                out.put_bytes(
+                    &ready.algorithms.iter().map(|a| index_of(&Algorithm::ALL, a)).collect::<Vec<_>>(),
+                );
             }
             Self::Refused(refusal) => {
                 out.put_u8(2);
@@ -404,10 +406,7 @@ mod tests {
             algorithm,
             input: SignInput::Digest(vec![1, 2, 3]),
         }));
-        operations
-            .into_iter()
-            .map(|operation| Request { id: 5, deadline_ns: u64::MAX, operation })
-            .collect()
+        operations.into_iter().map(|operation| Request { id: 5, deadline_ns: u64::MAX, operation }).collect()
     }
 
     fn messages() -> Vec<FromWorker> {
@@ -424,7 +423,10 @@ mod tests {
             sign: true,
             other_use: false,
         };
-        let found = Found { private: vec![object, PrivateObject { copyable: None, ..object }], public: vec![vec![1, 2]] };
+        let found = Found {
+            private: vec![object, PrivateObject { copyable: None, ..object }],
+            public: vec![vec![1, 2]],
+        };
         let results = [
             Ok(Outcome::Done),
             Ok(Outcome::Signature(vec![4; 64])),
@@ -439,9 +441,10 @@ mod tests {
         ];
         let mut messages: Vec<_> =
             results.into_iter().map(|result| FromWorker::Answer(Answer { id: 1, result })).collect();
-        messages.extend([RefusalKind::Pin, RefusalKind::Configuration, RefusalKind::Passing].map(|kind| {
-            FromWorker::Refused(Refusal { kind, text: "why".to_owned() })
-        }));
+        messages.extend(
+            [RefusalKind::Pin, RefusalKind::Configuration, RefusalKind::Passing]
+                .map(|kind| FromWorker::Refused(Refusal { kind, text: "why".to_owned() })),
+        );
         messages.push(FromWorker::Hello(Hello {
             build: super::super::BUILD_ID.to_owned(),
             number: 3,

@@ -22,7 +22,9 @@ pub(crate) struct Held<'a>(Option<&'a File>);
 
 /// The start-up lock, held.
 #[must_use]
-pub(crate) struct Starting(#[expect(dead_code, reason = "held, never read: closing the file releases the lock")] File);
+pub(crate) struct Starting(
+    #[expect(dead_code, reason = "held, never read: closing the file releases the lock")] File,
+);
 
 impl Locks {
     pub(crate) fn new(dir: &Path) -> Self {

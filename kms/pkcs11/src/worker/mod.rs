@@ -6,7 +6,7 @@
 
 mod handles;
 mod link;
-mod locks;
+pub(crate) mod locks;
 mod session;
 mod template;
 
@@ -61,7 +61,7 @@ fn run() -> io::Result<ExitCode> {
     let parent = rustix::process::getppid();
     harden()?;
     outlive_signals()?;
-    let order = take_order()?;
+    let Some(order) = take_order()? else { return Ok(ExitCode::SUCCESS) };
     let mut stream = UnixStream::connect(&order.socket)?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let hello =
@@ -108,7 +108,9 @@ fn start(order: &Order) -> Result<(Session, Vec<TokenSession>, Ready), Refusal> 
         .parse()
         .map_err(|error| Refusal { kind: RefusalKind::Configuration, text: format!("{error}") })?;
     let locks = Locks::new(&order.lock_dir);
-    let _starting = locks.startup().map_err(lock_refusal)?;
+    let _starting = locks.startup().map_err(|error| {
+        TokenError::LockDir { dir: order.lock_dir.clone(), why: error.to_string() }.refusal()
+    })?;
     log_in(&uri).map_err(|error| error.refusal()).and_then(|(login, token, ready)| {
         let token = Arc::new(token);
         (0..order.sessions.max(1))
@@ -129,7 +131,8 @@ fn log_in(uri: &Uri) -> Result<(Session, Token, Ready), TokenError> {
     let algorithms = Algorithm::ALL
         .into_iter()
         .filter(|algorithm| {
-            mechanism::missing(*algorithm, |wanted| module.pkcs11.get_mechanism_info(slot, wanted).ok()).is_empty()
+            mechanism::missing(*algorithm, |wanted| module.pkcs11.get_mechanism_info(slot, wanted).ok())
+                .is_empty()
         })
         .collect();
     let ready = Ready {
@@ -140,13 +143,6 @@ fn log_in(uri: &Uri) -> Result<(Session, Token, Ready), TokenError> {
         algorithms,
     };
     Ok((login, Token::new(module, slot), ready))
-}
-
-fn lock_refusal(error: io::Error) -> Refusal {
-    Refusal {
-        kind: RefusalKind::Configuration,
-        text: format!("the lock directory cannot be used: {error}; give it to the user that runs kms"),
-    }
 }
 
 /// No core dump and no debugger may show the PIN or what the module keeps in memory.
@@ -177,8 +173,9 @@ fn die_with(parent: Option<Pid>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the order, then lets go of standard input.
-fn take_order() -> io::Result<Order> {
+/// Reads the order, then lets go of standard input. `None` when the supervisor closed it unwritten, as it does when
+/// the pool goes away meanwhile.
+fn take_order() -> io::Result<Option<Order>> {
     let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(4096));
     io::stdin().lock().take(ORDER_LEN_MAX).read_to_end(&mut bytes)?;
     let mut inbox = Inbox::default();
@@ -191,7 +188,12 @@ fn take_order() -> io::Result<Order> {
     };
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
-    order.ok_or_else(|| io::Error::other("no order on standard input; only a kms supervisor of the same build starts workers"))
+    match order {
+        None if !bytes.is_empty() => Err(io::Error::other(
+            "not an order on standard input; only a kms supervisor of the same build starts workers",
+        )),
+        order => Ok(order),
+    }
 }
 
 fn send(stream: &mut UnixStream, message: &FromWorker) -> io::Result<()> {

@@ -13,8 +13,8 @@ use cryptoki::{
 };
 use kms_core::{
     Algorithm,
-    algorithm::Hash,
     hsm::{CkaId, Fault, Found, KeyRef, NewKeyPair, SignInput},
+    signature,
 };
 
 use super::{
@@ -99,7 +99,9 @@ impl TokenSession {
             Err(Trouble::Error(error)) => {
                 let fault = match self.token.module.profile.meaning(&error) {
                     Meaning::LinkLost(fault) => return Err(LinkLost(fault)),
-                    Meaning::StaleHandle if matches!(request.operation, Operation::Sign { .. }) => Fault::KeyNotFound,
+                    Meaning::StaleHandle if matches!(request.operation, Operation::Sign { .. }) => {
+                        Fault::KeyNotFound
+                    }
                     Meaning::StaleHandle => Fault::Failed(text(&error)),
                     Meaning::Failed(fault) => fault,
                 };
@@ -200,20 +202,16 @@ impl TokenSession {
                 .into());
             }
         };
-        let public = self.public_key(public)?;
-        let spki = public.spki().map_err(Fault::KeyMismatch)?;
-        if Hash::Sha256.digest(&spki).as_ref() != key.spki_sha256 {
+        let spki = self.public_key(public)?.spki().map_err(Fault::KeyMismatch)?;
+        if KeyRef::new(key.id, &spki) != *key {
             return Err(mismatch(key.id).into());
         }
         // Begins with a NUL, so that no message of a caller can look like it.
         let challenge = [&b"\0kms-pkcs11 challenge\0"[..], key.id.as_bytes(), &key.spki_sha256].concat();
-        let input = match algorithm.hash() {
-            Some(hash) => SignInput::Digest(hash.digest(&challenge).as_ref().to_vec()),
-            None => SignInput::Message(challenge.clone()),
-        };
+        let input = signature::input_of(algorithm, &challenge);
         let data = mechanism::sign_data(algorithm, &input)?;
         let signature = self.session.sign(&mechanism::signing(algorithm), private, &data)?;
-        if !public.verifies(algorithm, &challenge, &signature) {
+        if !signature::verifies(algorithm, &spki, &input, &signature) {
             let text = format!("the private key under CKA_ID {} does not belong to its public key", key.id);
             return Err(Fault::KeyMismatch(text).into());
         }

@@ -48,16 +48,20 @@ impl Config {
         match (&self.http.tls_cert_file, &self.http.tls_key_file) {
             (Some(cert), Some(key)) => problems.pair("http.tls_key_file", cert, key),
             (None, None) => {}
-            _ => problems.error("http.tls_cert_file", "tls_cert_file and tls_key_file go together; name both or none"),
+            _ => problems
+                .error("http.tls_cert_file", "tls_cert_file and tls_key_file go together; name both or none"),
         }
         if self.http.issuer.as_str().starts_with("http://") {
             problems.warning("http.issuer", "most verifiers accept an issuer only as an https:// URL");
         }
-        //TMP problems.token(&self.hsm.uri);
+        problems.token(&self.hsm.uri);
         problems.directory("store.path", self.store_dir());
+        if let Some(dir) = &self.hsm.lock_dir {
+            problems.directory("hsm.lock_dir", dir);
+        }
         problems.parent("audit.dir", &self.audit.dir);
         if let Some(dir) = &self.runtime.dir {
-            problems.directory("runtime.dir", dir);
+            problems.parent("runtime.dir", dir);
             problems.private("runtime.dir", dir);
         }
         if let Err(error) = telemetry::filter(&self.log.level) {
@@ -86,7 +90,6 @@ impl Problems {
         }
     }
 
-    #[cfg(any())] //TMP
     fn token(&mut self, uri: &str) {
         let field = "hsm.uri";
         let uri: kms_pkcs11::Uri = match uri.parse() {
@@ -97,7 +100,9 @@ impl Problems {
             self.error(field, unreadable("module-path", &uri.module_path, &error));
         }
         match &uri.pin_source {
-            None => self.error(field, "pin-source= is missing after \"?\"; name the file that holds the user PIN"),
+            None => {
+                self.error(field, "pin-source= is missing after \"?\"; name the file that holds the user PIN")
+            }
             Some(pin) => match fs::metadata(pin) {
                 Ok(_) => self.private(field, pin),
                 Err(error) => self.error(field, unreadable("pin-source", pin, &error)),
@@ -124,7 +129,10 @@ impl Problems {
         let mode = fs::metadata(path).map_or(0, |found| found.permissions().mode());
         if mode & NOT_THE_OWNERS != 0 {
             let path = path.display();
-            self.warning(field, format!("{path} is open to other users (mode {:03o}); chmod go= {path}", mode & 0o777));
+            self.warning(
+                field,
+                format!("{path} is open to other users (mode {:03o}); chmod go= {path}", mode & 0o777),
+            );
         }
     }
 }

@@ -213,7 +213,12 @@ dir = "/var/log/kms"
     #[test]
     fn bad_values_are_errors_where_they_stand() {
         for (good, bad, place, part) in [
-            ("issuer = \"https://kms.example.com\"", "issuer = \"kms.example.com/\"", "6:10", "issuer must be"),
+            (
+                "issuer = \"https://kms.example.com\"",
+                "issuer = \"kms.example.com/\"",
+                "6:10",
+                "issuer must be",
+            ),
             ("[audit]", "[audit]\nfree_bytes_min = -1", "12:18", "expected u64"),
             ("[hsm]", "[hsm]\ncall_timeout = \"5 s\"", "8:16", "is not a duration"),
             ("[hsm]", "[hsm]\nworkers = 0", "8:11", "nonzero"),

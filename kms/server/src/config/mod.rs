@@ -61,7 +61,7 @@ pub struct Grpc {
     /// Whether strangers may ask for the list of methods (gRPC reflection). Default: false.
     #[serde(default)]
     pub reflection: bool,
-    /// A call's longest deadline, also of calls that name none. Default: 60s.
+    /// A call's longest deadline, also of calls that name none. Default: 10s.
     #[serde(default = "defaults::max_deadline", deserialize_with = "duration::deserialize")]
     pub max_deadline: Duration,
 }
@@ -103,9 +103,9 @@ pub struct Hsm {
     /// Most requests that wait for the token; one more is refused. Default: 1024.
     #[serde(default = "defaults::queue_max")]
     pub queue_max: NonZeroU16,
-    /// The lock file under which processes of this host log in one after another; all that use one token
-    /// must name the same. Default: `hsm.lock` in the runtime directory.
-    pub startup_lock: Option<PathBuf>,
+    /// Where the locks lie under which processes of this host log in one after another; all that use one
+    /// token must name the same directory. Default: the directory of the store.
+    pub lock_dir: Option<PathBuf>,
 }
 
 /// `[store]`: keys, versions and access tokens.
@@ -181,12 +181,17 @@ impl Config {
         self.store.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
+    /// The directory of the locks around the token.
+    pub(crate) fn lock_dir(&self) -> &Path {
+        self.hsm.lock_dir.as_deref().unwrap_or_else(|| self.store_dir())
+    }
+
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         [&mut self.grpc.tls_cert_file, &mut self.grpc.tls_key_file, &mut self.store.path, &mut self.audit.dir]
             .into_iter()
             .chain(&mut self.http.tls_cert_file)
             .chain(&mut self.http.tls_key_file)
-            .chain(&mut self.hsm.startup_lock)
+            .chain(&mut self.hsm.lock_dir)
             .chain(&mut self.runtime.dir)
     }
 }
@@ -247,7 +252,7 @@ mod defaults {
     }
 
     pub(super) fn max_deadline() -> Duration {
-        Duration::from_secs(60)
+        kms_api_grpc::DEADLINE_MAX_DEFAULT
     }
 
     pub(super) fn http_addr() -> SocketAddr {

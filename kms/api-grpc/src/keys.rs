@@ -1,0 +1,241 @@
+//! `kms.v1.KeyService`: managing keys and their versions.
+
+use kms_core::{
+    AuditLog, Clock, Error, Hsm, KeyId, Store,
+    kms::VersionView,
+    time::SignedDuration,
+    verbs::{
+        ChangeVersion, CreateKey, ListKeys, MAX_TOKEN_TTL_DEFAULT, PUBLISH_LEAD_DEFAULT, RotateKey, UpdateKey,
+    },
+};
+use kms_proto::v1;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    call::{Call, Door, Kms},
+    guards,
+    mask::Mask,
+    message, name, page,
+    time::span,
+};
+
+/// The service. Its requests must carry a [`kms_core::Caller`].
+pub struct KeyService<H, S, A, C>(pub(crate) Door<H, S, A, C>);
+
+#[tonic::async_trait]
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::key_service_server::KeyService for KeyService<H, S, A, C> {
+    async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Result<Response<v1::Key>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request| async move {
+            let request = parse_create(request)?;
+            kms.create_key(&call.caller, request, call.deadline).await.map(message::key)
+        };
+        self.0.run_detached(request, verb).await
+    }
+
+    async fn get_key(&self, request: Request<v1::GetKeyRequest>) -> Result<Response<v1::Key>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::GetKeyRequest| async move {
+            let id = name::key("name", &request.name)?;
+            kms.get_key(&call.caller, &id).await.map(message::key)
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<v1::ListKeysRequest>,
+    ) -> Result<Response<v1::ListKeysResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::ListKeysRequest| async move {
+            let list = ["ListKeys", request.filter.as_str()];
+            let after = page::start(&request.page_token, list)?.map(|id| id.parse()).transpose()?;
+            let limit = page::len(request.page_size)?;
+            let filter = Some(request.filter.clone());
+            let page = kms.list_keys(&call.caller, ListKeys { after, limit, filter }).await?;
+            Ok(v1::ListKeysResponse {
+                keys: page.keys.into_iter().map(message::key).collect(),
+                next_page_token: page.next.map(|last| page::token(last.as_str(), list)).unwrap_or_default(),
+            })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn update_key(&self, request: Request<v1::UpdateKeyRequest>) -> Result<Response<v1::Key>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request| async move {
+            kms.update_key(&call.caller, parse_update(request)?).await.map(message::key)
+        };
+        self.0.run_detached(request, verb).await
+    }
+
+    async fn rotate_key(
+        &self,
+        request: Request<v1::RotateKeyRequest>,
+    ) -> Result<Response<v1::KeyVersion>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::RotateKeyRequest| async move {
+            let id = name::key("name", &request.name)?;
+            let request = guards::parse(&request.request_id, &request.etag)?;
+            let view = kms.rotate_key(&call.caller, RotateKey { id, request }, call.deadline).await;
+            view.map(message::key_version)
+        };
+        self.0.run_detached(request, verb).await
+    }
+
+    async fn list_key_versions(
+        &self,
+        request: Request<v1::ListKeyVersionsRequest>,
+    ) -> Result<Response<v1::ListKeyVersionsResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::ListKeyVersionsRequest| async move {
+            let id = name::key("parent", &request.parent)?;
+            let list = ["ListKeyVersions", request.parent.as_str()];
+            let len = page::len(request.page_size)?;
+            let after = page::start(&request.page_token, list)?.map_or(0, |last| last.parse().unwrap_or(0));
+            let versions = kms.list_key_versions(&call.caller, &id).await?;
+            let is_after = |version: &VersionView| version.row.number > after;
+            let (versions, next_page_token) =
+                page::cut(versions, len, list, is_after, |version| version.row.number.to_string());
+            let key_versions = versions.into_iter().map(message::key_version).collect();
+            Ok(v1::ListKeyVersionsResponse { key_versions, next_page_token })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn disable_key_version(
+        &self,
+        request: Request<v1::DisableKeyVersionRequest>,
+    ) -> Result<Response<v1::KeyVersion>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::DisableKeyVersionRequest| async move {
+            let change = parse_change(&request.name, &request.request_id, &request.etag)?;
+            kms.disable_key_version(&call.caller, change).await.map(message::key_version)
+        };
+        self.0.run_detached(request, verb).await
+    }
+
+    async fn enable_key_version(
+        &self,
+        request: Request<v1::EnableKeyVersionRequest>,
+    ) -> Result<Response<v1::KeyVersion>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::EnableKeyVersionRequest| async move {
+            let change = parse_change(&request.name, &request.request_id, &request.etag)?;
+            kms.enable_key_version(&call.caller, change).await.map(message::key_version)
+        };
+        self.0.run_detached(request, verb).await
+    }
+
+    async fn destroy_key_version(
+        &self,
+        request: Request<v1::DestroyKeyVersionRequest>,
+    ) -> Result<Response<v1::KeyVersion>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::DestroyKeyVersionRequest| async move {
+            let change = parse_change(&request.name, &request.request_id, &request.etag)?;
+            let view = kms.destroy_key_version(&call.caller, change, &request.confirm).await;
+            view.map(message::key_version)
+        };
+        self.0.run_detached(request, verb).await
+    }
+
+    async fn restore_key_version(
+        &self,
+        request: Request<v1::RestoreKeyVersionRequest>,
+    ) -> Result<Response<v1::KeyVersion>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::RestoreKeyVersionRequest| async move {
+            let change = parse_change(&request.name, &request.request_id, &request.etag)?;
+            kms.restore_key_version(&call.caller, change).await.map(message::key_version)
+        };
+        self.0.run_detached(request, verb).await
+    }
+
+    async fn get_public_key(
+        &self,
+        request: Request<v1::GetPublicKeyRequest>,
+    ) -> Result<Response<v1::PublicKey>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::GetPublicKeyRequest| async move {
+            let (id, number) = name::key_or_version("name", &request.name)?;
+            kms.public_key(&call.caller, &id, number).await.map(message::public_key)
+        };
+        self.0.run(request, verb).await
+    }
+}
+
+fn parse_create(request: v1::CreateKeyRequest) -> Result<CreateKey, Error> {
+    let id: KeyId = request.key_id.parse()?;
+    let key = request.key.ok_or_else(|| Error::invalid("key", "a key with an algorithm is required"))?;
+    if !key.name.is_empty() && key.name != name::of_key(&id) {
+        return Err(Error::invalid("key.name", "the name is empty or keys/{key_id}"));
+    }
+    Ok(CreateKey {
+        algorithm: key.algorithm.parse()?,
+        owner: key.owner,
+        labels: key.labels,
+        rotation_period: optional_span("rotation_period", key.rotation_period)?,
+        publish_lead: optional_span("publish_lead", key.publish_lead)?,
+        max_token_ttl: optional_span("max_token_ttl", key.max_token_ttl)?,
+        request: guards::parse(&request.request_id, "")?,
+        id,
+    })
+}
+
+fn parse_update(request: v1::UpdateKeyRequest) -> Result<UpdateKey, Error> {
+    let key = request.key.ok_or_else(|| Error::invalid("key", "a key with its name is required"))?;
+    let mask = Mask::parse(request.update_mask.as_ref(), &key)?;
+    let rotation_period = optional_span("rotation_period", key.rotation_period)?;
+    let publish_lead = optional_span("publish_lead", key.publish_lead)?.unwrap_or(PUBLISH_LEAD_DEFAULT);
+    let max_token_ttl = optional_span("max_token_ttl", key.max_token_ttl)?.unwrap_or(MAX_TOKEN_TTL_DEFAULT);
+    Ok(UpdateKey {
+        id: name::key("key.name", &key.name)?,
+        owner: mask.owner.then_some(key.owner),
+        labels: mask.labels.then_some(key.labels),
+        rotation_period: mask.rotation_period.then_some(rotation_period),
+        publish_lead: mask.publish_lead.then_some(publish_lead),
+        max_token_ttl: mask.max_token_ttl.then_some(max_token_ttl),
+        request: guards::parse(&request.request_id, &key.etag)?,
+    })
+}
+
+fn parse_change(name: &str, request_id: &str, etag: &str) -> Result<ChangeVersion, Error> {
+    let (id, number) = name::version("name", name)?;
+    Ok(ChangeVersion { id, number, request: guards::parse(request_id, etag)? })
+}
+
+fn optional_span(
+    field: &'static str,
+    duration: Option<prost_types::Duration>,
+) -> Result<Option<SignedDuration>, Error> {
+    duration.map(|duration| span(field, &duration)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create(change: impl FnOnce(&mut v1::Key)) -> Result<CreateKey, Error> {
+        let mut key = v1::Key { algorithm: "ES256".into(), ..v1::Key::default() };
+        change(&mut key);
+        parse_create(v1::CreateKeyRequest { key_id: "k".into(), key: Some(key), request_id: String::new() })
+    }
+
+    #[test]
+    fn each_wrong_field_of_a_new_key_is_named() {
+        let field = |result: Result<CreateKey, Error>| result.err().and_then(|error| error.field());
+        let odd = prost_types::Duration { seconds: 1, nanos: -1 };
+        assert_eq!(field(create(|key| key.algorithm = "none".into())), Some("algorithm"));
+        assert_eq!(field(create(|key| key.name = "keys/other".into())), Some("key.name"));
+        assert_eq!(field(create(|key| key.publish_lead = Some(odd))), Some("publish_lead"));
+        assert_eq!(field(parse_create(v1::CreateKeyRequest::default())), Some("key_id"));
+        let empty = v1::CreateKeyRequest { key_id: "k".into(), ..v1::CreateKeyRequest::default() };
+        assert_eq!(field(parse_create(empty)), Some("key"));
+    }
+
+    #[test]
+    fn a_masked_field_that_is_absent_goes_back_to_its_default() {
+        let request = v1::UpdateKeyRequest {
+            key: Some(v1::Key { name: "keys/k".into(), owner: "kept".into(), ..v1::Key::default() }),
+            update_mask: Some(prost_types::FieldMask {
+                paths: ["labels", "rotation_period", "publish_lead"].map(str::to_owned).into(),
+            }),
+            request_id: String::new(),
+        };
+        let update = parse_update(request).expect("well-formed");
+        assert_eq!((update.owner, update.max_token_ttl), (None, None));
+        assert_eq!(update.labels, Some(kms_core::key::Labels::new()));
+        assert_eq!(update.rotation_period, Some(None));
+        assert_eq!(update.publish_lead, Some(PUBLISH_LEAD_DEFAULT));
+    }
+}

@@ -1,0 +1,70 @@
+//! The HSM without login: module, token, the flags of its PIN, and which algorithms it has the mechanisms for.
+
+use kms_pkcs11::{
+    Uri,
+    token::{self, PinState, TokenReport},
+};
+use kms_server::config::Config;
+
+use super::Findings;
+
+pub(super) fn check(config: &Config, findings: &mut Findings) {
+    // A URI that does not parse is among the configuration's problems.
+    let Ok(uri) = config.hsm.uri.parse::<Uri>() else { return };
+    let lock_dir = config.hsm.lock_dir.as_deref().unwrap_or_else(|| config.store_dir());
+    let report = match token::examine(&uri, lock_dir) {
+        Ok(report) => report,
+        Err(error) => {
+            findings.fail("module", error);
+            return;
+        }
+    };
+    findings.ok("module", format_args!("{} (profile {})", report.library, report.profile));
+    let serial = match report.chosen {
+        Ok(serial) => serial,
+        Err(error) => {
+            findings.fail("token", error);
+            return;
+        }
+    };
+    let Some(token) = report.tokens.iter().find(|token| token.serial == serial) else { return };
+    findings.ok("token", format_args!("{} (serial number {serial}, {})", token.label, token.model));
+    pin(token.user_pin, findings);
+    algorithms(token, findings);
+}
+
+/// What the flags tell. They cost no try.
+fn pin(state: PinState, findings: &mut Findings) {
+    const CHECK: &str = "user PIN";
+    match state {
+        PinState::Fine => findings.ok(CHECK, "set, and no wrong try since the last login"),
+        PinState::CountLow => findings
+            .fail(CHECK, "a wrong PIN was tried since the last login; the server does not try again")
+            .hint("correct the file at pin-source, then: kms hsm login"),
+        PinState::FinalTry => findings
+            .fail(CHECK, "one more wrong try locks the token; the server does not try")
+            .hint("make sure of the PIN, and log in with the vendor's tool"),
+        PinState::Locked => {
+            findings
+                .fail(CHECK, "locked")
+                .hint("the security officer must set a new PIN, with the vendor's tool");
+        }
+        PinState::Unset => findings.fail(CHECK, "never set").hint("set it with the vendor's tool"),
+    }
+}
+
+/// Nobody needs all algorithms, so a missing one is no more than a warning.
+fn algorithms(token: &TokenReport, findings: &mut Findings) {
+    let (usable, lacking): (Vec<_>, Vec<_>) =
+        token.algorithms.iter().partition(|(_, mechanisms)| mechanisms.is_empty());
+    let names: Vec<String> = usable.iter().map(|(algorithm, _)| algorithm.to_string()).collect();
+    if names.is_empty() {
+        findings.fail("algorithms", "the token has the mechanisms of none").hint("is it the right module?");
+    } else {
+        findings.ok("algorithms", names.join(" "));
+    }
+    for (algorithm, mechanisms) in lacking {
+        let found = format_args!("{algorithm} cannot be used: the token lacks {}", mechanisms.join(", "));
+        findings.warn("algorithms", found).hint("use another algorithm, or a newer module");
+    }
+}

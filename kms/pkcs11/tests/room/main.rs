@@ -1,0 +1,11 @@
+//! The HSM room against SoftHSM: real tokens, real worker processes, a supervisor and a pool in the test's process.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests and what they share")]
+
+mod admin;
+mod conformance;
+mod failures;
+mod keys;
+mod startup;
+mod support;
+mod tree;

@@ -1,0 +1,162 @@
+//! A token of its own, a supervisor and a pool in one test process; the workers are real processes.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use kms_core::{
+    Action, Algorithm, Grant, Hsm,
+    hsm::{CkaId, Fault, KeyRef, NewKeyPair},
+    signature,
+    time::Deadline,
+};
+use kms_pkcs11::{
+    Pool, Uri,
+    pool::{Config, StartError},
+    supervisor::{self, Settings},
+};
+use kms_softhsm::EphemeralToken;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::{net::UnixStream, task::JoinHandle};
+
+pub(crate) const WORKER: &str = env!("CARGO_BIN_EXE_kms-hsm-worker");
+
+/// Everything that a test of the whole room needs. The token goes last: workers must be gone before it.
+pub(crate) struct Rig {
+    pub(crate) pool: Pool,
+    pub(crate) supervisor: JoinHandle<()>,
+    pub(crate) dir: TempDir,
+    pub(crate) token: EphemeralToken,
+}
+
+impl Rig {
+    /// Two READY workers with quick timeouts.
+    pub(crate) async fn new() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let token = EphemeralToken::new().unwrap();
+        let uri = token.uri();
+        let rig = Self::start(token, &uri, change).await;
+        rig.pool.wait_ready().await.unwrap();
+        rig.workers_are(u32::from(rig.wanted())).await;
+        rig
+    }
+
+    /// A pool whose start must fail.
+    pub(crate) async fn refused(token: EphemeralToken, uri: &str) -> (Self, StartError) {
+        let rig = Self::start(token, uri, |_| ()).await;
+        let error = rig.pool.wait_ready().await.unwrap_err();
+        (rig, error)
+    }
+
+    async fn start(token: EphemeralToken, uri: &str, change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            workers: 2,
+            call_timeout: Duration::from_secs(2),
+            runtime_dir: dir.path().join("run"),
+            ..Config::default()
+        };
+        change(&mut config);
+        let (pool, supervisor) = link(&token, uri, dir.path(), config);
+        Self { pool, supervisor, dir, token }
+    }
+
+    fn wanted(&self) -> u16 {
+        u16::try_from(self.pool.health().workers_wanted).unwrap()
+    }
+
+    pub(crate) async fn workers_are(&self, count: u32) {
+        eventually("the number of READY workers", || self.pool.health().workers_ready == count).await;
+    }
+
+    /// Process ids of the READY workers.
+    pub(crate) fn workers(&self) -> Vec<u32> {
+        self.pool.worker_pids()
+    }
+
+    /// Makes a key for `algorithm` and says where it is and what its SPKI is.
+    pub(crate) async fn key(&self, algorithm: Algorithm) -> (KeyRef, Vec<u8>) {
+        let id = CkaId::from_bytes(random());
+        let new = NewKeyPair { id, label: format!("test/{algorithm}"), spec: algorithm.key_spec() };
+        self.pool.generate(&grant(), &new, soon()).await.unwrap();
+        let found = self.pool.find(&grant(), id, soon()).await.unwrap();
+        assert_eq!((found.private.len(), found.public.len()), (1, 1));
+        let spki = found.public.into_iter().next().unwrap();
+        (KeyRef::new(id, &spki), spki)
+    }
+
+    pub(crate) async fn sign(&self, key: &KeyRef, deadline: Deadline) -> Result<Vec<u8>, Fault> {
+        let input = signature::input_of(Algorithm::Es256, b"m");
+        let signed = self.pool.sign(&grant(), key, Algorithm::Es256, input, deadline).await;
+        signed.map(kms_core::Unsettled::open_for_conformance)
+    }
+
+    /// Closes the pool and waits for the last worker.
+    pub(crate) async fn close(self) -> EphemeralToken {
+        drop(self.pool);
+        self.supervisor.await.unwrap();
+        self.token
+    }
+}
+
+/// Starts a supervisor and a pool for the token that `uri` names.
+pub(crate) fn link(token: &EphemeralToken, uri: &str, dir: &Path, config: Config) -> (Pool, JoinHandle<()>) {
+    link_with(settings(token, uri, dir, &config), config)
+}
+
+pub(crate) fn link_with(settings: Settings, config: Config) -> (Pool, JoinHandle<()>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let supervisor = tokio::spawn(supervisor::serve(theirs, settings));
+    (Pool::start(config, ours).unwrap(), supervisor)
+}
+
+pub(crate) fn settings(token: &EphemeralToken, uri: &str, dir: &Path, config: &Config) -> Settings {
+    let (name, conf) = token.env();
+    Settings {
+        program: PathBuf::from(WORKER),
+        args: Vec::new(),
+        env: vec![(name.into(), conf.into())],
+        uri: uri.parse::<Uri>().unwrap(),
+        sessions_per_worker: config.sessions_per_worker,
+        runtime_dir: config.runtime_dir.clone(),
+        lock_dir: dir.join("lock"),
+        leave_timeout: Duration::from_secs(2),
+        startup_timeout: Duration::from_secs(30),
+    }
+}
+
+pub(crate) fn grant() -> Grant {
+    Grant::for_conformance(Action::Sign)
+}
+
+pub(crate) fn soon() -> Deadline {
+    within(Duration::from_secs(60))
+}
+
+pub(crate) fn within(time: Duration) -> Deadline {
+    Deadline::at(Instant::now() + time)
+}
+
+/// Waits for a condition that must come true.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}: not within 30 s");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
+    bytes
+}
+
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).unwrap();
+}

@@ -1,0 +1,34 @@
+//! What nobody asks for: finishing births that were cut short, then whatever is due.
+//!
+//! The work and its rules are core's; here is only the clockwork. A failure is core's to log, comes up again at
+//! the next tick, and ends nothing. Cutting the work off at any point is safe: it is all resumable.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kms_core::time::Deadline;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::Service;
+
+/// From one look at what is due to the next; the first is at start.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// How long one round may wait for the HSM.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Runs until it is dropped.
+pub(crate) async fn run(service: Arc<Service>) {
+    let mut tick = interval(INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let deadline = || Deadline::at(Instant::now() + ROUND_TIMEOUT);
+        let births = service.resume_births(deadline()).await;
+        let due = service.run_due(deadline()).await;
+        if births + due > 0 {
+            tracing::info!(births, due, "scheduled work done");
+        }
+    }
+}

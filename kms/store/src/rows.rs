@@ -1,0 +1,225 @@
+//! Rows, written and read. The order in which values are bound is the order of the statements in `commit.rs`.
+
+use std::fmt::Display;
+
+use kms_core::{
+    Key, KeyId, KeyUid, KeyVersion, Kid,
+    caller::KeyScope,
+    hsm::CkaId,
+    key::{Born, Timeline},
+    store::{AccessToken, Fault, Generation, RememberedRequest},
+    time::{SignedDuration, Timestamp},
+};
+use sqlx::{
+    Decode, Row as _, Sqlite, Type,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
+
+type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+pub(crate) fn bind_key<'q>(query: Statement<'q>, key: &'q Key) -> Result<Statement<'q>, Fault> {
+    let corrupt = |column: &str| Fault::Corrupt(format!("key {}: {column} is out of range", key.id));
+    let span = |span: SignedDuration, column| i64::try_from(span.as_micros()).map_err(|_| corrupt(column));
+    let rotation_period = key.rotation_period.map(|period| span(period, "rotation_period")).transpose()?;
+    Ok(query
+        .bind(key.id.as_str())
+        .bind(&key.uid.0[..])
+        .bind(key.algorithm.to_string())
+        .bind(&key.owner)
+        .bind(serde_json::to_value(&key.labels).map_err(|_| corrupt("labels"))?.to_string())
+        .bind(rotation_period)
+        .bind(span(key.publish_lead, "publish_lead")?)
+        .bind(span(key.max_token_ttl, "max_token_ttl")?)
+        .bind(key.created_at.as_microsecond())
+        .bind(key.updated_at.as_microsecond())
+        .bind(i64::try_from(key.revision).map_err(|_| corrupt("revision"))?))
+}
+
+pub(crate) fn key(row: &SqliteRow) -> Result<Key, Fault> {
+    let cells = Cells::of(row, "key", "id")?;
+    Ok(Key {
+        id: cells.parse("id", parse_text)?,
+        uid: cells.parse("uid", |bytes: Vec<u8>| bytes.try_into().ok().map(KeyUid))?,
+        algorithm: cells.parse("algorithm", parse_text)?,
+        owner: cells.get("owner")?,
+        labels: cells.parse("labels", |json: String| serde_json::from_str(&json).ok())?,
+        rotation_period: cells.get::<Option<i64>>("rotation_period_us")?.map(SignedDuration::from_micros),
+        publish_lead: SignedDuration::from_micros(cells.get("publish_lead_us")?),
+        max_token_ttl: SignedDuration::from_micros(cells.get("max_token_ttl_us")?),
+        created_at: cells.parse("created_at_us", instant)?,
+        updated_at: cells.parse("updated_at_us", instant)?,
+        revision: cells.parse("revision", |revision: i64| u64::try_from(revision).ok())?,
+    })
+}
+
+pub(crate) fn bind_version<'q>(
+    query: Statement<'q>,
+    id: &'q KeyId,
+    version: &'q KeyVersion,
+) -> Statement<'q> {
+    let born = version.born.as_ref();
+    let timeline = born.map(|born| born.timeline);
+    let micros = |at: Option<Timestamp>| at.map(Timestamp::as_microsecond);
+    query
+        .bind(id.as_str())
+        .bind(i64::from(version.number))
+        .bind(&version.cka_id.as_bytes()[..])
+        .bind(version.earlier_attempts.iter().flat_map(|id| *id.as_bytes()).collect::<Vec<u8>>())
+        .bind(&version.token_serial)
+        .bind(version.created_at.as_microsecond())
+        .bind(born.map(|born| &*born.spki))
+        .bind(born.map(|born| born.kid.as_str()))
+        .bind(micros(timeline.map(|timeline| timeline.published_at)))
+        .bind(micros(timeline.map(|timeline| timeline.activates_at)))
+        .bind(micros(timeline.and_then(|timeline| timeline.retires_at)))
+        .bind(micros(timeline.and_then(|timeline| timeline.withdrawn_at)))
+        .bind(micros(timeline.and_then(|timeline| timeline.destroys_at)))
+        .bind(version.suspended)
+        .bind(micros(version.compromised_at))
+        .bind(micros(version.destroyed_at))
+}
+
+/// A version and the key that it belongs to.
+pub(crate) fn version(row: &SqliteRow) -> Result<(KeyId, KeyVersion), Fault> {
+    let cells = Cells::of(row, "version of key", "key_id")?;
+    let number = cells.parse("number", |number: i64| u32::try_from(number).ok())?;
+    let cells = Cells {
+        place: format!("version {number} of {}", cells.place.trim_start_matches("version of ")),
+        ..cells
+    };
+    let version = KeyVersion {
+        number,
+        cka_id: cells.parse("cka_id", |bytes: Vec<u8>| bytes.try_into().ok().map(CkaId::from_bytes))?,
+        earlier_attempts: cells.parse("earlier_attempts", |bytes: Vec<u8>| {
+            let (ids, rest) = bytes.as_chunks::<16>();
+            rest.is_empty().then(|| ids.iter().copied().map(CkaId::from_bytes).collect())
+        })?,
+        token_serial: cells.get("token_serial")?,
+        created_at: cells.parse("created_at_us", instant)?,
+        born: born(&cells)?,
+        suspended: cells.get("suspended")?,
+        compromised_at: cells.parse_some("compromised_at_us", instant)?,
+        destroyed_at: cells.parse_some("destroyed_at_us", instant)?,
+    };
+    Ok((cells.parse("key_id", parse_text)?, version))
+}
+
+fn born(cells: &Cells<'_>) -> Result<Option<Born>, Fault> {
+    let Some(spki) = cells.get::<Option<Vec<u8>>>("spki")? else { return Ok(None) };
+    Ok(Some(Born {
+        spki: spki.into(),
+        kid: Kid::from_stored(&cells.get::<String>("kid")?),
+        timeline: Timeline {
+            published_at: cells.parse("published_at_us", instant)?,
+            activates_at: cells.parse("activates_at_us", instant)?,
+            retires_at: cells.parse_some("retires_at_us", instant)?,
+            withdrawn_at: cells.parse_some("withdrawn_at_us", instant)?,
+            destroys_at: cells.parse_some("destroys_at_us", instant)?,
+        },
+    }))
+}
+
+pub(crate) fn bind_access_token<'q>(query: Statement<'q>, token: &'q AccessToken) -> Statement<'q> {
+    let keys = match &token.scope {
+        KeyScope::All => None,
+        KeyScope::Only(keys) => {
+            Some(serde_json::Value::from_iter(keys.iter().map(KeyId::as_str)).to_string())
+        }
+    };
+    query
+        .bind(&token.name)
+        .bind(&token.sha256[..])
+        .bind(token.role.to_string())
+        .bind(keys)
+        .bind(token.bootstrap)
+        .bind(token.created_at.as_microsecond())
+        .bind(token.expires_at.map(Timestamp::as_microsecond))
+        .bind(token.revoked_at.map(Timestamp::as_microsecond))
+}
+
+pub(crate) fn access_token(row: &SqliteRow) -> Result<AccessToken, Fault> {
+    let cells = Cells::of(row, "access token", "name")?;
+    let keys = cells.parse_some("keys", |json: String| serde_json::from_str::<Vec<KeyId>>(&json).ok())?;
+    Ok(AccessToken {
+        name: cells.get("name")?,
+        sha256: cells.parse("sha256", |bytes: Vec<u8>| bytes.try_into().ok())?,
+        role: cells.parse("role", parse_text)?,
+        scope: keys.map_or(KeyScope::All, |keys| KeyScope::Only(keys.into())),
+        bootstrap: cells.get("bootstrap")?,
+        created_at: cells.parse("created_at_us", instant)?,
+        expires_at: cells.parse_some("expires_at_us", instant)?,
+        revoked_at: cells.parse_some("revoked_at_us", instant)?,
+    })
+}
+
+pub(crate) fn bind_request<'q>(query: Statement<'q>, request: &'q RememberedRequest) -> Statement<'q> {
+    query
+        .bind(&request.id)
+        .bind(&request.fingerprint[..])
+        .bind(request.key.as_str())
+        .bind(request.version.map(i64::from))
+        .bind(request.at.as_microsecond())
+}
+
+pub(crate) fn request(row: &SqliteRow) -> Result<RememberedRequest, Fault> {
+    let cells = Cells::of(row, "request", "id")?;
+    Ok(RememberedRequest {
+        id: cells.get("id")?,
+        fingerprint: cells.parse("fingerprint", |bytes: Vec<u8>| bytes.try_into().ok())?,
+        key: cells.parse("key_id", parse_text)?,
+        version: cells.parse_some("version", |number: i64| u32::try_from(number).ok())?,
+        at: cells.parse("at_us", instant)?,
+    })
+}
+
+pub(crate) fn generation(value: i64) -> Result<Generation, Fault> {
+    u64::try_from(value).map(Generation).map_err(|_| Fault::Corrupt(format!("the generation is {value}")))
+}
+
+fn parse_text<T: std::str::FromStr>(text: String) -> Option<T> {
+    text.parse().ok()
+}
+
+fn instant(micros: i64) -> Option<Timestamp> {
+    Timestamp::from_microsecond(micros).ok()
+}
+
+/// A row, with the name by which a fault calls it.
+struct Cells<'a> {
+    row: &'a SqliteRow,
+    place: String,
+}
+
+impl<'a> Cells<'a> {
+    fn of(row: &'a SqliteRow, table: &str, name: &'static str) -> Result<Self, Fault> {
+        let name: String = row.try_get(name).map_err(|error| corrupt(table, name, error))?;
+        Ok(Self { row, place: format!("{table} {name}") })
+    }
+
+    fn get<T>(&self, column: &str) -> Result<T, Fault>
+    where
+        T: Decode<'a, Sqlite> + Type<Sqlite>,
+    {
+        self.row.try_get(column).map_err(|error| corrupt(&self.place, column, error))
+    }
+
+    fn parse<T, U>(&self, column: &str, parse: impl FnOnce(T) -> Option<U>) -> Result<U, Fault>
+    where
+        T: Decode<'a, Sqlite> + Type<Sqlite>,
+    {
+        parse(self.get(column)?).ok_or_else(|| corrupt(&self.place, column, "it has no meaning"))
+    }
+
+    fn parse_some<T, U>(&self, column: &str, parse: impl FnOnce(T) -> Option<U>) -> Result<Option<U>, Fault>
+    where
+        T: Decode<'a, Sqlite> + Type<Sqlite>,
+        Option<T>: Decode<'a, Sqlite> + Type<Sqlite>,
+    {
+        self.parse(column, |cell: Option<T>| cell.map_or(Some(None), |value| parse(value).map(Some)))
+    }
+}
+
+fn corrupt(place: &str, column: &str, why: impl Display) -> Fault {
+    Fault::Corrupt(format!("{place}, column {column}: {why}"))
+}

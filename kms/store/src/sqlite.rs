@@ -1,0 +1,99 @@
+//! The store as core sees it.
+
+use std::{path::Path, sync::Arc};
+
+use kms_core::{
+    Store,
+    store::{Fault, Generation, RememberedRequest, Snapshot, Transaction},
+    time::Timestamp,
+};
+use sqlx::SqlitePool;
+
+use crate::{
+    OpenError, Options, commit, fault,
+    open::{self, Writer},
+    rows, snapshot,
+};
+
+/// A store on one SQLite database. Its methods need a tokio runtime.
+#[derive(Debug)]
+pub struct SqliteStore {
+    /// `None` when it was opened for reading only.
+    writer: Option<Arc<Writer>>,
+    readers: SqlitePool,
+}
+
+impl SqliteStore {
+    /// Opens the database at `path`, or makes it, and brings its schema up to date. Holds `kms.lock` beside it
+    /// until it is dropped.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::open_with(&Options::new(path.as_ref())).await
+    }
+
+    /// Like [`SqliteStore::open`], with a limit on its size.
+    pub async fn open_with(options: &Options) -> Result<Self, OpenError> {
+        let (writer, readers) = open::read_write(options).await?;
+        Ok(Self { writer: Some(Arc::new(writer)), readers })
+    }
+
+    /// Opens the database at `path` for reading, without the lock: for doctor and backup, beside a server that
+    /// may be running. Every write is refused.
+    pub async fn open_read_only(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Ok(Self { writer: None, readers: open::read_only(path.as_ref()).await? })
+    }
+
+    /// Finishes what is under way and closes the connections. Later calls get [`Fault::Unavailable`].
+    pub async fn close(&self) {
+        self.readers.close().await;
+        if let Some(writer) = &self.writer {
+            writer.pool.close().await;
+        }
+    }
+
+    /// Runs `work` to its end even if the caller goes away: half a transaction is nobody's wish.
+    async fn detached<T, F>(&self, work: impl FnOnce(SqlitePool) -> F) -> Result<T, Fault>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
+    {
+        let writer = self
+            .writer
+            .clone()
+            .ok_or_else(|| Fault::Unavailable("it was opened for reading only".to_owned()))?;
+        let work = work(writer.pool.clone());
+        let task = tokio::spawn(async move {
+            // The lock is held as long as anything may be written.
+            let _writer = writer;
+            work.await
+        });
+        task.await.unwrap_or_else(|stopped| Err(Fault::Unknown(stopped.to_string())))
+    }
+}
+
+impl Store for SqliteStore {
+    async fn load(&self) -> Result<Snapshot, Fault> {
+        snapshot::load(&self.readers).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Generation, Fault> {
+        self.detached(|pool| async move { commit::commit(&pool, &transaction).await }).await
+    }
+
+    async fn request(&self, id: &str) -> Result<Option<RememberedRequest>, Fault> {
+        let row =
+            sqlx::query("SELECT * FROM requests WHERE id = $1").bind(id).fetch_optional(&self.readers).await;
+        row.map_err(fault::statement)?.as_ref().map(rows::request).transpose()
+    }
+
+    async fn forget_requests(&self, before: Timestamp) -> Result<u64, Fault> {
+        self.detached(move |pool| async move {
+            let delete = sqlx::query("DELETE FROM requests WHERE at_us < $1").bind(before.as_microsecond());
+            delete.execute(&pool).await.map(|done| done.rows_affected()).map_err(fault::at_commit)
+        })
+        .await
+    }
+
+    async fn check(&self) -> Result<Generation, Fault> {
+        self.detached(|pool| async move { commit::check(&pool).await }).await
+    }
+}

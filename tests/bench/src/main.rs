@@ -1,0 +1,97 @@
+//! `make bench`: what the service costs on top of the bare token, as ratios within one run.
+//!
+//! Each round measures, one after another on the same machine: the bare token (one and two processes that call
+//! C_Sign without a pause), an empty gRPC call, and the service, with `verify_before_release` off and on. The
+//! table shows medians over the rounds. Options: `--rounds N` (3), `--seconds N` (3), `--json FILE`, `--scale`
+//! (10 against 1,000 keys instead).
+
+#![expect(clippy::print_stdout, reason = "the table is the program's output")]
+
+mod call;
+mod cpu;
+mod load;
+mod raw;
+mod report;
+mod scale;
+mod service;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    load::Shape,
+    report::{Report, Row},
+    service::{Algorithm, Bench},
+};
+
+struct Options {
+    rounds: usize,
+    span: Duration,
+    json: Option<PathBuf>,
+    scale: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1).peekable();
+    if args.peek().map(String::as_str) == Some(raw::SUBCOMMAND) {
+        return raw::child(args.skip(1).collect());
+    }
+    let options = Options::parse(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run(&options))
+}
+
+async fn run(options: &Options) -> anyhow::Result<()> {
+    if options.scale {
+        return scale::run(options.span).await;
+    }
+    let plain = Bench::start(&[("KMS_KEYS__VERIFY_BEFORE_RELEASE", "false")]).await?;
+    let verified = Bench::start(&[]).await?;
+    let mut report = Report::default();
+    for round in 1..=options.rounds {
+        println!("round {round} of {}", options.rounds);
+        report.add("fdatasync of 256 bytes", service::fdatasync_latency(plain.dir())?);
+        for algorithm in Algorithm::ALL {
+            for processes in [1, 2] {
+                let name = format!("{algorithm} bare token, {processes} process(es)");
+                report.add(&name, raw::measure(&plain, algorithm, processes, options.span)?);
+            }
+            for (verify, bench) in [("off", &plain), ("on", &verified)] {
+                for shape in Shape::ALL {
+                    let row: Row = bench.measure(algorithm, shape, options.span).await?;
+                    report.add(&format!("{algorithm} {shape}, verify {verify}"), row);
+                }
+            }
+        }
+        for in_flight in [1, 16, 64] {
+            report.add(
+                &format!("empty gRPC call, {in_flight} in flight"),
+                plain.measure_empty(in_flight, options.span).await?,
+            );
+        }
+    }
+    println!("{}", report.table());
+    if let Some(path) = &options.json {
+        std::fs::write(path, report.json()?).with_context(|| path.display().to_string())?;
+        println!("written to {}", path.display());
+    }
+    Ok(())
+}
+
+impl Options {
+    fn parse(mut args: impl Iterator<Item = String>) -> anyhow::Result<Self> {
+        let mut options = Self { rounds: 3, span: Duration::from_secs(3), json: None, scale: false };
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
+            match arg.as_str() {
+                "--rounds" => options.rounds = value()?.parse()?,
+                "--seconds" => options.span = Duration::from_secs(value()?.parse()?),
+                "--json" => options.json = Some(value()?.into()),
+                "--scale" => options.scale = true,
+                _ => bail!("unknown option {arg}; see the head of tests/bench/src/main.rs"),
+            }
+        }
+        Ok(options)
+    }
+}

@@ -1,0 +1,92 @@
+//! The table: medians over the rounds, and each row's share of the bare token's rate.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::load::Outcome;
+
+/// One measurement.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Row {
+    /// Signatures (or calls) per second.
+    pub(crate) per_second: f64,
+    /// Median latency of a call in microseconds.
+    pub(crate) p50_us: f64,
+    /// 99th percentile in microseconds.
+    pub(crate) p99_us: f64,
+    /// CPU time of the service per signature in microseconds; 0 where there is no service.
+    pub(crate) server_cpu_us: f64,
+}
+
+/// Rows by name, in the order in which they first came.
+#[derive(Default)]
+pub(crate) struct Report {
+    order: Vec<String>,
+    rows: BTreeMap<String, Vec<Row>>,
+}
+
+impl Row {
+    /// Of calls with `items` signatures each; `server_cpu` is the service's in that time.
+    pub(crate) fn new(outcome: &Outcome, items: usize, server_cpu: std::time::Duration) -> Self {
+        let signatures = outcome.calls as f64 * items as f64;
+        Self {
+            per_second: signatures / outcome.elapsed.as_secs_f64(),
+            p50_us: outcome.latencies_us.value_at_quantile(0.5) as f64,
+            p99_us: outcome.latencies_us.value_at_quantile(0.99) as f64,
+            server_cpu_us: server_cpu.as_secs_f64() * 1e6 / signatures.max(1.0),
+        }
+    }
+}
+
+impl Report {
+    pub(crate) fn add(&mut self, name: &str, row: Row) {
+        if !self.rows.contains_key(name) {
+            self.order.push(name.to_owned());
+        }
+        self.rows.entry(name.to_owned()).or_default().push(row);
+    }
+
+    /// Markdown.
+    pub(crate) fn table(&self) -> String {
+        let mut text = String::from(
+            "| what | per second | share of the bare token | p50 us | p99 us | server CPU us |\n\
+             |---|---:|---:|---:|---:|---:|\n",
+        );
+        for name in &self.order {
+            let row = self.median(name);
+            let share = self.bare_rate(name).map_or_else(String::new, |bare| format!("{:.2}", row.per_second / bare));
+            text.push_str(&format!(
+                "| {name} | {:.0} | {share} | {:.0} | {:.0} | {:.1} |\n",
+                row.per_second, row.p50_us, row.p99_us, row.server_cpu_us
+            ));
+        }
+        text
+    }
+
+    /// Every round's rows.
+    pub(crate) fn json(&self) -> anyhow::Result<String> {
+        Ok(serde_json::to_string_pretty(&self.rows)?)
+    }
+
+    fn median(&self, name: &str) -> Row {
+        let of = |field: fn(&Row) -> f64| {
+            let mut values: Vec<f64> = self.rows.get(name).into_iter().flatten().map(field).collect();
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        Row {
+            per_second: of(|row| row.per_second),
+            p50_us: of(|row| row.p50_us),
+            p99_us: of(|row| row.p99_us),
+            server_cpu_us: of(|row| row.server_cpu_us),
+        }
+    }
+
+    /// The rate of the bare token with as many processes as the service has workers.
+    fn bare_rate(&self, name: &str) -> Option<f64> {
+        let algorithm = name.split(' ').next()?;
+        let bare = format!("{algorithm} bare token, 2 process(es)");
+        self.rows.contains_key(&bare).then(|| self.median(&bare).per_second)
+    }
+}

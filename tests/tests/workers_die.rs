@@ -1,0 +1,154 @@
+//! Workers hold the vendor's library, so they may crash or hang at any moment. The service does not: a caller
+//! whose request was in the dead worker is told UNAVAILABLE, nobody else notices, and nobody restarts anything.
+//!
+//! `KMS_KILLS` says how many workers die (50; `make torture` takes 1,000).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use futures::future::join_all;
+use kms_client::{Client, v1};
+use kms_tests::{Load, Process, Refusal, Seed, Service, kill, until};
+use rustix::process::Signal;
+use tonic::{Code, Request};
+
+/// Callers at work during the kills.
+const CALLERS: usize = 16;
+/// How much later than its deadline a caller may get its answer.
+const GRACE: Duration = Duration::from_millis(100);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_workers_cost_at_most_the_requests_in_them_and_no_key() -> anyhow::Result<()> {
+    let kills: usize = std::env::var("KMS_KILLS").map_or(Ok(50), |text| text.parse()).context("KMS_KILLS")?;
+    let mut seed = Seed::announced("workers_die")?;
+    let service = Service::start().await?;
+    let client = service.client().await?;
+    let names = keys(&service).await?;
+    let parents = [service.tree()?.parent(), service.tree()?.front().context("there is no front")?];
+
+    let load = Load::start(&client, &names, CALLERS, Duration::from_secs(30));
+    for number in 1..=kills {
+        service.all_workers_ready().await?;
+        // Work is under way when it dies.
+        let before = load.signed();
+        let some_more = before + 1 + seed.below(50) as u64;
+        until("more is signed", kms_tests::PATIENCE, async || Ok((load.signed() >= some_more).then_some(())))
+            .await
+            .with_context(|| format!("after kill {} of {kills}", number - 1))?;
+        let victim = seed.pick(&service.tree()?.workers()).context("there are no workers")?;
+        kill(victim, Signal::KILL)?;
+        until("the dead worker is gone", kms_tests::PATIENCE, async || {
+            Ok((!Process::runs(victim)).then_some(()))
+        })
+        .await?;
+    }
+    service.all_workers_ready().await?;
+    let report = load.stop().await;
+
+    let other: Vec<_> = report.refused.iter().filter(|refusal| refusal.code != Code::Unavailable).collect();
+    ensure!(other.is_empty(), "callers were told something else than UNAVAILABLE: {other:#?}");
+    ensure!(
+        report.refused.len() <= kills * CALLERS,
+        "{} requests failed, more than were in flight: {:#?}",
+        report.refused.len(),
+        report.by_kind()
+    );
+    println!(
+        "{kills} kills, {} signatures, {} refusals: {:#?}",
+        report.signed,
+        report.refused.len(),
+        report.by_kind()
+    );
+
+    ensure!(parents.into_iter().all(Process::runs), "more than the workers died");
+    for name in &names {
+        sign(&client, name, Duration::from_secs(10)).await.with_context(|| format!("{name} is lost"))?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_worker_keeps_its_callers_to_their_deadlines_and_the_others_work_on() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let client = service.client().await?;
+    let name = "keys/sample-jwt";
+    service.all_workers_ready().await?;
+    sign(&client, name, Duration::from_secs(10)).await?;
+
+    let workers = service.tree()?.workers();
+    ensure!(workers.len() >= 2, "there is no other worker: {workers:?}");
+    kill(workers[0], Signal::STOP)?;
+    let deadline = Duration::from_secs(1);
+    let answers = join_all((0..CALLERS).map(|_| timed(&client, name, deadline))).await;
+    for (elapsed, answer) in &answers {
+        ensure!(*elapsed <= deadline + GRACE, "{elapsed:?} for a deadline of {deadline:?}: {answer:?}");
+        if let Err(refusal) = answer {
+            ensure!(matches!(refusal.code, Code::DeadlineExceeded | Code::Unavailable), "{refusal:?}");
+        }
+    }
+    let signed = answers.iter().filter(|(_, answer)| answer.is_ok()).count();
+    ensure!(signed >= CALLERS / 2, "the other worker signed only {signed} of {CALLERS}");
+
+    // Nobody wakes it: it is replaced.
+    until("the hung worker is replaced", kms_tests::PATIENCE, async || {
+        Ok((!Process::runs(workers[0])).then_some(()))
+    })
+    .await?;
+    service.all_workers_ready().await?;
+    for (elapsed, answer) in
+        join_all((0..CALLERS).map(|_| timed(&client, name, Duration::from_secs(10)))).await
+    {
+        ensure!(answer.is_ok(), "after {elapsed:?}: {answer:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_every_worker_hangs_each_caller_still_gets_an_answer_in_time() -> anyhow::Result<()> {
+    let service = Service::start().await?;
+    let client = service.client().await?;
+    let name = "keys/sample-jwt";
+    service.all_workers_ready().await?;
+    sign(&client, name, Duration::from_secs(10)).await?;
+    for worker in service.tree()?.workers() {
+        kill(worker, Signal::STOP)?;
+    }
+    let deadline = Duration::from_millis(500);
+    for (elapsed, answer) in join_all((0..CALLERS).map(|_| timed(&client, name, deadline))).await {
+        ensure!(elapsed <= deadline + GRACE, "{elapsed:?} for a deadline of {deadline:?}: {answer:?}");
+        let refusal = answer.err().context("a hung HSM signed")?;
+        ensure!(matches!(refusal.code, Code::DeadlineExceeded | Code::Unavailable), "{refusal:?}");
+    }
+    until("the service has healed itself", kms_tests::PATIENCE, async || {
+        Ok(sign(&client, name, Duration::from_secs(10)).await.ok())
+    })
+    .await
+}
+
+/// Keys to sign with: the sample and three more.
+async fn keys(service: &Service) -> anyhow::Result<Vec<String>> {
+    let mut names = vec!["keys/sample-jwt".to_owned()];
+    for (name, algorithm) in [("ec", "ES384"), ("rsa", "RS256"), ("edwards", "Ed25519")] {
+        service.kms(["keys", "create", name, "--algorithm", algorithm, "--timeout", "60s"]).await?.text()?;
+        names.push(format!("keys/{name}"));
+    }
+    Ok(names)
+}
+
+async fn timed(client: &Client, name: &str, deadline: Duration) -> (Duration, Result<(), Refusal>) {
+    let start = Instant::now();
+    let answer = client.crypto().sign(request(name, deadline)).await;
+    (start.elapsed(), answer.map(drop).map_err(Into::into))
+}
+
+async fn sign(client: &Client, name: &str, deadline: Duration) -> anyhow::Result<()> {
+    client.crypto().sign(request(name, deadline)).await?;
+    Ok(())
+}
+
+fn request(name: &str, deadline: Duration) -> Request<v1::SignRequest> {
+    let input = Some(v1::sign_request::Input::Message(b"a message".to_vec()));
+    let mut request = Request::new(v1::SignRequest { name: name.into(), input, ..Default::default() });
+    request.set_timeout(deadline);
+    request
+}
