@@ -34,8 +34,8 @@ pub use status::status;
 
 /// Largest request in bytes.
 pub const REQUEST_LEN_MAX: usize = 1024 * 1024;
-/// Bound on every call when the server's configuration names none.
-pub const DEADLINE_MAX_DEFAULT: Duration = Duration::from_secs(10);
+/// Bound on every call when the server's configuration names none: an RSA-4096 pair takes many seconds to generate.
+pub const DEADLINE_MAX_DEFAULT: Duration = Duration::from_secs(60);
 
 /// The three services over one core, ready to be authenticated and routed.
 pub struct Services<H: Hsm, S: Store, A: AuditLog, C: Clock> {

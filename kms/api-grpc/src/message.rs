@@ -41,9 +41,8 @@ pub(crate) fn key_version(view: VersionView) -> v1::KeyVersion {
         number: view.row.number,
         state: i32::from(state(view.state)),
         kid: view.row.born.as_ref().map(|born| born.kid.to_string()).unwrap_or_default(),
-        // Core's view of a version does not carry these two yet.
-        algorithm: String::new(),
-        etag: String::new(),
+        algorithm: view.algorithm.to_string(),
+        etag: etag(view.revision),
         primary: view.primary,
         create_time: Some(timestamp(view.row.created_at)),
         publish_time: timeline.map(|timeline| timestamp(timeline.published_at)),

@@ -69,7 +69,6 @@ fn wire_path(field: &'static str) -> &'static str {
         "publish_lead" => "key.publish_lead",
         "max_token_ttl" => "key.max_token_ttl",
         "role" => "access_token.role",
-        "claims" => "claims_json",
         same => same,
     }
 }

@@ -17,11 +17,14 @@ use crate::{
     output::Format,
 };
 
+/// Where packages put it.
+pub(crate) const DEFAULT_CONFIG: &str = "/etc/kms/kms.toml";
+
 /// Which configuration, and what is different this time.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Configuration {
     /// The configuration, TOML; KMS_<SECTION>__<FIELD> variables win over it, and flags over both
-    #[arg(long, env = "KMS_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "KMS_CONFIG", value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub(crate) config: PathBuf,
     #[command(flatten)]
     overrides: Flags,

@@ -55,7 +55,7 @@ struct Init {
 #[derive(Debug, Args)]
 struct Login {
     /// The server's configuration, which names the token and the file of its PIN
-    #[arg(long, env = "KMS_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "KMS_CONFIG", value_name = "FILE", default_value = configuration::DEFAULT_CONFIG)]
     config: PathBuf,
 }
 

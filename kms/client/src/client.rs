@@ -38,6 +38,7 @@ pub struct Options {
 /// A connection to the service. Cloning is cheap and shares it; it reconnects by itself.
 #[derive(Clone)]
 pub struct Client {
+    channel: Authenticated,
     keys: KeyServiceClient<Authenticated>,
     crypto: CryptoServiceClient<Authenticated>,
     access: AccessServiceClient<Authenticated>,
@@ -76,10 +77,16 @@ impl Client {
         Ok(Self {
             keys: KeyServiceClient::new(channel.clone()),
             crypto: CryptoServiceClient::new(channel.clone()),
-            access: AccessServiceClient::new(channel),
+            access: AccessServiceClient::new(channel.clone()),
+            channel,
             timeout: options.timeout,
             provider,
         })
+    }
+
+    /// The connection itself, for generated clients of other services of the server, such as gRPC health.
+    pub fn channel(&self) -> Authenticated {
+        self.channel.clone()
     }
 
     /// The generated client of `KeyService`.

@@ -223,7 +223,7 @@ impl FromStr for KeyId {
         } else {
             Err(Error::invalid(
                 "key_id",
-                "a key name is 1 to 63 of a-z, 0-9, '.', '_' and '-', and begins with a letter or digit",
+                "a name is 1 to 63 of a-z, 0-9, '.', '_' and '-', and begins with a letter or digit",
             ))
         }
     }

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::{
-    AuditLog, Caller, Clock, Error, Gate, Hsm, Key, KeyId, KeyState, KeyVersion, Store,
+    Algorithm, AuditLog, Caller, Clock, Error, Gate, Hsm, Key, KeyId, KeyState, KeyVersion, Store,
     caller::Role,
     catalog::{Catalog, Entry, Version},
     gate::SystemWork,
@@ -72,6 +72,10 @@ pub struct KeyView {
 pub struct VersionView {
     /// Its key's name.
     pub key: KeyId,
+    /// Its key's algorithm.
+    pub algorithm: Algorithm,
+    /// Its key's revision: versions change only together with their key.
+    pub revision: u64,
     /// The row.
     pub row: KeyVersion,
     /// Its state at that moment; `None` while it is still being made.
@@ -188,6 +192,8 @@ impl VersionView {
     pub(crate) fn of(entry: &Entry, version: &Version, now: Timestamp) -> Self {
         let row = version.row.clone();
         let primary = entry.find_primary(now).is_some_and(|primary| primary.row.number == row.number);
-        Self { key: entry.key.id.clone(), state: row.born.as_ref().map(|_| row.state(now)), row, primary }
+        let state = row.born.as_ref().map(|_| row.state(now));
+        let Key { id, algorithm, revision, .. } = &entry.key;
+        Self { key: id.clone(), algorithm: *algorithm, revision: *revision, state, row, primary }
     }
 }

@@ -28,6 +28,8 @@ pub struct Profile {
 pub(crate) enum Meaning {
     /// The operation failed; session and link are fine once the session is replaced.
     Failed(Fault),
+    /// The operation failed with a code that on some token means a lost link: a canary on a fresh session decides.
+    Ambiguous(Fault),
     /// The handle is stale.
     StaleHandle,
     /// The link is gone. Only a fresh process cures it.
@@ -56,8 +58,7 @@ impl Profile {
         if manufacturer.contains("SoftHSM") || description.contains("SoftHSM") { &SOFTHSM } else { &CAUTIOUS }
     }
 
-    /// What `error` means. An ambiguous code (CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED) never resets the link: whether
-    /// it is gone is for a canary on another session to say.
+    /// What `error` means.
     pub(crate) fn meaning(&self, error: &Error) -> Meaning {
         use RvError as Rv;
         let Error::Pkcs11(code, _) = error else { return Meaning::Failed(Fault::Failed(error.to_string())) };
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ambiguous_codes_do_not_reset_the_link() {
+    fn ambiguous_codes_do_not_reset_the_link_by_themselves() {
         for code in
             [RvError::GeneralError, RvError::FunctionFailed, RvError::HostMemory, RvError::DeviceMemory]
         {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use axum::{Router, middleware::from_fn_with_state};
 use kms_api_grpc::Services;
+use kms_core::{AuditLog, Clock, Hsm, Kms, Store};
 use kms_proto::FILE_DESCRIPTOR_SET;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTOR_SET, server::HealthReporter};
 
 use crate::{
-    Service,
     authn::{Authenticated, Lookup},
     config,
     metrics::{self, Metrics},
@@ -20,8 +20,8 @@ use crate::{
 const WHOLE_SERVER: &str = "";
 
 /// The routes, and the switch of their health. A path that nobody serves is UNIMPLEMENTED.
-pub(crate) fn router(
-    service: &Arc<Service>,
+pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
+    service: &Arc<Kms<H, S, A, C>>,
     config: &config::Grpc,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<(Router, Health)> {
@@ -55,5 +55,119 @@ impl Health {
     /// From now on a load balancer should go elsewhere.
     pub(crate) async fn leave(&self) {
         self.0.set_service_status(WHOLE_SERVER, ServingStatus::NotServing).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::digest::{SHA256, digest};
+    use axum::{
+        body::Body,
+        http::{Method, Request, header},
+    };
+    use kms_core::{
+        caller::{KeyScope, Role},
+        fakes::World,
+        kms::Settings,
+        store::{AccessToken, Transaction, Write},
+    };
+    use tonic::{Code, Status};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::metrics::Levels;
+
+    const CREDENTIAL: &str = "kms_test";
+    const LIST_KEYS: &str = "/kms.v1.KeyService/ListKeys";
+    const HEALTH: &str = "/grpc.health.v1.Health/Check";
+    const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+
+    /// The routes over core's fakes, with one access token.
+    async fn routes(reflection: bool) -> (Router, Health, Arc<Metrics>) {
+        let world = World::default();
+        let token = AccessToken {
+            name: "test".into(),
+            sha256: digest(&SHA256, CREDENTIAL.as_bytes()).as_ref().try_into().expect("32 bytes"),
+            role: Role::Administrator,
+            scope: KeyScope::All,
+            bootstrap: false,
+            created_at: world.clock.now(),
+            expires_at: None,
+            revoked_at: None,
+        };
+        let writes = vec![Write::InsertAccessToken(token)];
+        world.store.commit(Transaction { name: "test", writes, request: None }).await.expect("committed");
+        let kms = Arc::new(world.open(Settings::default()).await.expect("a service"));
+        let config = format!("tls_cert_file = ''\ntls_key_file = ''\nreflection = {reflection}");
+        let config = toml::from_str(&config).expect("a section");
+        let metrics = Arc::new(Metrics::new(Levels::default));
+        let (router, health) = router(&kms, &config, Arc::clone(&metrics)).expect("routes");
+        (router, health, metrics)
+    }
+
+    /// Sends an empty message; the status, and whether a message came back.
+    async fn call(router: &Router, path: &str, credential: Option<&str>) -> (Code, bool) {
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(header::CONTENT_TYPE, "application/grpc")
+            .header(header::TE, "trailers");
+        if let Some(credential) = credential {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {credential}"));
+        }
+        let request = request.body(Body::from(vec![0; 5])).expect("a request");
+        let response = router.clone().oneshot(request).await.expect("infallible");
+        let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.expect("a body");
+        (code, !body.is_empty())
+    }
+
+    #[tokio::test]
+    async fn our_services_want_a_credential_and_unknown_paths_are_unimplemented() {
+        let (router, _health, _metrics) = routes(false).await;
+        for path in [LIST_KEYS, "/kms.v1.CryptoService/Sign", "/kms.v1.AccessService/CreateAccessToken"] {
+            assert_eq!(call(&router, path, None).await, (Code::Unauthenticated, false), "{path}");
+            assert_eq!(call(&router, path, Some("kms_other")).await, (Code::Unauthenticated, false), "{path}");
+        }
+        for path in ["/", "/kms.v1.NoService/Sign", "/kms.v1.KeyService", REFLECTION] {
+            assert_eq!(call(&router, path, None).await, (Code::Unimplemented, false), "{path}");
+        }
+        let nowhere = call(&router, "/kms.v1.KeyService/NoMethod", Some(CREDENTIAL)).await;
+        assert_eq!(nowhere, (Code::Unimplemented, false));
+        assert_eq!(call(&router, LIST_KEYS, Some(CREDENTIAL)).await, (Code::Ok, true));
+    }
+
+    #[tokio::test]
+    async fn health_needs_no_credential_and_says_when_we_leave() {
+        let (router, health, _metrics) = routes(false).await;
+        assert_eq!(call(&router, HEALTH, None).await, (Code::Ok, true));
+        health.leave().await;
+        let request = tonic_health::pb::HealthCheckRequest { service: WHOLE_SERVER.into() };
+        let answer = tonic_health::pb::health_client::HealthClient::new(router).check(request).await;
+        assert_eq!(answer.expect("an answer").into_inner().status, i32::from(ServingStatus::NotServing as u8));
+    }
+
+    #[tokio::test]
+    async fn reflection_is_there_only_when_it_is_configured() {
+        let (router, _health, _metrics) = routes(true).await;
+        assert_ne!(call(&router, REFLECTION, None).await.0, Code::Unimplemented);
+    }
+
+    #[tokio::test]
+    async fn strangers_cannot_make_up_metrics() {
+        let (router, _health, metrics) = routes(false).await;
+        call(&router, LIST_KEYS, Some(CREDENTIAL)).await;
+        call(&router, "/kms.v1.KeyService/MadeUp1", None).await;
+        call(&router, "/kms.v1.KeyService/MadeUp2", Some(CREDENTIAL)).await;
+        call(&router, "/made.up/3", None).await;
+        let text = metrics.text().expect("text");
+        assert!(!text.contains("MadeUp") && !text.contains("made.up"), "{text}");
+        for line in [
+            "kms_grpc_requests_total{method=\"/kms.v1.KeyService/ListKeys\",code=\"OK\"} 1",
+            "kms_grpc_requests_total{method=\"\",code=\"UNAUTHENTICATED\"} 1",
+            "kms_grpc_requests_total{method=\"\",code=\"UNIMPLEMENTED\"} 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! same by themselves.
 
 use anyhow::{Context as _, anyhow};
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 /// Hardens this process and chooses its cryptographic backend. Call it first, once.
 pub fn establish() -> anyhow::Result<()> {
@@ -15,4 +15,12 @@ pub fn establish() -> anyhow::Result<()> {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow!("another TLS backend was installed before ours"))
+}
+
+/// Lets this process open as many files as its hard limit allows: the soft one, 1024 on most systems, is fewer
+/// than the connections that we accept.
+pub(crate) fn raise_open_files() -> anyhow::Result<()> {
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })
+        .context("cannot raise the limit of open files (setrlimit)")
 }

@@ -15,6 +15,7 @@ mod metrics;
 mod notify;
 mod ops;
 pub mod parent;
+mod running;
 mod runtime_dir;
 mod scheduler;
 mod storage;

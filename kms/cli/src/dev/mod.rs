@@ -4,16 +4,20 @@
 //! log. It is served by an ordinary `kms serve`, so what a developer sees is what production runs. Each step
 //! keeps what it finds: a directory that was used before is resumed.
 
+mod address;
+mod banner;
 mod certificates;
 mod config_file;
 mod env_file;
 mod files;
 mod server;
+mod signals;
 
 use std::{
     env,
     fs::{self, DirBuilder, File, TryLockError},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    io::ErrorKind,
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -24,13 +28,14 @@ use kms_server::addresses;
 use kms_softhsm::DevToken;
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
+    address::reachable,
     config_file::Settings,
     env_file::{Environment, quoted},
     files::write_atomically,
-    server::{Listening, Server},
+    server::Server,
+    signals::Signals,
 };
 use crate::{
     bootstrap, clock,
@@ -39,20 +44,15 @@ use crate::{
     output,
 };
 
+/// Mode of the directory and those in it.
+const PRIVATE: u32 = 0o700;
+
 const LOCK_FILE: &str = "dev.lock";
 const CONFIG_FILE: &str = "kms.toml";
 const TOKEN_FILE: &str = "admin-token";
 const ENV_FILE: &str = "env";
 /// The key that the printed commands use.
 const SAMPLE_KEY: &str = "sample-jwt";
-
-const WARNING: &str = "  \
-  ****************************************************************
-  *                                                              *
-  *   DEVELOPMENT ONLY: a software token, its PIN in a file,     *
-  *   self-made certificates. Not for keys that matter.          *
-  *                                                              *
-  ****************************************************************";
 
 /// Run everything on this machine, with a software token: DEVELOPMENT ONLY
 #[derive(Debug, Args)]
@@ -61,10 +61,10 @@ pub(crate) struct Dev {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Where gRPC listens; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8443", value_parser = parse_addr)]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8443", value_parser = address::parse)]
     grpc_addr: SocketAddr,
     /// Where HTTP (JWKS, health, metrics) listens; port 0 takes a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = parse_addr)]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = address::parse)]
     http_addr: SocketAddr,
 }
 
@@ -77,12 +77,6 @@ struct Home {
     _lock: File,
 }
 
-/// What ended the work.
-enum End {
-    Signal(Signal),
-    Server(std::process::ExitStatus),
-}
-
 impl Dev {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         // First of all: from here on a signal ends us in order, and a temporary directory goes with us.
@@ -92,33 +86,22 @@ impl Dev {
 
         progress("starting the server");
         let mut server = Server::spawn(&config, token.env())?;
-        let outcome = tokio::select! {
-            outcome = home.present(&mut server, &token) => outcome.map(|()| None),
-            signal = signals.next() => Ok(Some(End::Signal(signal))),
-        };
-        let end = match outcome {
-            Ok(Some(end)) => end,
-            Ok(None) => tokio::select! {
-                status = server.ended() => End::Server(status?),
-                signal = signals.next() => End::Signal(signal),
-            },
-            Err(failure) => {
-                server.signal(Signal::TERM);
-                server.ended().await?;
-                return Err(failure);
+        let failure = tokio::select! {
+            failure = home.serve(&mut server, &token) => failure,
+            signal = signals.next() => {
+                progress("waiting for the server to finish what it began");
+                return drain(server, signal, &mut signals).await;
             }
         };
-        match end {
-            End::Server(status) => Err(server::ended(status)),
-            End::Signal(signal) => drain(server, signal, &mut signals).await,
-        }
+        // What went wrong first is what matters.
+        let _ = drain(server, Signal::TERM, &mut signals).await;
+        Err(failure)
     }
 }
 
 /// Passes `signal` and any that follow to the server, and waits for its end.
 async fn drain(mut server: Server, signal: Signal, signals: &mut Signals) -> Result<(), Failure> {
     server.signal(signal);
-    progress("waiting for the server to finish what it began");
     loop {
         tokio::select! {
             status = server.ended() => {
@@ -135,43 +118,21 @@ impl Home {
     fn open(named: Option<&Path>) -> Result<Self, Failure> {
         let (dir, temporary) = match named {
             Some(dir) => {
-                let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+                let made = DirBuilder::new().recursive(true).mode(PRIVATE).create(dir);
                 made.map_err(Failure::about(dir.display()))?;
-                (dir.canonicalize().map_err(Failure::about(dir.display()))?, None)
+                (dir.to_owned(), None)
             }
             None => {
-                let temporary = tempfile::Builder::new()
-                    .prefix("kms-dev-")
-                    .permissions(fs::Permissions::from_mode(0o700))
-                    .tempdir()
-                    .map_err(Failure::about(env::temp_dir().display()))?;
-                (
-                    temporary.path().canonicalize().map_err(Failure::about("temporary directory"))?,
-                    Some(temporary),
-                )
+                let permissions = fs::Permissions::from_mode(PRIVATE);
+                let made = tempfile::Builder::new().prefix("kms-dev-").permissions(permissions).tempdir();
+                let temporary = made.map_err(Failure::about(env::temp_dir().display()))?;
+                (temporary.path().to_owned(), Some(temporary))
             }
         };
-        let mode = fs::metadata(&dir).map_err(Failure::about(dir.display()))?.mode();
-        if mode & 0o077 != 0 {
-            return Err(Failure::usage(format!(
-                "{} is open to other users (mode {:o})",
-                dir.display(),
-                mode & 0o777
-            ))
-            .hint(format!(
-                "PINs and a credential will lie in it: chmod 700 {}",
-                quoted(&dir.to_string_lossy())
-            )));
-        }
-        let lock = File::create(dir.join(LOCK_FILE)).map_err(Failure::about(dir.display()))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { dir, temporary, _lock: lock }),
-            Err(TryLockError::WouldBlock) => {
-                let message = format!("another `kms dev` uses {}", dir.display());
-                Err(Failure::new(Code::Precondition, message).hint("end it first, or name another --dir"))
-            }
-            Err(TryLockError::Error(error)) => Err(Failure::about(dir.display())(error)),
-        }
+        let dir = dir.canonicalize().map_err(Failure::about(dir.display()))?;
+        refuse_open_to_others(&dir)?;
+        let lock = take_lock(&dir)?;
+        Ok(Self { dir, temporary, _lock: lock })
     }
 
     /// Makes what is missing: token, certificates, configuration, administrator.
@@ -185,32 +146,47 @@ impl Home {
         certificates::ensure(&self.dir, clock::now())?;
 
         // The issuer's URL holds the port, so a free one is chosen here and not by the server.
-        let http_addr = with_port(http_addr).map_err(Failure::about(format!("--http-addr {http_addr}")))?;
+        let http_addr =
+            address::with_port(http_addr).map_err(Failure::about(format!("--http-addr {http_addr}")))?;
         let issuer = format!("http://{}", reachable(http_addr));
         let hsm_uri = token.uri();
         let settings = Settings { grpc_addr, http_addr, issuer: &issuer, hsm_uri: &hsm_uri };
         let config = self.dir.join(CONFIG_FILE);
         write_atomically(&config, settings.to_toml()?.as_bytes(), 0o600)?;
-        for directory in config_file::directories(&self.dir) {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        let [store_dir, audit_dir] = config_file::directories(&self.dir);
+        for directory in [&store_dir, &audit_dir] {
+            let made = DirBuilder::new().recursive(true).mode(PRIVATE).create(directory);
             made.map_err(Failure::about(directory.display()))?;
         }
-        // That of the last server would name its ports.
-        for directory in config_file::directories(&self.dir) {
-            let _ = fs::remove_file(directory.join(addresses::FILE_NAME));
-        }
+        // A server that was killed left its own behind, with its ports.
+        remove_if_present(&store_dir.join(addresses::FILE_NAME))?;
 
-        let credential = self.dir.join(TOKEN_FILE);
-        // Empty when an earlier start was cut off before it had made the administrator.
-        if fs::metadata(&credential).is_ok_and(|found| found.len() == 0) {
-            fs::remove_file(&credential).map_err(Failure::about(credential.display()))?;
-        }
-        if !credential.exists() {
-            let made =
-                bootstrap::to_file(&configuration::load(&config, &Overrides::default())?, &credential).await;
-            made.map_err(|failure| failure.hint(format!("to begin anew, remove {}", self.dir.display())))?;
-        }
+        self.bootstrap(&config).await?;
         Ok((config, token))
+    }
+
+    /// Makes the administrator, unless an earlier start did.
+    async fn bootstrap(&self, config: &Path) -> Result<(), Failure> {
+        let credential = self.dir.join(TOKEN_FILE);
+        match fs::metadata(&credential) {
+            Ok(found) if found.len() > 0 => return Ok(()),
+            // An earlier start was cut off before it had made the administrator.
+            _ => remove_if_present(&credential)?,
+        }
+        let config = configuration::load(config, &Overrides::default())?;
+        let made = bootstrap::to_file(&config, &credential).await;
+        made.map_err(|failure| failure.hint(format!("to begin anew, remove {}", self.dir.display())))
+    }
+
+    /// Presents the server and watches it; returns only when something went wrong.
+    async fn serve(&self, server: &mut Server, token: &DevToken) -> Failure {
+        if let Err(failure) = self.present(server, token).await {
+            return failure;
+        }
+        match server.ended().await {
+            Ok(status) => server::ended(status),
+            Err(failure) => failure,
+        }
     }
 
     /// Waits until the server is ready, makes the sample key, writes `env`, and says so.
@@ -238,33 +214,37 @@ impl Home {
             .ok_or_else(|| Failure::usage("the directory's or this executable's path is not UTF-8"))?;
         let env_file = self.dir.join(ENV_FILE);
         write_atomically(&env_file, text.as_bytes(), 0o600)?;
-        output::print_text(&self.banner(listening, &env_file))
+        banner::Banner {
+            addr: &addr,
+            http_addr: &http_addr,
+            dir: &self.dir,
+            temporary: self.temporary.is_some(),
+            env_file: &env_file,
+        }
+        .print()
     }
+}
 
-    fn banner(&self, listening: Listening, env_file: &Path) -> String {
-        let warning = output::painted(WARNING, "1;33", output::to_terminal());
-        let dir = self.dir.display();
-        let fate = if self.temporary.is_some() { "removed at exit; keep it with --dir" } else { "kept" };
-        let env_file = quoted(&env_file.to_string_lossy());
-        format!(
-            "
-{warning}
+/// PINs and a credential will lie in the directory.
+fn refuse_open_to_others(dir: &Path) -> Result<(), Failure> {
+    let mode = fs::metadata(dir).map_err(Failure::about(dir.display()))?.mode() & 0o777;
+    if mode & !PRIVATE == 0 {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("{} is open to other users (mode {mode:o})", dir.display()))
+        .hint(format!("PINs and a credential will lie in it: chmod 700 {}", quoted(&dir.to_string_lossy()))))
+}
 
-  gRPC    https://{grpc}
-  HTTP    http://{http}
-  files   {dir} ({fate})
-
-  In another terminal:
-
-    . {env_file}
-    kms jwt sign {SAMPLE_KEY} --claims '{{\"sub\":\"alice\"}}' --ttl 15m
-    curl -s $KMS_HTTP_ADDR/.well-known/jwks.json
-
-  Ctrl-C ends it.
-",
-            grpc = reachable(listening.grpc),
-            http = reachable(listening.http),
-        )
+/// One `kms dev` at a time.
+fn take_lock(dir: &Path) -> Result<File, Failure> {
+    let lock = File::create(dir.join(LOCK_FILE)).map_err(Failure::about(dir.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let message = format!("another `kms dev` uses {}", dir.display());
+            Err(Failure::new(Code::Precondition, message).hint("end it first, or name another --dir"))
+        }
+        Err(TryLockError::Error(error)) => Err(Failure::about(dir.display())(error)),
     }
 }
 
@@ -283,56 +263,11 @@ async fn make_sample_key(addr: &str, cacert: &Path, token_file: &Path) -> Result
     }
 }
 
-/// The signals that end us in order.
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hangup: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(Failure::about("cannot listen for signals"));
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hangup: listen(SignalKind::hangup())?,
-        })
+fn remove_if_present(path: &Path) -> Result<(), Failure> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::about(path.display())(error)),
+        _ => Ok(()),
     }
-
-    /// The next one, as the server is to get it: a terminal that went away is a request to end.
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.interrupt.recv() => Signal::INT,
-            _ = self.terminate.recv() => Signal::TERM,
-            _ = self.hangup.recv() => Signal::TERM,
-        }
-    }
-}
-
-/// An address that the certificate can cover: this machine's own, or all interfaces.
-fn parse_addr(text: &str) -> Result<SocketAddr, &'static str> {
-    const HELP: &str =
-        "a development server listens on 127.0.0.1:PORT, [::1]:PORT, or 0.0.0.0:PORT or [::]:PORT";
-    let addr: SocketAddr = text.parse().map_err(|_| HELP)?;
-    let own = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    if own.contains(&reachable(addr).ip()) { Ok(addr) } else { Err(HELP) }
-}
-
-/// The same address with a free port when it asks for any.
-fn with_port(addr: SocketAddr) -> std::io::Result<SocketAddr> {
-    if addr.port() == 0 { TcpListener::bind(addr)?.local_addr() } else { Ok(addr) }
-}
-
-/// An address that reaches a listener on this machine: one on all interfaces is reached through the loopback,
-/// for which the certificate is made.
-fn reachable(addr: SocketAddr) -> SocketAddr {
-    let ip = match addr.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    SocketAddr::new(ip, addr.port())
 }
 
 fn progress(text: &str) {
@@ -344,16 +279,6 @@ fn progress(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_that_the_certificate_cannot_cover_are_refused() {
-        for bad in ["192.0.2.1:8443", "127.0.0.2:8443", "localhost:8443", "127.0.0.1", ":8443"] {
-            assert!(parse_addr(bad).is_err(), "{bad:?} was taken");
-        }
-        for good in ["127.0.0.1:0", "[::1]:8443", "0.0.0.0:8443", "[::]:1"] {
-            assert!(parse_addr(good).is_ok(), "{good:?} was refused");
-        }
-    }
 
     #[test]
     fn a_directory_that_others_can_enter_or_that_is_in_use_is_refused() {

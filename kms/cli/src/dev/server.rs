@@ -19,6 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use super::address::reachable;
 use crate::{failure::Failure, output};
 
 /// From spawn to readiness, workers' logins included.
@@ -31,7 +32,6 @@ const TELL_INTERVAL: Duration = Duration::from_secs(3);
 /// A running `kms serve`.
 pub(super) struct Server {
     child: Child,
-    pid: Pid,
 }
 
 /// `listening.json`: where the server listens, written by it once its sockets are bound.
@@ -56,9 +56,7 @@ impl Server {
             .process_group(0)
             .spawn()
             .map_err(Failure::about(program.display()))?;
-        let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        let pid = pid.ok_or_else(|| Failure::other("the server ended before it began"))?;
-        Ok(Self { child, pid })
+        Ok(Self { child })
     }
 
     /// Waits until the server is ready, and says where it listens. `file` is its `listening.json`.
@@ -77,7 +75,7 @@ impl Server {
             let state = match read(file) {
                 None => "the server starts its workers".to_owned(),
                 Some(listening) => {
-                    let url = format!("http://{}/readyz", listening.http);
+                    let url = format!("http://{}/readyz", reachable(listening.http));
                     match client.get(&url).send().await {
                         Ok(answer) if answer.status() == StatusCode::OK => return Ok(listening),
                         Ok(answer) => {
@@ -110,8 +108,14 @@ impl Server {
 
     /// Passes a signal on. One that comes too late is no error.
     pub(super) fn signal(&self, signal: Signal) {
-        // Not yet reaped, as only `ended` and `ready` do that: the number is still the server's.
-        let _ = kill_process(self.pid, signal);
+        // While the child is not reaped its number cannot be another's; after that there is no number.
+        if let Some(pid) = self.pid() {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(i32::try_from(self.child.id()?).ok()?)
     }
 }
 

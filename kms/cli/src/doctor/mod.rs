@@ -28,7 +28,7 @@ const PLAUSIBLE_YEARS: Range<i16> = 2026..2100;
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
     /// The server's configuration
-    #[arg(long, env = "KMS_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "KMS_CONFIG", value_name = "FILE", default_value = configuration::DEFAULT_CONFIG)]
     config: PathBuf,
 }
 

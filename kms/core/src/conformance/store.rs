@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     Key, KeyVersion, Kid, Store,
     caller::{KeyScope, Role},
-    fakes::a_key,
+    fakes::{a_key, entropy},
     hsm::CkaId,
     key::{Born, Timeline},
     store::{AccessToken, Fault, RememberedRequest, Transaction, Write},
@@ -18,6 +18,7 @@ pub async fn run<S: Store>(store: &S) {
     a_failed_expectation_writes_nothing(store).await;
     each_commit_makes_one_generation(store).await;
     a_key_has_at_most_one_version_on_its_way(store).await;
+    an_object_in_the_token_belongs_to_one_version(store).await;
     of_two_that_change_a_key_at_once_one_wins(store).await;
     a_request_is_remembered_once_and_forgotten_in_time(store).await;
     there_is_one_bootstrap_ever_and_revocation_stays(store).await;
@@ -91,6 +92,16 @@ async fn a_key_has_at_most_one_version_on_its_way<S: Store>(store: &S) {
     assert!(matches!(second, Err(Fault::Exists(_))), "{second:?}");
     let again = store.commit(transaction(vec![insert(version(1, Some(timeline(None))))])).await;
     assert!(matches!(again, Err(Fault::Exists(_))), "a number was used twice: {again:?}");
+}
+
+async fn an_object_in_the_token_belongs_to_one_version<S: Store>(store: &S) {
+    let [one, two] = ["object-1", "object-2"].map(a_key);
+    let row = version(1, Some(timeline(None)));
+    let writes = vec![Write::InsertKey(one.clone()), Write::InsertVersion(one.id, row.clone())];
+    store.commit(transaction(writes)).await.expect("commit");
+    let writes = vec![Write::InsertKey(two.clone()), Write::InsertVersion(two.id, row)];
+    let shared = store.commit(transaction(writes)).await;
+    assert!(matches!(shared, Err(Fault::Exists(_))), "two versions share an object: {shared:?}");
 }
 
 async fn of_two_that_change_a_key_at_once_one_wins<S: Store>(store: &S) {
@@ -174,7 +185,7 @@ fn next(key: &Key) -> Key {
 fn version(number: u32, timeline: Option<Timeline>) -> KeyVersion {
     KeyVersion {
         number,
-        cka_id: CkaId::from_bytes([u8::try_from(number).unwrap_or(0); 16]),
+        cka_id: fresh_id(),
         earlier_attempts: Vec::new(),
         token_serial: "5eri4l".to_owned(),
         created_at: at(1),
@@ -197,6 +208,13 @@ fn timeline(end: Option<i64>) -> Timeline {
         withdrawn_at: end.map(|end| at(end + 1)),
         destroys_at: end.map(|end| at(end + 2)),
     }
+}
+
+/// No two versions may share an object in the token.
+fn fresh_id() -> CkaId {
+    let mut id = [0; 16];
+    entropy(&mut id).expect("entropy");
+    CkaId::from_bytes(id)
 }
 
 /// Seconds and microseconds: what a store must keep.

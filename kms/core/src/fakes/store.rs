@@ -111,6 +111,12 @@ impl Rows {
                 _ => Err(Fault::Changed(format!("keys/{}", key.id))),
             },
             Write::InsertVersion(id, version) => {
+                let shares = |row: &KeyVersion| {
+                    row.cka_id == version.cka_id && row.token_serial == version.token_serial
+                };
+                if self.keys.values().flat_map(|(_, versions)| versions).any(shares) {
+                    return Err(Fault::Exists(format!("CKA_ID {}", version.cka_id)));
+                }
                 let versions = self.versions(&id)?;
                 let taken = |row: &KeyVersion| row.number == version.number || row.born.is_none();
                 if versions.iter().any(taken) {

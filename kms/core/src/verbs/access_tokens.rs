@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    Action, AuditLog, Caller, Clock, Error, Gate, Hsm, Kms, Store, Unsettled,
+    Action, AuditLog, Caller, Clock, Error, Gate, Hsm, KeyId, Kms, Store, Unsettled,
     algorithm::Hash,
     caller::{KeyScope, Role},
     error::Kind,
@@ -14,8 +14,6 @@ use crate::{
     verbs::requests::Request,
 };
 
-/// Longest name in bytes.
-pub const NAME_LEN_MAX: usize = 63;
 /// Every credential begins so: scanners of logs and repositories can look for it.
 pub const CREDENTIAL_PREFIX: &str = "kms_";
 /// The name of the access token that `bootstrap` makes.
@@ -162,12 +160,6 @@ fn new_credential(entropy: Entropy) -> Result<(String, [u8; 32]), Error> {
 }
 
 fn check_name(name: &str) -> Result<(), Error> {
-    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_.".contains(&c);
-    if name.is_empty() || name.len() > NAME_LEN_MAX || !name.bytes().all(allowed) {
-        return Err(Error::invalid(
-            "access_token_id",
-            format!("an access token's name is 1 to {NAME_LEN_MAX} of a-z, 0-9, '-', '_' and '.'"),
-        ));
-    }
-    Ok(())
+    // The same rule as for keys: one rule to remember.
+    name.parse::<KeyId>().map(drop).map_err(|error| Error::invalid("access_token_id", error.to_string()))
 }

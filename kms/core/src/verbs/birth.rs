@@ -142,7 +142,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         row.earlier_attempts.push(row.cka_id);
         row.cka_id = CkaId::from_bytes(self.random()?);
         row.token_serial = self.hsm.token_serial();
-        self.write_versions("begin another attempt", key, vec![row]).await
+        self.write_versions("begin another attempt", key, vec![row], None).await
     }
 
     async fn generate(
@@ -216,7 +216,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let born = Born { spki: spki.into(), kid: public.jwk().kid(), timeline };
         let mut changed = retire_predecessors(&entry, timeline.activates_at);
         changed.push(KeyVersion { born: Some(born), ..row.clone() });
-        self.write_versions("end birth", &entry.key, changed).await
+        self.write_versions("end birth", &entry.key, changed, None).await
     }
 
     /// Marks the birth as ours, before its row is written: the resumer must not take it for one cut short.

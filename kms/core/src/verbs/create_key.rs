@@ -10,7 +10,7 @@ use crate::{
     time::{Deadline, SignedDuration},
     verbs::{
         birth::Attempt,
-        requests::{Fingerprint, Request},
+        requests::{Fingerprint, Request, label_text, span},
         update_key::{check_labels, check_owner, check_rotation_period, check_span},
     },
 };
@@ -127,15 +127,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
 impl CreateKey {
     fn fingerprint(&self) -> Fingerprint {
-        let span = |span: Option<SignedDuration>| span.map_or_else(String::new, |span| span.to_string());
-        let labels: Vec<_> = self.labels.iter().map(|(name, value)| format!("{name:?}={value:?}")).collect();
         Fingerprint::of(
             "CreateKey",
             &[
                 self.id.as_str(),
                 &self.algorithm.to_string(),
                 &self.owner,
-                &labels.join(","),
+                &label_text(&self.labels),
                 &span(self.rotation_period),
                 &span(self.publish_lead),
                 &span(self.max_token_ttl),

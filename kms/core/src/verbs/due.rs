@@ -54,7 +54,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             }
             self.hsm.destroy(&admission, row.cka_id, deadline).await?;
             let destroyed = KeyVersion { destroyed_at: Some(self.clock.now()), ..row.clone() };
-            self.write_versions("destroy a version", &entry.key, vec![destroyed]).await
+            self.write_versions("destroy a version", &entry.key, vec![destroyed], None).await
         }
         .await;
         admission.settle(result.map(Unsettled::new)).await

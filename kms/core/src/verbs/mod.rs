@@ -16,7 +16,7 @@ mod version_states;
 
 pub(crate) use birth::Births;
 
-pub use access_tokens::{CREDENTIAL_PREFIX, CreateAccessToken, NAME_LEN_MAX, bootstrap};
+pub use access_tokens::{CREDENTIAL_PREFIX, CreateAccessToken, bootstrap};
 pub use create_key::{CreateKey, MAX_TOKEN_TTL_DEFAULT, PUBLISH_LEAD_DEFAULT};
 pub use jwks::PublishedKeys;
 pub use read::{KeyPage, ListKeys, PAGE_LEN_MAX, PublicKeyView};

@@ -178,7 +178,7 @@ impl FromStr for Filter {
             let (name, value) = term.trim().split_once('=').ok_or_else(wrong)?;
             let (name, value) = (name.trim(), value.trim().trim_matches('"').to_owned());
             match (name, name.strip_prefix("labels.")) {
-                ("algorithm", _) => Ok(Term::Algorithm(value.parse()?)),
+                ("algorithm", _) => Ok(Term::Algorithm(value.parse().map_err(|_| wrong())?)),
                 ("owner", _) => Ok(Term::Owner(value)),
                 (_, Some(label)) => Ok(Term::Label(label.to_owned(), value)),
                 _ => Err(wrong()),

@@ -5,8 +5,9 @@ use crate::{
     AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store,
     algorithm::Hash,
     error::Kind,
+    key::Labels,
     store::{RememberedRequest, Transaction, Write},
-    time::Timestamp,
+    time::{SignedDuration, Timestamp},
 };
 
 /// How a mutation is guarded.
@@ -44,6 +45,16 @@ impl Fingerprint {
         sha256.copy_from_slice(Hash::Sha256.digest(&text).as_ref());
         Self(sha256)
     }
+}
+
+/// A span as part of a fingerprint; empty when there is none.
+pub(super) fn span(span: Option<SignedDuration>) -> String {
+    span.map_or_else(String::new, |span| span.to_string())
+}
+
+/// Labels as part of a fingerprint.
+pub(super) fn label_text(labels: &Labels) -> String {
+    format!("{labels:?}")
 }
 
 impl Request {
@@ -100,11 +111,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         name: &'static str,
         key: &Key,
         versions: Vec<KeyVersion>,
+        request: Option<RememberedRequest>,
     ) -> Result<(), Error> {
         let key = Key { revision: key.revision + 1, updated_at: self.clock.now(), ..key.clone() };
         let id = key.id.clone();
         let mut writes = vec![Write::UpdateKey(key)];
         writes.extend(versions.into_iter().map(|version| Write::UpdateVersion(id.clone(), version)));
-        self.commit(Transaction { name, writes, request: None }).await
+        self.commit(Transaction { name, writes, request }).await
     }
 }

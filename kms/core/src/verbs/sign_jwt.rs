@@ -103,7 +103,7 @@ struct Claims<'a>(Vec<(String, &'a RawValue)>);
 impl<'a> Claims<'a> {
     fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         if bytes.len() > CLAIMS_LEN_MAX {
-            return Err(Error::invalid("claims", format!("claims have at most {CLAIMS_LEN_MAX} bytes")));
+            return Err(Error::invalid("claims_json", format!("claims have at most {CLAIMS_LEN_MAX} bytes")));
         }
         // The message names line and column only: claims are the caller's secret.
         serde_json::from_slice(bytes).map_err(|error| {
@@ -112,7 +112,7 @@ impl<'a> Claims<'a> {
                 _ => "not JSON",
             };
             Error::invalid(
-                "claims",
+                "claims_json",
                 format!("the claims are {problem} (line {}, column {})", error.line(), error.column()),
             )
         })
@@ -148,7 +148,7 @@ impl<'a> Claims<'a> {
             (None, Some(_)) => return Err(Error::invalid("ttl", "a ttl is at least one second")),
         };
         if expires_at <= now {
-            return Err(Error::invalid("claims", "exp lies in the past; check the clock of whoever set it"));
+            return Err(Error::invalid("claims_json", "exp lies in the past; check the clock of whoever set it"));
         }
         if expires_at.duration_since(now) > max {
             return Err(too_long(key));
@@ -162,7 +162,7 @@ impl<'a> Claims<'a> {
     fn numeric_date(&self, name: &'static str) -> Result<Option<Timestamp>, Error> {
         let Some((_, value)) = self.0.iter().find(|(member, _)| member == name) else { return Ok(None) };
         let wrong =
-            || Error::invalid("claims", format!("{name} must be a number of seconds since the epoch"));
+            || Error::invalid("claims_json", format!("{name} must be a number of seconds since the epoch"));
         let seconds: f64 = serde_json::from_str(value.get()).map_err(|_| wrong())?;
         // Rounded up, so that a fraction never outlives the bound.
         #[expect(
@@ -255,7 +255,7 @@ mod tests {
             ["", "[]", "\"s3cret\"", "{\"a\":1", "{\"a\":1}x", "{\"s3cret\":1,\"s3cret\":2}", "null", "{a:1}"]
         {
             let error = complete(bad, Some(60)).expect_err(bad);
-            assert_eq!(error.field(), Some("claims"), "{bad}");
+            assert_eq!(error.field(), Some("claims_json"), "{bad}");
             assert!(!error.to_string().contains("s3cret"), "{error}");
         }
     }

@@ -6,7 +6,7 @@ use crate::{
     key::{Born, Labels, Timeline},
     kms::KeyView,
     time::{SignedDuration, Timestamp},
-    verbs::requests::Request,
+    verbs::requests::{Fingerprint, Request, label_text, span},
 };
 
 /// Longest publish lead and token life.
@@ -39,14 +39,20 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     pub async fn update_key(&self, caller: &Caller, request: UpdateKey) -> Result<KeyView, Error> {
         let now = self.clock.now();
         let admission = self.gate.begin(caller, Action::UpdateKey, Some(&request.id), now).await?;
-        let result = self.update_admitted(request).await;
+        let result = self.update_admitted(caller, request).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
-    async fn update_admitted(&self, request: UpdateKey) -> Result<KeyView, Error> {
+    async fn update_admitted(&self, caller: &Caller, request: UpdateKey) -> Result<KeyView, Error> {
         let id = request.id.clone();
         let entry = self.catalog.entry(&id)?;
+        let fingerprint = request.fingerprint();
+        if self.replayed(caller, &request.request, &fingerprint).await?.is_some() {
+            return Ok(KeyView::of(&entry, self.clock.now()));
+        }
         request.request.check_etag(&entry.key)?;
+        let now = self.clock.now();
+        let remembered = request.request.remember(caller, &fingerprint, &id, None, now);
         let mut key = entry.key.clone();
         if let Some(owner) = request.owner {
             key.owner = check_owner(owner)?;
@@ -64,10 +70,20 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             key.max_token_ttl = check_span("max_token_ttl", ttl)?;
         }
         check_rotation_period(&key)?;
-        let now = self.clock.now();
         let extended = extend_withdrawals(&entry, &key, now);
-        self.write_versions("update a key", &key, extended).await?;
+        self.write_versions("update a key", &key, extended, remembered).await?;
         Ok(KeyView::of(&*self.catalog.entry(&id)?, now))
+    }
+}
+
+impl UpdateKey {
+    fn fingerprint(&self) -> Fingerprint {
+        let period = self.rotation_period.map(|period| span(period));
+        let [lead, ttl] = [self.publish_lead, self.max_token_ttl].map(span);
+        let labels = self.labels.as_ref().map_or_else(String::new, label_text);
+        let owner = self.owner.as_deref().map_or_else(String::new, |owner| format!("={owner}"));
+        let parts = [self.id.as_str(), &owner, &labels, period.as_deref().unwrap_or("same"), &lead, &ttl];
+        Fingerprint::of("UpdateKey", &parts)
     }
 }
 

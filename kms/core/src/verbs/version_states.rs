@@ -6,7 +6,7 @@ use crate::{
     key::{Born, Timeline},
     kms::VersionView,
     time::Timestamp,
-    verbs::ChangeVersion,
+    verbs::requests::{ChangeVersion, Fingerprint},
 };
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
@@ -105,18 +105,25 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let now = self.clock.now();
         let mut admission = self.gate.begin(caller, action, Some(&request.id), now).await?;
         admission.uses_version(request.number);
-        let result = self.change_admitted(transaction, request, change).await;
+        let result = self.change_admitted(caller, transaction, request, change).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
     async fn change_admitted(
         &self,
+        caller: &Caller,
         transaction: &'static str,
         request: ChangeVersion,
         change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send,
     ) -> Result<VersionView, Error> {
         let now = self.clock.now();
         let entry = self.catalog.entry(&request.id)?;
+        let fingerprint = Fingerprint::of(transaction, &[request.id.as_str(), &request.number.to_string()]);
+        if self.replayed(caller, &request.request, &fingerprint).await?.is_some() {
+            return Ok(VersionView::of(&entry, entry.version(request.number)?, now));
+        }
+        let remembered =
+            request.request.remember(caller, &fingerprint, &request.id, Some(request.number), now);
         request.request.check_etag(&entry.key)?;
         let version = entry.version(request.number)?;
         version.public()?;
@@ -128,7 +135,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let changed = change(&entry, version, now)?;
         if changed != version.row {
-            self.write_versions(transaction, &entry.key, vec![changed]).await?;
+            self.write_versions(transaction, &entry.key, vec![changed], remembered).await?;
         }
         let entry = self.catalog.entry(&request.id)?;
         Ok(VersionView::of(&entry, entry.version(request.number)?, self.clock.now()))

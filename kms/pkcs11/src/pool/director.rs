@@ -24,15 +24,16 @@ use super::{
     Shared,
     link::Link,
     rendezvous::{self, Arrival},
+    slot::{Slot, State},
     status::Status,
     watch,
 };
 use crate::wire::{Exit, FromSupervisor, Inbox, Ready, Refusal, RefusalKind, Secret, ToSupervisor, frame};
 
-/// First pause before a second replacement in a row; doubles each time. The first replacement is immediate.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// Longest pause.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// The director looks again after this time at the latest.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// And after this time at the earliest, while a start hangs.
+const LOOK_REST: Duration = Duration::from_millis(100);
 /// Events that may wait for the director.
 const EVENTS_MAX: usize = 256;
 
@@ -52,27 +53,6 @@ pub(super) enum Event {
     LinkClosed { number: u16, pid: u32 },
     /// A worker does not answer.
     Hung { number: u16, pid: u32 },
-}
-
-/// A place for one worker.
-struct Slot {
-    number: u16,
-    state: State,
-    /// Ends in a row without a single answered call.
-    failures: u32,
-}
-
-enum State {
-    /// Not running; may be started from this moment on.
-    Down { until: Instant },
-    /// The supervisor was asked.
-    Spawning,
-    /// Runs, and is not READY. Must not be killed unless its profile allows it.
-    Starting { pid: u32, secret: Secret, since: Instant, link: Option<Arc<Link>> },
-    /// Serves.
-    Ready { link: Arc<Link> },
-    /// Killed or leaving; waits to be reaped.
-    Leaving { pid: u32, answered: bool },
 }
 
 struct Director {
@@ -98,7 +78,7 @@ pub(super) fn spawn(shared: Arc<Shared>, listener: UnixListener, control: UnixSt
     links.spawn(listen(reader, sender.clone()));
     let now = Instant::now();
     let slots = (1..=shared.config.workers.max(1))
-        .map(|number| Slot { number, state: State::Down { until: now }, failures: 0 })
+        .map(|number| Slot::new(number, now))
         .collect();
     let director = Director {
         shared,
@@ -137,14 +117,14 @@ impl Director {
     /// Starts a worker when one is due and none is starting. Returns when to look again.
     async fn start_next(&mut self) -> Instant {
         let now = Instant::now();
-        let far = now + BACKOFF_MAX;
+        let far = now + LOOK_EVERY;
         if self.pin_refused.is_some() {
             return far;
         }
         if let Some(since) = self.slots.iter().find_map(Slot::starting_since) {
             return since
                 .map_or(far, |since| since + self.shared.config.startup_timeout)
-                .max(now + BACKOFF_MIN);
+                .max(now + LOOK_REST);
         }
         let due = self.slots.iter_mut().filter_map(|slot| match slot.state {
             State::Down { until } => Some((until, slot)),
@@ -236,14 +216,17 @@ impl Director {
                     .to_owned(),
             });
             self.tell(&ToSupervisor::IsReady { pid }).await;
-            return self.part(number, pid, "it serves another token").await;
+            if let Some(slot) = self.slot(number) {
+                slot.state = State::Leaving { pid, served: false };
+            }
+            return self.tell(&ToSupervisor::Kill { pid }).await;
         }
         let Some(slot) = self.slot(number) else { return };
         let State::Starting { pid: starting, link: Some(link), .. } = &slot.state else { return };
         if *starting != pid {
             return;
         }
-        slot.state = State::Ready { link: Arc::clone(link) };
+        slot.state = State::Ready { link: Arc::clone(link), since: Instant::now() };
         self.tell(&ToSupervisor::IsReady { pid }).await;
         tracing::info!(
             number,
@@ -262,7 +245,7 @@ impl Director {
         if !matches!(&slot.state, State::Starting { pid: starting, .. } if *starting == pid) {
             return;
         }
-        slot.state = State::Leaving { pid, answered: false };
+        slot.state = State::Leaving { pid, served: false };
         if refusal.kind == RefusalKind::Pin {
             tracing::error!(
                 reason = refusal.text,
@@ -277,15 +260,15 @@ impl Director {
     async fn part(&mut self, number: u16, pid: u32, why: &str) {
         let kill_starting = self.shared.token.load().as_ref().is_some_and(|token| token.may_die_starting);
         let Some(slot) = self.slot(number) else { return };
-        let answered = match &slot.state {
-            State::Ready { link } if link.pid == pid => {
+        let served = slot.has_served();
+        match &slot.state {
+            State::Ready { link, .. } if link.pid == pid => {
                 link.close(&format!("the HSM worker was replaced: {why}"));
-                link.has_answered()
             }
-            State::Starting { pid: starting, .. } if *starting == pid && kill_starting => false,
+            State::Starting { pid: starting, .. } if *starting == pid && kill_starting => {}
             _ => return,
-        };
-        slot.state = State::Leaving { pid, answered };
+        }
+        slot.state = State::Leaving { pid, served };
         tracing::warn!(number, pid, why, "HSM worker is replaced");
         self.publish();
         self.tell(&ToSupervisor::Kill { pid }).await;
@@ -293,32 +276,24 @@ impl Director {
 
     fn exited(&mut self, exit: &Exit) {
         let Some(slot) = self.slot(exit.number) else { return };
-        let answered = match &slot.state {
-            State::Ready { link } if link.pid == exit.pid => {
-                link.close("the HSM worker died");
-                link.has_answered()
-            }
-            State::Leaving { pid, answered } if *pid == exit.pid => *answered,
+        let served = slot.has_served();
+        match &slot.state {
+            State::Ready { link, .. } if link.pid == exit.pid => link.close("the HSM worker died"),
+            State::Leaving { pid, .. } if *pid == exit.pid => {}
             State::Starting { pid, .. } if *pid == exit.pid => {
                 let text = format!("an HSM worker died while it started ({})", exit.status);
                 self.note_failure(Refusal { kind: RefusalKind::Passing, text });
-                false
             }
             _ => return,
-        };
+        }
         tracing::warn!(number = exit.number, pid = exit.pid, status = exit.status, "HSM worker is gone");
-        self.down(exit.number, answered);
+        self.down(exit.number, served);
     }
 
-    /// Schedules a new start: at once after a worker that had served, later and later after failures in a row.
-    fn down(&mut self, number: u16, had_served: bool) {
-        let Some(slot) = self.slot(number) else { return };
-        slot.failures = if had_served { 0 } else { slot.failures.saturating_add(1) };
-        let pause = match slot.failures {
-            0 | 1 => Duration::ZERO,
-            more => BACKOFF_MIN.saturating_mul(1 << (more - 2).min(16)).min(BACKOFF_MAX),
-        };
-        slot.state = State::Down { until: Instant::now() + pause };
+    fn down(&mut self, number: u16, served: bool) {
+        if let Some(slot) = self.slot(number) {
+            slot.went_down(served);
+        }
         self.shared.respawns.fetch_add(1, Ordering::Relaxed);
         self.publish();
     }
@@ -357,7 +332,7 @@ impl Director {
             .slots
             .iter()
             .filter_map(|slot| match &slot.state {
-                State::Ready { link } => Some(Arc::clone(link)),
+                State::Ready { link, .. } => Some(Arc::clone(link)),
                 _ => None,
             })
             .collect();
@@ -383,17 +358,6 @@ impl Director {
 
     fn slot(&mut self, number: u16) -> Option<&mut Slot> {
         self.slots.iter_mut().find(|slot| slot.number == number)
-    }
-}
-
-impl Slot {
-    /// Whether it is starting, and since when if it runs.
-    fn starting_since(&self) -> Option<Option<Instant>> {
-        match self.state {
-            State::Spawning => Some(None),
-            State::Starting { since, .. } => Some(Some(since)),
-            _ => None,
-        }
     }
 }
 

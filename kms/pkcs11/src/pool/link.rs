@@ -67,8 +67,8 @@ struct State {
     stalled: bool,
     /// How many of `calls` change the token.
     changing: u32,
-    /// How many answers came in all.
-    answered: u64,
+    /// Whether it ever answered with more than that the link is lost.
+    answered: bool,
     /// Since when the oldest call is the oldest: its sending, or the last answer before it.
     head_since: Instant,
 }
@@ -111,7 +111,7 @@ impl Link {
             closed: false,
             stalled: false,
             changing: 0,
-            answered: 0,
+            answered: false,
             head_since: Instant::now(),
         };
         Self {
@@ -229,9 +229,9 @@ impl Link {
         }
     }
 
-    /// Whether the worker ever answered a call.
+    /// Whether the worker was ever of use.
     pub(super) fn has_answered(&self) -> bool {
-        self.lock().answered > 0
+        self.lock().answered
     }
 
     /// Tells callers whose deadline has passed, and looks whether the worker still answers.
@@ -281,7 +281,7 @@ impl Link {
             late += u64::from(matches!(result, Err(Fault::DeadlineExceeded)));
             settled.push((call, result));
         }
-        state.answered += settled.len() as u64;
+        state.answered |= settled.iter().any(|(_, result)| !matches!(result, Err(Fault::Unavailable(_))));
         state.head_since = Instant::now();
         state.stalled = false;
         self.weigh(&state);

@@ -9,6 +9,7 @@ mod director;
 mod link;
 mod queue;
 mod rendezvous;
+mod slot;
 mod status;
 mod watch;
 

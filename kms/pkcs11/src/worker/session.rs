@@ -96,17 +96,29 @@ impl TokenSession {
             Ok(outcome) => Ok(Ok(outcome)),
             Err(Trouble::Fault(fault @ Fault::Unavailable(_))) => Err(LinkLost(fault)),
             Err(Trouble::Fault(fault)) => Ok(Err(fault)),
-            Err(Trouble::Error(error)) => {
-                let fault = match self.token.module.profile.meaning(&error) {
-                    Meaning::LinkLost(fault) => return Err(LinkLost(fault)),
-                    Meaning::StaleHandle if matches!(request.operation, Operation::Sign { .. }) => {
-                        Fault::KeyNotFound
-                    }
-                    Meaning::StaleHandle => Fault::Failed(text(&error)),
-                    Meaning::Failed(fault) => fault,
-                };
+            Err(Trouble::Error(error)) => self.recover(request, &error).map(Err),
+        }
+    }
+
+    /// Replaces the session after a failed C function, and says what the caller gets.
+    fn recover(&mut self, request: &Request, error: &Error) -> Result<Fault, LinkLost> {
+        let signed_with = match &request.operation {
+            Operation::Sign { key, .. } => Some(key.id),
+            _ => None,
+        };
+        match (self.token.module.profile.meaning(error), signed_with) {
+            (Meaning::LinkLost(fault), _) => Err(LinkLost(fault)),
+            (Meaning::Failed(fault), _) => self.replace().map(|()| fault),
+            (Meaning::StaleHandle, Some(_)) => self.replace().map(|()| Fault::KeyNotFound),
+            (Meaning::StaleHandle, None) => self.replace().map(|()| Fault::Failed(text(error))),
+            (Meaning::Ambiguous(fault), key) => {
+                // On some tokens this is how a stale handle looks.
+                key.into_iter().for_each(|id| self.token.handles.forget(id));
                 self.replace()?;
-                Ok(Err(fault))
+                match self.check() {
+                    Ok(()) => Ok(fault),
+                    Err(_) => Err(LinkLost(Fault::Unavailable(format!("{fault}, and the canary after it too")))),
+                }
             }
         }
     }

@@ -140,3 +140,87 @@ impl Problems {
 fn unreadable(what: &str, path: &Path, error: &io::Error) -> String {
     format!("{what} {} cannot be used: {error}", path.display())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, path::PathBuf};
+
+    use super::*;
+    use crate::{config::Overrides, test_certificate};
+
+    /// A configuration in a directory of its own; everything that it names is there and private.
+    fn sound() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a directory");
+        test_certificate::write(1, &dir.path().join("tls.crt"), &dir.path().join("tls.key"));
+        for file in ["pin", "module.so"] {
+            fs::write(dir.path().join(file), "").expect("written");
+        }
+        for file in ["pin", "tls.key"] {
+            fs::set_permissions(dir.path().join(file), fs::Permissions::from_mode(0o600)).expect("private");
+        }
+        let base = dir.path().display();
+        let text = format!(
+            r#"
+            grpc = {{ tls_cert_file = "tls.crt", tls_key_file = "tls.key" }}
+            http = {{ issuer = "https://kms.example.com" }}
+            hsm = {{ uri = "pkcs11:token=t?module-path={base}/module.so&pin-source=file:{base}/pin" }}
+            store = {{ path = "kms.db" }}
+            audit = {{ dir = "audit" }}
+            "#
+        );
+        let file = dir.path().join("kms.toml");
+        fs::write(&file, text).expect("written");
+        (dir, file)
+    }
+
+    fn problems(file: &Path, flags: &Overrides) -> Vec<Problem> {
+        Config::load(file, [], flags).expect("a configuration").check()
+    }
+
+    #[test]
+    fn every_error_is_told_at_once_with_its_field() {
+        let (_dir, file) = sound();
+        let flags = Overrides::default()
+            .with("grpc", "tls_cert_file", "absent.crt", "flag")
+            .with("http", "tls_cert_file", "tls.crt", "flag")
+            .with("hsm", "uri", "pkcs11:token=t?module-path=/absent.so", "flag")
+            .with("hsm", "lock_dir", "absent", "flag")
+            .with("store", "path", "absent/kms.db", "flag")
+            .with("audit", "dir", "absent/audit", "flag")
+            .with("runtime", "dir", "absent/run", "flag")
+            .with("log", "level", "a=b=c", "flag");
+        let problems = problems(&file, &flags);
+        assert!(problems.iter().all(|problem| problem.severity == Severity::Error), "{problems:#?}");
+        let fields: BTreeSet<_> = problems.iter().map(|problem| problem.field).collect();
+        let expected = [
+            "audit.dir",
+            "grpc.tls_key_file",
+            "hsm.lock_dir",
+            "hsm.uri",
+            "http.tls_cert_file",
+            "log.level",
+            "runtime.dir",
+            "store.path",
+        ];
+        assert_eq!(fields, BTreeSet::from(expected));
+    }
+
+    #[test]
+    fn secrets_that_others_may_read_and_an_issuer_without_tls_are_warnings() {
+        let (dir, file) = sound();
+        for secret in ["pin", "tls.key"] {
+            fs::set_permissions(dir.path().join(secret), fs::Permissions::from_mode(0o640)).expect("opened");
+        }
+        let flags = Overrides::default().with("http", "issuer", "http://kms.example.com", "flag");
+        let problems = problems(&file, &flags);
+        assert!(problems.iter().all(|problem| problem.severity == Severity::Warning), "{problems:#?}");
+        let fields: BTreeSet<_> = problems.iter().map(|problem| problem.field).collect();
+        assert_eq!(fields, BTreeSet::from(["grpc.tls_key_file", "hsm.uri", "http.issuer"]));
+    }
+
+    #[test]
+    fn a_sound_configuration_has_no_problems() {
+        let (_dir, file) = sound();
+        assert_eq!(problems(&file, &Overrides::default()), []);
+    }
+}

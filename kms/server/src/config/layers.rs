@@ -89,9 +89,12 @@ impl Config {
         flags: &Overrides,
     ) -> Result<Self, Error> {
         let name = file.display().to_string();
-        let text = read(file).map_err(|error| Error::Unreadable { file: name.clone(), error })?;
+        let unreadable = |error| Error::Unreadable { file: name.clone(), error };
+        let text = read(file).map_err(unreadable)?;
         let mut config = parse(&name, &text, env, flags)?;
-        let base = file.parent().unwrap_or(Path::new(""));
+        // Absolute, so that a path means the same to every process that it is handed on to.
+        let file = std::path::absolute(file).map_err(unreadable)?;
+        let base = file.parent().unwrap_or(Path::new("/"));
         config.paths_mut().for_each(|path| *path = base.join(&path));
         Ok(config)
     }

@@ -1,7 +1,7 @@
 //! The server's configuration: what an operator can set, and the values that stand when nothing is said.
 //!
 //! Four layers, the later ones win: the defaults here, the TOML file, `KMS_<SECTION>__<FIELD>` variables of the
-//! environment, flags of the command line (see [`layers`](self::layers)). A field that nobody knows is an error,
+//! environment, flags of the command line (see `layers.rs`). A field that nobody knows is an error,
 //! and every error names its file, line and column or its variable or flag. Secrets are never written into a
 //! configuration: a field names the *file* that holds one.
 
@@ -22,7 +22,7 @@ use serde::{Deserialize, de};
 pub use check::{Problem, Severity};
 pub use layers::{Error, Overrides};
 
-/// Everything that the server can be told. Paths are absolute, or relative to the working directory.
+/// Everything that the server can be told. Paths are absolute once it is loaded.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -178,7 +178,7 @@ pub struct Issuer(String);
 impl Config {
     /// The directory of the store, where `listening.json` stands.
     pub fn store_dir(&self) -> &Path {
-        self.store.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+        self.store.path.parent().unwrap_or(Path::new("/"))
     }
 
     /// The directory of the locks around the token.

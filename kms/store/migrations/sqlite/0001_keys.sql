@@ -48,6 +48,9 @@ CREATE TABLE key_versions (
     )
 ) STRICT;
 
+-- An object in the token belongs to one version.
+CREATE UNIQUE INDEX key_versions_one_object ON key_versions (token_serial, cka_id);
+
 -- A key has at most one version on its way.
 CREATE UNIQUE INDEX key_versions_one_unborn ON key_versions (key_id) WHERE spki IS NULL;
 

@@ -1,0 +1,91 @@
+//! A place for one worker: what runs in it, and when the next one may be started.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::link::Link;
+use crate::wire::Secret;
+
+/// First pause before a second replacement in a row; doubles each time. The first replacement is immediate.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest pause.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// A place for one worker.
+pub(super) struct Slot {
+    pub(super) number: u16,
+    pub(super) state: State,
+    /// Ends in a row of workers that had not served.
+    failures: u32,
+}
+
+/// What runs in a slot.
+pub(super) enum State {
+    /// Nothing; a worker may be started from this moment on.
+    Down { until: Instant },
+    /// The supervisor was asked.
+    Spawning,
+    /// Runs, and is not READY. Must not be killed unless its profile allows it.
+    Starting { pid: u32, secret: Secret, since: Instant, link: Option<Arc<Link>> },
+    /// Serves.
+    Ready { link: Arc<Link>, since: Instant },
+    /// Killed or leaving; waits to be reaped.
+    Leaving { pid: u32, served: bool },
+}
+
+impl Slot {
+    pub(super) fn new(number: u16, now: Instant) -> Self {
+        Self { number, state: State::Down { until: now }, failures: 0 }
+    }
+
+    /// Whether it is starting, and since when if it runs.
+    pub(super) fn starting_since(&self) -> Option<Option<Instant>> {
+        match self.state {
+            State::Spawning => Some(None),
+            State::Starting { since, .. } => Some(Some(since)),
+            _ => None,
+        }
+    }
+
+    /// Whether its worker was of use: it answered, or stood ready for long.
+    pub(super) fn has_served(&self) -> bool {
+        match &self.state {
+            State::Ready { link, since } => link.has_answered() || since.elapsed() > BACKOFF_MAX,
+            State::Leaving { served, .. } => *served,
+            State::Down { .. } | State::Spawning | State::Starting { .. } => false,
+        }
+    }
+
+    /// Schedules a new start: at once after a worker that had served, later and later after failures in a row.
+    pub(super) fn went_down(&mut self, served: bool) {
+        self.failures = if served { 0 } else { self.failures.saturating_add(1) };
+        let pause = match self.failures {
+            0 | 1 => Duration::ZERO,
+            more => BACKOFF_MIN.saturating_mul(1 << (more - 2).min(16)).min(BACKOFF_MAX),
+        };
+        self.state = State::Down { until: Instant::now() + pause };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pause_after(slot: &mut Slot, served: bool) -> Duration {
+        slot.went_down(served);
+        let State::Down { until } = slot.state else { panic!("not down") };
+        until.saturating_duration_since(Instant::now())
+    }
+
+    #[test]
+    fn failures_in_a_row_wait_ever_longer_and_one_that_served_starts_anew() {
+        let mut slot = Slot::new(1, Instant::now());
+        assert_eq!(pause_after(&mut slot, false), Duration::ZERO);
+        let pauses: Vec<_> = (0..40).map(|_| pause_after(&mut slot, false)).collect();
+        assert!(pauses[0] > BACKOFF_MIN / 2 && pauses[1] > pauses[0] && pauses[39] <= BACKOFF_MAX, "{pauses:?}");
+        assert!(pauses[39] > BACKOFF_MAX / 2);
+        assert_eq!(pause_after(&mut slot, true), Duration::ZERO);
+    }
+}
