@@ -73,6 +73,7 @@ impl Profile {
             | Rv::UserNotLoggedIn
             | Rv::CryptokiNotInitialized
             | Rv::SlotIdInvalid => Meaning::LinkLost(Fault::Unavailable(text(error))),
+            Rv::GeneralError | Rv::FunctionFailed => Meaning::Ambiguous(Fault::Failed(text(error))),
             Rv::MechanismInvalid
             | Rv::MechanismParamInvalid
             | Rv::FunctionNotSupported

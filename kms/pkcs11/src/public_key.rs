@@ -69,7 +69,10 @@ impl PublicKey {
             Ok(inner) if inner.as_bytes().len() == len => inner.as_bytes(),
             _ if point.len() == len => point,
             _ => {
-                return Err(format!("CKA_EC_POINT has {} bytes, which is no point of its curve", point.len()));
+                return Err(format!(
+                    "CKA_EC_POINT has {} bytes, which is no point of its curve",
+                    point.len()
+                ));
             }
         };
         if matches!(algorithm, KeyAlgorithm::Ec(_)) && bits.first() != Some(&4) {

@@ -100,7 +100,7 @@ mod tests {
         let kms = Arc::new(world.open(Settings::default()).await.expect("a service"));
         let config = format!("tls_cert_file = ''\ntls_key_file = ''\nreflection = {reflection}");
         let config = toml::from_str(&config).expect("a section");
-        let metrics = Arc::new(Metrics::new(Levels::default));
+        let metrics = Arc::new(Metrics::new(Levels::numbered));
         let (router, health) = router(&kms, &config, Arc::clone(&metrics)).expect("routes");
         (router, health, metrics)
     }
@@ -127,7 +127,11 @@ mod tests {
         let (router, _health, _metrics) = routes(false).await;
         for path in [LIST_KEYS, "/kms.v1.CryptoService/Sign", "/kms.v1.AccessService/CreateAccessToken"] {
             assert_eq!(call(&router, path, None).await, (Code::Unauthenticated, false), "{path}");
-            assert_eq!(call(&router, path, Some("kms_other")).await, (Code::Unauthenticated, false), "{path}");
+            assert_eq!(
+                call(&router, path, Some("kms_other")).await,
+                (Code::Unauthenticated, false),
+                "{path}"
+            );
         }
         for path in ["/", "/kms.v1.NoService/Sign", "/kms.v1.KeyService", REFLECTION] {
             assert_eq!(call(&router, path, None).await, (Code::Unimplemented, false), "{path}");
@@ -144,7 +148,10 @@ mod tests {
         health.leave().await;
         let request = tonic_health::pb::HealthCheckRequest { service: WHOLE_SERVER.into() };
         let answer = tonic_health::pb::health_client::HealthClient::new(router).check(request).await;
-        assert_eq!(answer.expect("an answer").into_inner().status, i32::from(ServingStatus::NotServing as u8));
+        assert_eq!(
+            answer.expect("an answer").into_inner().status,
+            i32::from(ServingStatus::NotServing as u8)
+        );
     }
 
     #[tokio::test]

@@ -216,3 +216,26 @@ fn name(code: Code) -> &'static str {
         Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
+
+#[cfg(test)]
+impl Levels {
+    /// Another number in every place.
+    pub(crate) fn numbered() -> Self {
+        Self {
+            hsm: kms_core::hsm::Health { workers_ready: 1, workers_wanted: 2, in_flight: 3, respawns: 4 },
+            audit: kms_audit::Health {
+                refusal: None,
+                records_written: 5,
+                bytes_written: 6,
+                syncs: 7,
+                last_sync_seconds: 0.5,
+                slots_taken: 8,
+                slots_max: 9,
+                free_bytes: 10,
+                records_lost: 11,
+            },
+            store_generation: 12,
+            certificates_expire: vec![("grpc", Timestamp::UNIX_EPOCH)],
+        }
+    }
+}

@@ -111,22 +111,7 @@ mod tests {
     use crate::metrics::Levels;
 
     fn metrics() -> Arc<Metrics> {
-        Arc::new(Metrics::new(|| Levels {
-            hsm: kms_core::hsm::Health { workers_ready: 1, workers_wanted: 2, in_flight: 3, respawns: 4 },
-            audit: kms_audit::Health {
-                refusal: None,
-                records_written: 5,
-                bytes_written: 6,
-                syncs: 7,
-                last_sync_seconds: 0.5,
-                slots_taken: 8,
-                slots_max: 9,
-                free_bytes: 10,
-                records_lost: 11,
-            },
-            store_generation: 12,
-            certificates_expire: vec![("grpc", jiff::Timestamp::UNIX_EPOCH)],
-        }))
+        Arc::new(Metrics::new(Levels::numbered))
     }
 
     async fn fetch(router: &Router, path: &str) -> (StatusCode, String) {

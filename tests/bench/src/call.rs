@@ -29,7 +29,7 @@ pub(crate) fn batch(client: &Client, name: String, items: usize) -> impl FnMut()
         Box::pin(async move {
             let response = client.batch_sign(v1::BatchSignRequest { requests }).await?.into_inner();
             let failed = |result: &v1::BatchSignResult| {
-                !matches!(result.result, Some(v1::batch_sign_result::Result::Response(_)))
+                !matches!(result.outcome, Some(v1::batch_sign_result::Outcome::Response(_)))
             };
             anyhow::ensure!(!response.results.iter().any(failed), "an item of a batch failed");
             Ok(())

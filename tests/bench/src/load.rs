@@ -44,13 +44,6 @@ impl Shape {
             Self::Batch { items, .. } => items,
         }
     }
-
-    /// Calls at once.
-    pub(crate) fn in_flight(self) -> usize {
-        match self {
-            Self::Unary(in_flight) | Self::Batch { in_flight, .. } => in_flight,
-        }
-    }
 }
 
 impl fmt::Display for Shape {

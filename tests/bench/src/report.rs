@@ -55,7 +55,8 @@ impl Report {
         );
         for name in &self.order {
             let row = self.median(name);
-            let share = self.bare_rate(name).map_or_else(String::new, |bare| format!("{:.2}", row.per_second / bare));
+            let share =
+                self.bare_rate(name).map_or_else(String::new, |bare| format!("{:.2}", row.per_second / bare));
             text.push_str(&format!(
                 "| {name} | {:.0} | {share} | {:.0} | {:.0} | {:.1} |\n",
                 row.per_second, row.p50_us, row.p99_us, row.server_cpu_us

@@ -77,9 +77,7 @@ pub(super) fn spawn(shared: Arc<Shared>, listener: UnixListener, control: UnixSt
     links.spawn(rendezvous::accept(listener, sender.clone()));
     links.spawn(listen(reader, sender.clone()));
     let now = Instant::now();
-    let slots = (1..=shared.config.workers.max(1))
-        .map(|number| Slot::new(number, now))
-        .collect();
+    let slots = (1..=shared.config.workers.max(1)).map(|number| Slot::new(number, now)).collect();
     let director = Director {
         shared,
         control: writer,

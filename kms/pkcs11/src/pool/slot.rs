@@ -84,7 +84,10 @@ mod tests {
         let mut slot = Slot::new(1, Instant::now());
         assert_eq!(pause_after(&mut slot, false), Duration::ZERO);
         let pauses: Vec<_> = (0..40).map(|_| pause_after(&mut slot, false)).collect();
-        assert!(pauses[0] > BACKOFF_MIN / 2 && pauses[1] > pauses[0] && pauses[39] <= BACKOFF_MAX, "{pauses:?}");
+        assert!(
+            pauses[0] > BACKOFF_MIN / 2 && pauses[1] > pauses[0] && pauses[39] <= BACKOFF_MAX,
+            "{pauses:?}"
+        );
         assert!(pauses[39] > BACKOFF_MAX / 2);
         assert_eq!(pause_after(&mut slot, true), Duration::ZERO);
     }

@@ -111,3 +111,14 @@ impl<'a> Body<'a> {
         (0..len).map(|_| read(self)).collect()
     }
 }
+
+/// Where `entry` stands in a table that both ends have.
+pub(super) fn index_of<T: PartialEq>(table: &[T], entry: &T) -> u8 {
+    // Every entry stands in its table; 255 would be refused by the reader.
+    table.iter().position(|known| known == entry).and_then(|at| u8::try_from(at).ok()).unwrap_or(u8::MAX)
+}
+
+/// What stands there.
+pub(super) fn entry_of<T: Copy>(table: &[T], index: u8) -> Result<T, Malformed> {
+    table.get(usize::from(index)).copied().ok_or(Malformed)
+}

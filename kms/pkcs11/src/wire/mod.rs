@@ -4,15 +4,17 @@
 //! proves, so nothing here is versioned field by field. Many frames travel in one read and in one write: wake-ups
 //! are what an operation costs, not bytes. No Debug shows a payload.
 
+mod answer;
 mod codec;
 mod control;
 mod frame;
-mod operation;
+mod request;
 
+pub use answer::{Answer, FromWorker, Hello, Outcome, Ready, Refusal, RefusalKind};
 pub use codec::Malformed;
 pub use control::{Exit, FromSupervisor, Order, Secret, ToSupervisor};
 pub use frame::{FRAME_LEN_MAX, Inbox, frame};
-pub use operation::{Answer, FromWorker, Hello, Operation, Outcome, Ready, Refusal, RefusalKind, Request};
+pub use request::{Operation, Request};
 
 /// Proves that both ends come from one build.
 pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"), " wire 1");

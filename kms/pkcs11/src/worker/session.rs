@@ -117,7 +117,9 @@ impl TokenSession {
                 self.replace()?;
                 match self.check() {
                     Ok(()) => Ok(fault),
-                    Err(_) => Err(LinkLost(Fault::Unavailable(format!("{fault}, and the canary after it too")))),
+                    Err(_) => {
+                        Err(LinkLost(Fault::Unavailable(format!("{fault}, and the canary after it too"))))
+                    }
                 }
             }
         }

@@ -159,6 +159,40 @@ async fn a_worker_program_that_cannot_run_is_named() {
     supervisor.await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_dies_at_every_start_is_named_and_retried_ever_more_slowly() {
+    let token = EphemeralToken::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = support::settings(&token, &token.uri(), dir.path(), &config(dir.path()));
+    settings.program = "/bin/false".into();
+    let (pool, supervisor) = support::link_with(settings, config(dir.path()));
+    let error = pool.wait_ready().await.unwrap_err();
+    assert!(error.to_string().contains("died while it started (exit status: 1)"), "{error}");
+    let waiting = pool.check(&grant(), support::within(Duration::from_secs(1))).await;
+    assert!(matches!(waiting, Err(Fault::Unavailable(_))), "{waiting:?}");
+    assert!(pool.health().respawns < 20, "{} starts in about a second", pool.health().respawns);
+    drop(pool);
+    supervisor.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_hangs_is_reported_and_not_killed() {
+    let token = EphemeralToken::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { startup_timeout: Duration::from_millis(200), ..config(dir.path()) };
+    let mut settings = support::settings(&token, &token.uri(), dir.path(), &config);
+    (settings.program, settings.args) = ("/bin/sleep".into(), vec!["3".into()]);
+    settings.leave_timeout = Duration::from_millis(100);
+    let (pool, supervisor) = support::link_with(settings, config);
+    let error = pool.wait_ready().await.unwrap_err();
+    assert!(error.to_string().contains("has been starting for"), "{error}");
+    assert_eq!(pool.health().respawns, 0);
+    let began = Instant::now();
+    drop(pool);
+    supervisor.await.unwrap();
+    assert!(began.elapsed() > Duration::from_secs(1), "it was waited for, not killed");
+}
+
 #[tokio::test]
 async fn a_runtime_directory_that_others_can_enter_is_refused() {
     let dir = tempfile::tempdir().unwrap();
