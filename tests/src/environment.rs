@@ -47,11 +47,15 @@ impl Environment {
 
     /// Connects with the SDK.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        let token = std::fs::read_to_string(&self.token_file)?;
-        let mut options = Options::new(self.addr.clone(), token.trim_end().into());
+        let mut options = Options::new(self.addr.clone(), self.access_token()?.into());
         options.ca_pem = Some(std::fs::read(&self.ca_file)?);
         options.timeout = PATIENCE;
         Ok(Client::connect(options).await?)
+    }
+
+    /// The credential.
+    pub fn access_token(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(&self.token_file)?.trim_end().to_owned())
     }
 
     /// Runs `kms` with these variables.

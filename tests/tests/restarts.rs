@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use kms_client::{Client, v1};
 use kms_tests::{Environment, PATIENCE, Seed, Service, until};
 use tokio::task::JoinSet;
+use tonic::Code;
 use v1::key_version::State;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +107,9 @@ async fn work_that_was_accepted_is_finished_when_the_service_is_asked_to_end() -
     let recorded = records.iter().filter(|r| r["action"] == "sign" && r["outcome"] == "succeeded").count();
     // An answer may be lost on its way; a signature without its record may not be.
     ensure!(recorded as u64 >= report.signed, "{} signatures, {recorded} records", report.signed);
-    let other: Vec<_> = report.refused.iter().filter(|r| r.code != tonic::Code::Unavailable).collect();
+    // CANCELLED, without a reason, is what tonic's own client makes of a connection that has ended.
+    let other: Vec<_> =
+        report.refused.iter().filter(|r| r.code != Code::Unavailable && r.code != Code::Cancelled).collect();
     ensure!(other.is_empty(), "callers are told something else than UNAVAILABLE: {other:#?}");
     Ok(())
 }

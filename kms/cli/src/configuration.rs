@@ -23,7 +23,7 @@ pub(crate) const DEFAULT_CONFIG: &str = "/etc/kms/kms.toml";
 /// Which configuration, and what is different this time.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Configuration {
-    /// The configuration, TOML; KMS_<SECTION>__<FIELD> variables win over it, and flags over both
+    /// The configuration, TOML; variables KMS_SECTION__FIELD win over it, and flags over both
     #[arg(long, env = "KMS_CONFIG", value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub(crate) config: PathBuf,
     #[command(flatten)]

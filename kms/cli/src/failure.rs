@@ -3,7 +3,7 @@
 
 use std::{fmt::Display, process::ExitCode};
 
-/// Shown by `kms --help`; the table of docs/reference/cli.md says the same.
+/// Shown by `kms --help`; docs/reference/cli.md repeats it.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done

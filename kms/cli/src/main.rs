@@ -1,6 +1,6 @@
 //! `kms`: the one binary. Reads the arguments, does the command, and turns its outcome into an exit code.
 //!
-//! One file per group of verbs. A command returns [`Failure`](failure::Failure) when it fails; only
+//! One file per group of verbs. A command returns [`Failure`] when it fails; only
 //! [`output`] writes to the terminal. The server's processes are commands of the same binary: see [`serve`].
 
 mod access_token;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use jiff::{SignedDuration, Timestamp};
-use kms_proto::v1;
+use kms_client::v1;
 use serde::Serialize;
 
 use crate::duration;

@@ -72,15 +72,18 @@ impl Listener {
     /// flight have `drain_max` to finish.
     pub async fn serve(self, stop: CancellationToken, drain_max: Duration) {
         let connections = TaskTracker::new();
-        stop.clone().run_until_cancelled(self.accept(&connections, &stop)).await;
+        let cut = CancellationToken::new();
+        stop.clone().run_until_cancelled(self.accept(&connections, &stop, &cut)).await;
         // The socket is closed by now: who connects is refused, and a load balancer goes elsewhere.
         connections.close();
         if timeout(drain_max, connections.wait()).await.is_err() {
-            tracing::warn!(open = connections.len(), "connections cut: their requests did not end in time");
+            tracing::warn!(open = connections.len(), "connections cut: they did not end in time");
+            cut.cancel();
+            connections.wait().await;
         }
     }
 
-    async fn accept(self, connections: &TaskTracker, stop: &CancellationToken) {
+    async fn accept(self, connections: &TaskTracker, stop: &CancellationToken, cut: &CancellationToken) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let server = Arc::new(self.protocol.server());
         let tls = self.tls.map(TlsAcceptor::from);
@@ -97,10 +100,10 @@ impl Listener {
                 }
             };
             let (server, tls) = (Arc::clone(&server), tls.clone());
-            let (router, stop) = (self.router.clone(), stop.clone());
+            let (router, stop, cut) = (self.router.clone(), stop.clone(), cut.clone());
             connections.spawn(async move {
                 let _place = place;
-                connection(socket, tls, &server, router, &stop).await;
+                cut.run_until_cancelled(connection(socket, tls, &server, router, &stop)).await;
             });
         }
     }
@@ -265,7 +268,7 @@ mod tests {
         entered.recv().await.expect("entered");
         served.stop.cancel();
         served.task.await.expect("the drain ends");
-        answer.abort();
+        assert_eq!(answer.await.expect("an end"), "");
     }
 
     #[tokio::test]

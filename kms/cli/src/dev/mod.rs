@@ -18,7 +18,10 @@ use std::{
     fs::{self, DirBuilder, File, TryLockError},
     io::ErrorKind,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+    os::unix::{
+        fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
+        process::ExitStatusExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -106,7 +109,9 @@ async fn drain(mut server: Server, signal: Signal, signals: &mut Signals) -> Res
         tokio::select! {
             status = server.ended() => {
                 let status = status?;
-                return if status.success() { Ok(()) } else { Err(server::ended(status)) };
+                // A server that had only just begun has no handler yet, and dies of the signal.
+                let as_asked = status.success() || status.signal() == Some(signal.as_raw());
+                return if as_asked { Ok(()) } else { Err(server::ended(status)) };
             }
             signal = signals.next() => server.signal(signal),
         }

@@ -15,7 +15,7 @@ use super::{
 /// What came of a request.
 #[derive(Debug)]
 pub struct Answer {
-    /// [`Request::id`].
+    /// [`super::Request::id`].
     pub id: u64,
     /// Its result.
     pub result: Result<Outcome, Fault>,

@@ -11,7 +11,7 @@ mod session;
 mod template;
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     os::unix::net::UnixStream,
     process::ExitCode,
     sync::Arc,
@@ -49,6 +49,10 @@ const EXIT_LINK_LOST: u8 = 3;
 pub fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
+        // The pool ended while this worker was being started.
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::BrokenPipe) => {
+            ExitCode::FAILURE
+        }
         Err(error) => {
             // Standard error may be closed; there is nobody else to tell.
             let _ = writeln!(io::stderr(), "kms hsm-worker: {error}");

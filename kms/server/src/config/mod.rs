@@ -61,7 +61,7 @@ pub struct Grpc {
     /// Whether strangers may ask for the list of methods (gRPC reflection). Default: false.
     #[serde(default)]
     pub reflection: bool,
-    /// A call's longest deadline, also of calls that name none. Default: 10s.
+    /// A call's longest deadline, also of calls that name none. Default: 60s: RSA-4096 is slow to generate.
     #[serde(default = "defaults::max_deadline", deserialize_with = "duration::deserialize")]
     pub max_deadline: Duration,
 }
