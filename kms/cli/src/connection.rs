@@ -31,8 +31,8 @@ pub(crate) struct Connection {
     /// File with the access token's credential
     #[arg(long, env = "KMS_TOKEN_FILE", global = true, value_name = "FILE")]
     token_file: Option<OsString>,
-    /// How long a call may take
-    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = duration::parse)]
+    /// How long a call may take; an RSA-4096 pair takes many seconds to generate
+    #[arg(long, global = true, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
     timeout: SignedDuration,
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Gate, Hsm, KeyId, Kms, Store, Unsettled,
     algorithm::Hash,
@@ -151,9 +153,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 }
 
 fn new_credential(entropy: Entropy) -> Result<(String, [u8; 32]), Error> {
-    let mut secret = [0; 32];
-    entropy(&mut secret)?;
-    let credential = format!("{CREDENTIAL_PREFIX}{}", base64url(&secret));
+    let mut secret = Zeroizing::new([0; 32]);
+    entropy(&mut *secret)?;
+    let credential = format!("{CREDENTIAL_PREFIX}{}", base64url(&*secret));
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(Hash::Sha256.digest(credential.as_bytes()).as_ref());
     Ok((credential, sha256))
