@@ -30,7 +30,7 @@ pub use ledger::{Record, records};
 pub use load::{Load, Report};
 pub use outcome::{Refusal, refusal};
 pub use processes::{Process, Tree, kill};
-pub use raw::{Answer, raw_call};
+pub use raw::{Answer, raw_calls};
 pub use running::Running;
 pub use seed::Seed;
 pub use server::{Plan, Server};

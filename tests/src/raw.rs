@@ -1,4 +1,4 @@
-//! A gRPC call made by curl: HTTP/2 and nothing else. tonic's client has a timer of its own for each deadline and
+//! gRPC calls made by curl: HTTP/2 and nothing else. tonic's client has a timer of its own for each deadline and
 //! answers when it rings; here one sees what the server itself says, and when.
 
 use std::{process::Stdio, time::Duration};
@@ -16,27 +16,36 @@ pub struct Answer {
     pub status: i32,
     /// `grpc-message`, percent-encoded.
     pub message: String,
-    /// From the moment when the connection stood.
+    /// From the moment when the request could be sent.
     pub elapsed: Duration,
 }
 
-/// Calls `method` (`kms.v1.CryptoService/Sign`) with `grpc-timeout` as written, e.g. `500m`.
-pub async fn raw_call(
+/// Calls `method` (`kms.v1.CryptoService/Sign`) `count` times at once on one connection, with `grpc-timeout` as
+/// written, e.g. `500m`.
+pub async fn raw_calls(
     service: &Environment,
     method: &str,
     request: &impl Message,
     timeout: &str,
-) -> anyhow::Result<Answer> {
+    count: usize,
+) -> anyhow::Result<Vec<Answer>> {
+    let url = format!("{}/{method}", service.addr);
     let mut child = tokio::process::Command::new("curl")
-        .args(["--silent", "--show-error", "--http2", "--output", "/dev/null", "--dump-header", "-"])
-        .args(["--max-time", &PATIENCE.as_secs().to_string()])
-        .args(["--write-out", "elapsed: %{time_pretransfer} %{time_total}\n"])
-        .args(["--header", "content-type: application/grpc", "--header", "te: trailers"])
+        .args(["--silent", "--show-error", "--http2", "--parallel", "--parallel-max", &count.to_string()])
+        .args(["--max-time", &PATIENCE.as_secs().to_string(), "--data-binary", "@-"])
+        .args([
+            "--write-out",
+            WRITE_OUT,
+            "--header",
+            "content-type: application/grpc",
+            "--header",
+            "te: trailers",
+        ])
         .args(["--header", &format!("grpc-timeout: {timeout}")])
         .args(["--header", &format!("authorization: Bearer {}", service.access_token()?)])
         .arg("--cacert")
         .arg(&service.ca_file)
-        .args(["--data-binary", "@-", &format!("{}/{method}", service.addr)])
+        .args((0..count).flat_map(|_| ["--output", "/dev/null", &url]))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -53,16 +62,20 @@ pub async fn raw_call(
     drop(stdin);
     let output = child.wait_with_output().await?;
     ensure!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
-    parse(&String::from_utf8(output.stdout)?)
+    let answers: Vec<_> = String::from_utf8(output.stdout)?.lines().map(parse).collect::<Result<_, _>>()?;
+    ensure!(answers.len() == count, "{} answers to {count} calls", answers.len());
+    Ok(answers)
 }
 
-fn parse(text: &str) -> anyhow::Result<Answer> {
-    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let elapsed = field("elapsed:").context("no times")?;
-    let (before, total) = elapsed.split_once(' ').context("no times")?;
-    Ok(Answer {
-        status: field("grpc-status:").with_context(|| format!("no grpc-status in {text}"))?.parse()?,
-        message: field("grpc-message:").unwrap_or_default().to_owned(),
-        elapsed: Duration::from_secs_f64((total.parse::<f64>()? - before.parse::<f64>()?).max(0.0)),
-    })
+/// A refusal has its status in the head and no body; a success has its status after the body.
+const WRITE_OUT: &str = "%{time_pretransfer} %{time_total} %{http_code} %{size_download} %header{grpc-status} %header{grpc-message}\n";
+
+fn parse(line: &str) -> anyhow::Result<Answer> {
+    let fields: Vec<_> = line.splitn(6, ' ').collect();
+    let [before, total, "200", body_len, status, message] = fields[..] else {
+        anyhow::bail!("not the answer of a gRPC server: {line}");
+    };
+    let status = if body_len == "0" { status.parse().with_context(|| line.to_owned())? } else { 0 };
+    let elapsed = Duration::from_secs_f64((total.parse::<f64>()? - before.parse::<f64>()?).max(0.0));
+    Ok(Answer { status, message: message.to_owned(), elapsed })
 }

@@ -6,9 +6,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use futures::future::join_all;
 use kms_client::{Client, v1};
-use kms_tests::{Answer, Load, PATIENCE, Process, Seed, Service, kill, raw_call, until};
+use kms_tests::{Answer, Load, PATIENCE, Process, Seed, Service, kill, raw_calls, until};
 use rustix::process::Signal;
 use tonic::Code;
 
@@ -109,8 +108,7 @@ async fn ready_service() -> anyhow::Result<Service> {
 async fn answers_within(service: &Service, deadline: Duration) -> anyhow::Result<Vec<Answer>> {
     let timeout = format!("{}m", deadline.as_millis());
     let request = request(SAMPLE);
-    let calls = (0..CALLERS).map(|_| raw_call(service, "kms.v1.CryptoService/Sign", &request, &timeout));
-    let answers = join_all(calls).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let answers = raw_calls(service, "kms.v1.CryptoService/Sign", &request, &timeout, CALLERS).await?;
     for answer in &answers {
         ensure!(answer.elapsed <= deadline + GRACE, "not within {deadline:?}: {answer:?}");
         let known = [0, Code::DeadlineExceeded as i32, Code::Unavailable as i32];

@@ -54,6 +54,9 @@ pub trait Hsm: Send + Sync + 'static {
     /// The canary: one round trip to the token that touches no user's key.
     fn check(&self, grant: &Grant, deadline: Deadline) -> impl Future<Output = Result<(), Fault>> + Send;
 
+    /// Whether the token has the mechanisms of `algorithm`, as far as is known now.
+    fn supports(&self, algorithm: Algorithm) -> bool;
+
     /// The serial number of the token behind this link, as CK_TOKEN_INFO gives it, trimmed.
     fn token_serial(&self) -> String;
 

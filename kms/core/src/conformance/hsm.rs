@@ -14,6 +14,7 @@ pub async fn run<H: Hsm>(hsm: &H, algorithms: &[Algorithm], deadline: Deadline) 
     suite.a_canary_comes_back().await;
     suite.an_unknown_key_is_not_found().await;
     for &algorithm in algorithms {
+        assert!(hsm.supports(algorithm), "{algorithm} is declared and not supported");
         let key = suite.a_new_pair_is_found_with_the_right_template(algorithm).await;
         suite.its_signatures_verify_under_its_public_key(algorithm, &key).await;
         suite.input_that_does_not_suit_the_algorithm_is_refused(algorithm, &key).await;

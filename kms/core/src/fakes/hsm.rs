@@ -146,6 +146,10 @@ impl Hsm for Arc<SoftHsm> {
         check_deadline(deadline)
     }
 
+    fn supports(&self, _: Algorithm) -> bool {
+        true
+    }
+
     fn token_serial(&self) -> String {
         "fake0000000000000".to_owned()
     }

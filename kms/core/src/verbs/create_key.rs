@@ -3,7 +3,7 @@
 use crate::{
     Action, Admission, Algorithm, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyUid, KeyVersion, Kms,
     Store, Unsettled,
-    hsm::CkaId,
+    hsm::{CkaId, Fault},
     key::Labels,
     kms::KeyView,
     store::{Transaction, Write},
@@ -84,6 +84,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         request: CreateKey,
         fingerprint: &Fingerprint,
     ) -> Result<(), Error> {
+        // Before the name is taken: a birth that can never succeed should not be begun.
+        if !self.hsm.supports(request.algorithm) {
+            return Err(Fault::Unsupported(request.algorithm.to_string()).into());
+        }
         let now = self.clock.now();
         let remembered = request.request.remember(caller, fingerprint, &request.id, Some(1), now);
         let key = Key {

@@ -78,7 +78,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
 impl UpdateKey {
     fn fingerprint(&self) -> Fingerprint {
-        let period = self.rotation_period.map(|period| span(period));
+        let period = self.rotation_period.map(span);
         let [lead, ttl] = [self.publish_lead, self.max_token_ttl].map(span);
         let labels = self.labels.as_ref().map_or_else(String::new, label_text);
         let owner = self.owner.as_deref().map_or_else(String::new, |owner| format!("={owner}"));

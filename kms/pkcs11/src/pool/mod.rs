@@ -233,6 +233,10 @@ impl Hsm for Pool {
         done(self.call(Operation::Check, deadline).await?)
     }
 
+    fn supports(&self, algorithm: Algorithm) -> bool {
+        self.require(|supported| supported == algorithm, algorithm).is_ok()
+    }
+
     fn token_serial(&self) -> String {
         self.token().map(|token| token.token_serial.clone()).unwrap_or_default()
     }
