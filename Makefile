@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 CARGO ?= cargo
+TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
 .PHONY: help dev test lint bench torture deny clean
 
@@ -15,7 +16,6 @@ dev: ## Run a development service (DIR=path keeps its state; ARGS=... goes to `k
 test: ## Pass everything that a change must pass
 	@scripts/setup test
 	@$(MAKE) --no-print-directory lint
-	$(CARGO) test --package kms-core --features conformance
 	$(CARGO) test --workspace --no-fail-fast
 
 lint: ## Format, clippy, documentation, shell scripts: no warning passes
@@ -25,13 +25,15 @@ lint: ## Format, clippy, documentation, shell scripts: no warning passes
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --quiet --workspace --no-deps
 	shellcheck scripts/* .ci/run
 
-bench: ## Measure the service against the raw token, in one run
+bench: ## Measure the service against the raw token, in one run (ARGS="--rounds 3 --json FILE" and others)
 	@scripts/setup run
-	$(CARGO) bench --package kms-tests
+	$(CARGO) build --release --package kms-cli --package kms-bench
+	KMS_BIN=$(TARGET)/release/kms $(TARGET)/release/kms-bench $(ARGS)
 
-torture: ## The tests that kill, with the full figures: KMS_KILLS=1000
+torture: ## The tests that kill, with the full figures (KMS_KILLS=1000 KMS_RESTARTS=100)
 	@scripts/setup test
-	KMS_KILLS=$${KMS_KILLS:-1000} $(CARGO) test --package kms-tests --test workers_die --test restarts -- --nocapture
+	KMS_KILLS=$${KMS_KILLS:-1000} KMS_RESTARTS=$${KMS_RESTARTS:-100} \
+	  $(CARGO) test --package kms-tests --test workers_die --test restarts -- --nocapture
 
 deny: ## Licences, advisories and banned crates (needs `cargo install --locked cargo-deny`)
 	$(CARGO) deny --workspace check

@@ -30,7 +30,7 @@ use kms_proto::v1::{
 pub use access::AccessService;
 pub use crypto::CryptoService;
 pub use keys::KeyService;
-pub use status::status;
+pub use status::{status, unauthenticated};
 
 /// Largest request in bytes.
 pub const REQUEST_LEN_MAX: usize = 1024 * 1024;

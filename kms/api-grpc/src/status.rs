@@ -50,11 +50,12 @@ pub(crate) fn message(error: &Error) -> pb::Status {
     })
 }
 
-/// Nobody was authenticated.
-pub(crate) fn unauthenticated() -> Status {
+/// Nobody was authenticated. One text for every reason: absent, unknown, expired and revoked look alike.
+pub fn unauthenticated() -> Status {
     Status::with_error_details(
         Code::Unauthenticated,
-        "this call needs an access token: send metadata \"authorization: Bearer <credential>\"",
+        "no valid access token was presented; send metadata \"authorization: Bearer <credential>\" with one \
+         that is neither expired nor revoked",
         ErrorDetails::with_error_info("UNAUTHENTICATED", DOMAIN, []),
     )
 }

@@ -10,9 +10,11 @@ use arc_swap::ArcSwap;
 use crate::{
     Error, Key, KeyId, KeyVersion,
     error::Kind,
+    key::later,
     signature::PublicKey,
     store::{AccessToken, Generation, Snapshot},
-    time::Timestamp,
+    time::{SignedDuration, Timestamp},
+    verbs::MAX_AGE_MAX,
 };
 
 /// The current picture; readers take it whole, without a lock.
@@ -146,6 +148,14 @@ impl Entry {
             .iter()
             .find(|version| version.row.number == number)
             .ok_or_else(|| Error::not_found(format_args!("keys/{}/versions/{number}", self.key.id)))
+    }
+
+    /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
+    /// before the key's last change may carry the longest max-age.
+    pub(crate) fn lead(&self, now: Timestamp) -> SignedDuration {
+        let changed_lately = later(self.key.updated_at, MAX_AGE_MAX) > now;
+        let cached = if changed_lately { MAX_AGE_MAX + Key::FENCE } else { Key::FENCE };
+        self.key.publish_lead.max(cached)
     }
 
     fn no_primary(&self, now: Timestamp) -> Error {

@@ -33,6 +33,9 @@ pub struct Key {
     pub publish_lead: SignedDuration,
     /// The longest life of a token that `SignJwt` makes.
     pub max_token_ttl: SignedDuration,
+    /// When the last token has expired that was signed under a longer `max_token_ttl` than today's; `None`
+    /// when it never was longer.
+    pub tokens_until: Option<Timestamp>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it, or any of its versions, last changed.
@@ -132,9 +135,8 @@ impl Key {
     /// When a version that stops signing at `retires_at` may leave the JWKS: after every token that it
     /// could have signed has expired, and every cache has had its time.
     pub fn withdrawal_after(&self, retires_at: Timestamp) -> Timestamp {
-        [self.max_token_ttl, Self::CLOCK_SKEW, self.publish_lead]
-            .into_iter()
-            .fold(retires_at, |at, span| at.saturating_add(span).unwrap_or(Timestamp::MAX))
+        let last_token = later(retires_at, self.max_token_ttl).max(self.tokens_until.unwrap_or(retires_at));
+        later(later(last_token, Self::CLOCK_SKEW), self.publish_lead)
     }
 }
 
@@ -183,6 +185,11 @@ impl KeyState {
     pub fn may_process(self) -> bool {
         matches!(self, Self::Active | Self::Deactivated)
     }
+}
+
+/// `at` plus `span`, or the end of time.
+pub(crate) fn later(at: Timestamp, span: SignedDuration) -> Timestamp {
+    at.saturating_add(span).unwrap_or(Timestamp::MAX)
 }
 
 impl fmt::Display for KeyState {

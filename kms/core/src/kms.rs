@@ -131,9 +131,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Whether the store writes now and a canary comes back from the HSM before `deadline`: for readiness.
     pub async fn check(&self, deadline: Deadline) -> Readiness {
         let grant = self.gate.system(SystemWork::Canary, None, self.clock.now());
-        let hsm = self.hsm.check(&grant, deadline).await.map_err(|fault| fault.to_string());
-        let store = self.store.check().await.map(drop).map_err(|fault| fault.to_string());
-        Readiness { hsm, store }
+        let (hsm, store) = futures::join!(self.hsm.check(&grant, deadline), self.store.check());
+        Readiness {
+            hsm: hsm.map_err(|fault| fault.to_string()),
+            store: store.map(drop).map_err(|fault| fault.to_string()),
+        }
     }
 
     /// The generation of the catalog in memory.
@@ -168,6 +170,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         self.refresh().await?;
         outcome.map(|_| ()).map_err(Error::from)
+    }
+
+    /// Loads the catalog anew when the store is ahead of it: after a commit whose reload failed.
+    pub(crate) async fn catch_up(&self) -> Result<(), Error> {
+        if self.store.check().await? > self.generation() { self.refresh().await } else { Ok(()) }
     }
 
     /// Loads the catalog anew.

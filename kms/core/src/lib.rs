@@ -29,6 +29,7 @@ pub mod verbs;
 
 mod action;
 mod catalog;
+mod timeline;
 
 pub use action::Action;
 pub use algorithm::Algorithm;

@@ -1,6 +1,9 @@
 //! Who may do what: default deny, two roles. Cedar policies will stand where this match stands now.
 
-use crate::{Action, Caller, KeyId, caller::Role};
+use crate::{
+    Action, Caller, KeyId,
+    caller::{KeyScope, Role},
+};
 
 /// What policy says, with the rule that said no, for the audit log only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +19,12 @@ pub enum Decision {
 
 /// Decides in memory, without waiting.
 pub fn decide(caller: &Caller, action: Action, key: Option<&KeyId>) -> Decision {
-    if key.is_some_and(|key| !caller.keys().contains(key)) {
+    let out_of_scope = match key {
+        Some(key) => !caller.keys().contains(key),
+        // Who makes access tokens could make one that reaches every key.
+        None => is_about_access(action) && *caller.keys() != KeyScope::All,
+    };
+    if out_of_scope {
         return Decision::Deny { rule: "KEY_OUT_OF_SCOPE" };
     }
     let allowed = match caller.role() {
@@ -31,6 +39,11 @@ fn is_use(action: Action) -> bool {
     matches!(action, Action::Sign | Action::SignJwt | Action::Verify | Action::GetPublicKey | Action::GetKey)
 }
 
+/// Managing who may come in.
+fn is_about_access(action: Action) -> bool {
+    matches!(action, Action::CreateAccessToken | Action::ListAccessTokens | Action::RevokeAccessToken)
+}
+
 /// Work that only the service itself does.
 fn is_ours_alone(action: Action) -> bool {
     matches!(action, Action::ResumeBirth | Action::ExecuteDestroy | Action::Canary)
@@ -39,7 +52,6 @@ fn is_ours_alone(action: Action) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caller::KeyScope;
 
     fn key(name: &str) -> KeyId {
         name.parse().expect("a test's own name")
@@ -53,6 +65,17 @@ mod tests {
             assert_eq!(on_mine == Decision::Allow, is_use(action), "{action} on the user's key");
             assert_ne!(decide(&caller, action, Some(&key("other"))), Decision::Allow, "{action} elsewhere");
             assert_ne!(decide(&caller, action, None), Decision::Allow, "{action} on no key");
+        }
+    }
+
+    #[test]
+    fn an_administrator_of_some_keys_manages_those_and_no_access_tokens() {
+        let scope = KeyScope::Only([key("mine")].into());
+        let caller = Caller::new("access-token:a", Role::Administrator, scope);
+        for action in Action::ALL {
+            assert_ne!(decide(&caller, action, Some(&key("other"))), Decision::Allow, "{action} elsewhere");
+            let on_none = decide(&caller, action, None) == Decision::Allow;
+            assert_eq!(on_none, !is_about_access(action) && !is_ours_alone(action), "{action} on no key");
         }
     }
 

@@ -42,6 +42,11 @@ impl PublicKey {
         Ok(Self { algorithm, parsed, jwk, spki: spki.into(), key_ref: KeyRef::new(id, spki) })
     }
 
+    /// What it verifies.
+    pub(crate) fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
     /// Its JWK.
     pub(crate) fn jwk(&self) -> &Jwk {
         &self.jwk

@@ -305,16 +305,7 @@ fn raising_the_token_life_keeps_the_old_version_published_for_as_long() {
         let (world, kms) = with_key("k").await;
         let rotate = RotateKey { id: id("k"), request: Request::default() };
         kms.rotate_key(&administrator(), rotate, soon()).await.expect("rotates");
-        let raise = UpdateKey {
-            id: id("k"),
-            owner: None,
-            labels: None,
-            rotation_period: None,
-            publish_lead: None,
-            max_token_ttl: Some(hours(48)),
-            request: Request::default(),
-        };
-        kms.update_key(&administrator(), raise).await.expect("updates");
+        update_ttl(&kms, hours(48)).await;
         let versions = kms.list_key_versions(&administrator(), &id("k")).await.expect("versions");
         let timeline = versions[0].row.born.as_ref().expect("born").timeline;
         let kept =
@@ -325,6 +316,118 @@ fn raising_the_token_life_keeps_the_old_version_published_for_as_long() {
         assert!(token.expires_at <= timeline.withdrawn_at.expect("withdrawn"));
         drop(world);
     });
+}
+
+#[test]
+fn lowering_the_token_life_does_not_strand_tokens_that_were_signed_before() {
+    block_on(async {
+        let (world, kms) = with_key("k").await;
+        update_ttl(&kms, hours(48)).await;
+        let token = SignJwt { id: id("k"), claims: b"{}".to_vec(), ttl: Some(hours(48)), typ: None };
+        let token = kms.sign_jwt(&administrator(), token, soon()).await.expect("a long token");
+        world.clock.advance(hours(1));
+        update_ttl(&kms, hours(1)).await;
+        let rotate = RotateKey { id: id("k"), request: Request::default() };
+        kms.rotate_key(&administrator(), rotate, soon()).await.expect("rotates");
+        let versions = kms.list_key_versions(&administrator(), &id("k")).await.expect("versions");
+        let withdrawn_at = versions[0].row.born.as_ref().expect("born").timeline.withdrawn_at;
+        assert!(withdrawn_at.expect("withdrawn") > token.expires_at, "the token outlives its key");
+    });
+}
+
+#[test]
+fn a_version_does_not_retire_when_its_successor_is_disabled_before_its_time() {
+    block_on(async {
+        let (world, kms) = with_key("k").await;
+        let rotate = || RotateKey { id: id("k"), request: Request::default() };
+        let second = || ChangeVersion { id: id("k"), number: 2, request: Request::default() };
+        kms.rotate_key(&administrator(), rotate(), soon()).await.expect("rotates");
+        world.clock.advance(SignedDuration::from_mins(50));
+        kms.disable_key_version(&administrator(), second()).await.expect("disables");
+        world.clock.advance(hours(2));
+        assert_eq!(signs(&kms, "k").await.expect("no outage").version, 1);
+        // It comes back as any new version would: published first.
+        kms.enable_key_version(&administrator(), second()).await.expect("enables");
+        assert_eq!(signs(&kms, "k").await.expect("signs").version, 1);
+        world.clock.advance(hours(1));
+        assert_eq!(signs(&kms, "k").await.expect("signs").version, 2);
+        // A third takes over although the second is disabled: the second's end follows the third's beginning.
+        kms.rotate_key(&administrator(), rotate(), soon()).await.expect("rotates");
+        world.clock.advance(hours(1));
+        assert_eq!(signs(&kms, "k").await.expect("signs").version, 3);
+    });
+}
+
+#[test]
+fn a_rotation_soon_after_the_lead_was_shortened_waits_for_caches_of_before() {
+    block_on(async {
+        let (world, kms) = with_key("k").await;
+        let shorten = UpdateKey { publish_lead: Some(SignedDuration::from_secs(10)), ..no_update() };
+        kms.update_key(&administrator(), shorten).await.expect("updates");
+        let rotate = || RotateKey { id: id("k"), request: Request::default() };
+        kms.rotate_key(&administrator(), rotate(), soon()).await.expect("rotates");
+        world.clock.advance(SignedDuration::from_secs(300));
+        assert_eq!(signs(&kms, "k").await.expect("signs").version, 1);
+        world.clock.advance(SignedDuration::from_secs(10));
+        assert_eq!(signs(&kms, "k").await.expect("signs").version, 2);
+    });
+}
+
+#[test]
+fn a_reload_that_fails_after_a_commit_is_made_good_by_the_retry() {
+    block_on(async {
+        let (world, kms) = with_key("k").await;
+        let request = Request { id: Some("b8d1c6b0-0000-4000-8000-000000000003".to_owned()), etag: None };
+        let disable = || ChangeVersion { id: id("k"), number: 1, request: request.clone() };
+        world.store.fail_next_load();
+        kms.disable_key_version(&administrator(), disable()).await.expect_err("the reload fails");
+        let view = kms.disable_key_version(&administrator(), disable()).await.expect("the retry");
+        assert_eq!(view.state, Some(KeyState::Suspended));
+        signs(&kms, "k").await.expect_err("disabled");
+        let enable = ChangeVersion { id: id("k"), number: 1, request: Request::default() };
+        world.store.fail_next_load();
+        kms.enable_key_version(&administrator(), enable).await.expect_err("the reload fails");
+        kms.run_due(soon()).await;
+        signs(&kms, "k").await.expect("the scheduler has caught up");
+    });
+}
+
+#[test]
+fn the_last_administrator_cannot_be_revoked() {
+    use kms_core::verbs::CreateAccessToken;
+    block_on(async {
+        let (_world, kms) = with_key("k").await;
+        let admin = |name: &str, ttl| CreateAccessToken {
+            name: name.to_owned(),
+            role: Role::Administrator,
+            scope: KeyScope::All,
+            ttl,
+            request: Request::default(),
+        };
+        kms.create_access_token(&administrator(), admin("one", None)).await.expect("made");
+        kms.create_access_token(&administrator(), admin("passing", Some(hours(1)))).await.expect("made");
+        let error = kms.revoke_access_token(&administrator(), "one").await.expect_err("the last");
+        assert_eq!(error.reason(), "LAST_ADMINISTRATOR");
+        kms.create_access_token(&administrator(), admin("two", None)).await.expect("made");
+        kms.revoke_access_token(&administrator(), "one").await.expect("another remains");
+    });
+}
+
+fn no_update() -> UpdateKey {
+    UpdateKey {
+        id: id("k"),
+        owner: None,
+        labels: None,
+        rotation_period: None,
+        publish_lead: None,
+        max_token_ttl: None,
+        request: Request::default(),
+    }
+}
+
+async fn update_ttl(kms: &FakeKms, ttl: SignedDuration) {
+    let update = UpdateKey { max_token_ttl: Some(ttl), ..no_update() };
+    kms.update_key(&administrator(), update).await.expect("updates");
 }
 
 #[test]
@@ -374,6 +477,10 @@ fn destruction_is_confirmed_delayed_can_be_called_off_and_is_real() {
         assert_eq!(reason(kms.enable_key_version(&admin, change()).await), Err("DESTRUCTION_SCHEDULED"));
         world.clock.advance(hours(30 * 24) - SignedDuration::from_secs(1));
         assert_eq!(kms.run_due(soon()).await, 0, "not a second early");
+        world.clock.advance(SignedDuration::from_secs(1));
+        let late = kms.restore_key_version(&admin, change()).await;
+        assert_eq!(reason(late), Err("DESTRUCTION_DUE"), "it may have begun");
+        world.clock.advance(SignedDuration::from_secs(-1));
         kms.restore_key_version(&admin, change()).await.expect("called off");
         world.clock.advance(hours(24));
         assert_eq!((kms.run_due(soon()).await, world.hsm.count().0), (0, 1));

@@ -62,7 +62,7 @@ where
                 request.extensions_mut().insert(caller);
                 Either::Left(self.service.call(request))
             }
-            None => Either::Right(ready(Ok(refusal().into_http()))),
+            None => Either::Right(ready(Ok(kms_api_grpc::unauthenticated().into_http()))),
         }
     }
 }
@@ -75,14 +75,6 @@ impl<S> fmt::Debug for Authenticated<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authenticated").finish_non_exhaustive()
     }
-}
-
-/// One text for every reason.
-fn refusal() -> Status {
-    Status::unauthenticated(
-        "no valid access token was presented; send metadata \"authorization: Bearer <credential>\" with one \
-         that is neither expired nor revoked",
-    )
 }
 
 /// SHA-256 of the bearer credential; `None` unless there is exactly one, well-formed.
@@ -131,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_bad_credential_gets_the_same_refusal() {
+    async fn every_bad_credential_gets_the_same_kms_api_grpc::unauthenticated() {
         let long = format!("Bearer {}", "x".repeat(CREDENTIAL_LEN_MAX + 1));
         let twice = format!("Bearer {CREDENTIAL}");
         let refused: [&[&str]; 11] = [
@@ -152,7 +144,7 @@ mod tests {
             assert!(response.headers().get("caller").is_none(), "{values:?}");
             let status = Status::from_header_map(response.headers()).expect("a status");
             assert_eq!(status.code(), tonic::Code::Unauthenticated, "{values:?}");
-            assert_eq!(status.message(), refusal().message(), "{values:?}");
+            assert_eq!(status.message(), kms_api_grpc::unauthenticated().message(), "{values:?}");
         }
     }
 

@@ -1,13 +1,20 @@
 //! The gRPC routes: our services behind authentication, health and reflection before it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use axum::{Router, middleware::from_fn_with_state};
+use axum::{
+    BoxError, Router,
+    body::Body,
+    extract::Request,
+    middleware::{from_fn_with_state, map_request},
+};
+use futures::{StreamExt as _, stream};
 use kms_api_grpc::Services;
 use kms_core::{AuditLog, Clock, Hsm, Kms, Store};
 use kms_proto::FILE_DESCRIPTOR_SET;
-use tonic::service::Routes;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Status, service::Routes};
 use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTOR_SET, server::HealthReporter};
 
 use crate::{
@@ -18,6 +25,10 @@ use crate::{
 
 /// The whole server's entry in `grpc.health.v1`.
 const WHOLE_SERVER: &str = "";
+/// Bytes of a message from a stranger: what health and reflection are asked fits well.
+const STRANGER_MESSAGE_BYTES_MAX: usize = 1024;
+/// The body of a request has arrived after this time. Our services' own deadlines begin only then.
+const BODY_ARRIVES_MAX: Duration = Duration::from_secs(10);
 
 /// The routes, and the switch of their health. A path that nobody serves is UNIMPLEMENTED.
 pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
@@ -32,7 +43,7 @@ pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
     let Services { keys, crypto, access } = Services::new(service, config.max_deadline);
     // A fresh reporter says SERVING for the whole server; one service of ours is never away alone.
     let (reporter, health) = tonic_health::server::health_reporter();
-    let mut routes = Routes::new(health)
+    let mut routes = Routes::new(health.max_decoding_message_size(STRANGER_MESSAGE_BYTES_MAX))
         .add_service(Authenticated::new(keys, Arc::clone(&lookup)))
         .add_service(Authenticated::new(crypto, Arc::clone(&lookup)))
         .add_service(Authenticated::new(access, lookup));
@@ -42,10 +53,29 @@ pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
             .register_encoded_file_descriptor_set(HEALTH_DESCRIPTOR_SET)
             .build_v1()
             .context("reflection")?;
-        routes = routes.add_service(reflection);
+        routes = routes.add_service(reflection.max_decoding_message_size(STRANGER_MESSAGE_BYTES_MAX));
     }
-    let router = routes.prepare().into_axum_router().layer(from_fn_with_state(metrics, metrics::observe));
+    let router = routes
+        .prepare()
+        .into_axum_router()
+        .layer(map_request(|request| async { body_within(BODY_ARRIVES_MAX, request) }))
+        .layer(from_fn_with_state(metrics, metrics::observe));
     Ok((router, Health(reporter)))
+}
+
+/// The request with a body that fails when it has not ended in time. Trailers, of which gRPC has none in
+/// requests, are left out.
+fn body_within(time: Duration, request: Request) -> Request {
+    let end = Instant::now() + time;
+    request.map(|body| {
+        Body::from_stream(stream::unfold(body.into_data_stream(), move |mut frames| async move {
+            let frame = match timeout_at(end, frames.next()).await {
+                Ok(frame) => frame?.map_err(BoxError::from),
+                Err(_) => Err(Status::deadline_exceeded("the request did not arrive in time").into()),
+            };
+            Some((frame, frames))
+        }))
+    })
 }
 
 /// What `grpc.health.v1` says: whether calls are accepted. Whether the HSM answers is `/readyz`'s to say.
@@ -61,17 +91,14 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use aws_lc_rs::digest::{SHA256, digest};
-    use axum::{
-        body::Body,
-        http::{Method, Request, header},
-    };
+    use axum::http::{Method, header};
     use kms_core::{
         caller::{KeyScope, Role},
         fakes::World,
         kms::Settings,
         store::{AccessToken, Transaction, Write},
     };
-    use tonic::{Code, Status};
+    use tonic::Code;
     use tower::ServiceExt as _;
 
     use super::*;
@@ -152,6 +179,30 @@ mod tests {
             answer.expect("an answer").into_inner().status,
             i32::from(ServingStatus::NotServing as u8)
         );
+    }
+
+    #[tokio::test]
+    async fn a_stranger_may_send_only_small_messages() {
+        let (router, _health, _metrics) = routes(false).await;
+        let request = tonic_health::pb::HealthCheckRequest { service: "x".repeat(STRANGER_MESSAGE_BYTES_MAX) };
+        let answer = tonic_health::pb::health_client::HealthClient::new(router).check(request).await;
+        assert_eq!(answer.expect_err("too large").code(), Code::OutOfRange);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_arrive_in_time_ends_the_call() {
+        let (router, _health, _metrics) = routes(false).await;
+        for begun in [&b""[..], &[0, 0, 0, 0, 9]] {
+            let begun = stream::iter([Ok::<_, BoxError>(begun)]).chain(stream::pending());
+            let request = Request::post(HEALTH)
+                .header(header::CONTENT_TYPE, "application/grpc")
+                .body(Body::from_stream(begun))
+                .expect("a request");
+            let request = body_within(Duration::from_millis(10), request);
+            let response = router.clone().oneshot(request).await.expect("infallible");
+            let status = Status::from_header_map(response.headers()).expect("a status");
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+        }
     }
 
     #[tokio::test]

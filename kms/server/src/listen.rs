@@ -4,7 +4,7 @@
 //! here, in one place. gRPC is HTTP/2 over TLS; JWKS, health and metrics are HTTP/1.1, with TLS when it is
 //! configured.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper_util::{
@@ -22,10 +22,18 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::{guarded::Guarded, peers::Peers};
+
 /// Most connections of one listener; more wait in the kernel's queue until one ends.
 const CONNECTIONS_MAX: usize = 4096;
-/// A TLS handshake takes at most this long.
+/// Most connections of one listener from one peer; more are closed at once.
+const PEER_CONNECTIONS_MAX: usize = 256;
+/// A TLS handshake takes at most this long, and what follows begins within as long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of the client preface, with which HTTP/2 begins (RFC 9113 §3.4).
+const PREFACE_BYTES: usize = 24;
+/// A client that reads nothing of what we write is left after this time.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// The head of an HTTP/1.1 request arrives within this time; an idle connection is closed after it.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of an HTTP/1.1 request's head and of the buffers around it.
@@ -85,13 +93,15 @@ impl Listener {
 
     async fn accept(self, connections: &TaskTracker, stop: &CancellationToken, cut: &CancellationToken) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let peers = Peers::default();
         let server = Arc::new(self.protocol.server());
+        let opening_bytes = self.protocol.opening_bytes();
         let tls = self.tls.map(TlsAcceptor::from);
         loop {
             // The semaphore is never closed, so a place is always given at last.
             let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let socket = match self.socket.accept().await {
-                Ok((socket, _)) => socket,
+            let (socket, addr) = match self.socket.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) if is_of_the_client(&error) => continue,
                 Err(error) => {
                     tracing::error!(%error, "cannot accept connections; trying again");
@@ -99,11 +109,15 @@ impl Listener {
                     continue;
                 }
             };
+            let Some(peer) = peers.admit(addr.ip(), PEER_CONNECTIONS_MAX) else {
+                tracing::debug!(peer = %addr.ip(), "connection refused: this peer has too many");
+                continue;
+            };
             let (server, tls) = (Arc::clone(&server), tls.clone());
             let (router, stop, cut) = (self.router.clone(), stop.clone(), cut.clone());
             connections.spawn(async move {
-                let _place = place;
-                cut.run_until_cancelled(connection(socket, tls, &server, router, &stop)).await;
+                let _places = (place, peer);
+                cut.run_until_cancelled(connection(socket, tls, opening_bytes, &server, router, &stop)).await;
             });
         }
     }
@@ -115,6 +129,15 @@ impl Protocol {
         match self {
             Self::Http2 => b"h2",
             Self::Http1 => b"http/1.1",
+        }
+    }
+
+    /// What a client sends at once when it has something to say.
+    fn opening_bytes(self) -> usize {
+        match self {
+            Self::Http2 => PREFACE_BYTES,
+            // The rest of the head has a timer of its own.
+            Self::Http1 => 1,
         }
     }
 
@@ -145,6 +168,7 @@ impl Protocol {
 async fn connection(
     socket: TcpStream,
     tls: Option<TlsAcceptor>,
+    opening_bytes: usize,
     server: &auto::Builder<TokioExecutor>,
     router: Router,
     stop: &CancellationToken,
@@ -152,9 +176,9 @@ async fn connection(
     // Small answers leave at once; a socket that refuses the option works nevertheless.
     let _ = socket.set_nodelay(true);
     match tls {
-        None => requests(socket, server, router, stop.cancelled()).await,
+        None => requests(socket, opening_bytes, server, router, stop).await,
         Some(tls) => match stop.run_until_cancelled(timeout(HANDSHAKE_TIMEOUT, tls.accept(socket))).await {
-            Some(Ok(Ok(stream))) => requests(stream, server, router, stop.cancelled()).await,
+            Some(Ok(Ok(stream))) => requests(stream, opening_bytes, server, router, stop).await,
             Some(Ok(Err(error))) => tracing::debug!(%error, "TLS handshake failed"),
             Some(Err(_)) => tracing::debug!("TLS handshake took too long"),
             None => {}
@@ -164,17 +188,21 @@ async fn connection(
 
 async fn requests<IO>(
     stream: IO,
+    opening_bytes: usize,
     server: &auto::Builder<TokioExecutor>,
     router: Router,
-    stop: impl Future<Output = ()>,
+    stop: &CancellationToken,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    // Who has said nothing when we stop has nothing in flight that is worth a drain.
+    let opening = stop.clone().run_until_cancelled_owned(sleep(HANDSHAKE_TIMEOUT));
+    let stream = Guarded::new(stream, opening_bytes, async { drop(opening.await) }, WRITE_STALL_MAX);
     let service = TowerToHyperService::new(router);
     let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop => {
+        () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -269,6 +297,46 @@ mod tests {
         served.stop.cancel();
         served.task.await.expect("the drain ends");
         assert_eq!(answer.await.expect("an end"), "");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_said_nothing_is_not_waited_for_at_the_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+        test_certificate::write(1, &cert, &key);
+        let pair = Arc::new(Pair::load(&cert, &key).expect("a pair"));
+        let tls = pair.server_config(&[Protocol::Http2.alpn()]).expect("TLS");
+        for (protocol, tls) in [(Protocol::Http2, Some(tls)), (Protocol::Http1, None)] {
+            let encrypted = tls.is_some();
+            let served = serve(Router::new(), protocol, tls, Duration::from_secs(3_600)).await;
+            let socket = TcpStream::connect(served.addr).await.expect("a connection");
+            let mut silent: Box<dyn AsyncRead + Unpin> = if encrypted {
+                let mut stream = test_certificate::connect(socket, b"h2").await.expect("a handshake");
+                stream.write_all(b"PRI * HTTP/2.0").await.expect("half a preface");
+                Box::new(stream)
+            } else {
+                Box::new(socket)
+            };
+            served.stop.cancel();
+            timeout(Duration::from_secs(60), served.task).await.expect("no drain").expect("drained");
+            // What our end still said before it closed: HTTP/2 begins with our settings.
+            let _ = silent.read_to_end(&mut Vec::new()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn one_peer_cannot_take_all_the_places() {
+        let served =
+            serve(Router::new(), Protocol::Http1, None, Duration::from_secs(30)).await;
+        let mut open = Vec::new();
+        for _ in 0..PEER_CONNECTIONS_MAX {
+            open.push(TcpStream::connect(served.addr).await.expect("a connection"));
+        }
+        let mut refused = TcpStream::connect(served.addr).await.expect("the kernel takes it");
+        assert!(matches!(refused.read(&mut [0]).await, Ok(0) | Err(_)), "closed without an answer");
+        drop(open);
+        served.stop.cancel();
+        served.task.await.expect("drained");
     }
 
     #[tokio::test]

@@ -62,8 +62,8 @@ async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<(), F
 async fn insert_key(connection: &mut SqliteConnection, key: &Key) -> Result<(), Fault> {
     let query = sqlx::query(
         "INSERT INTO keys (id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us,
-            max_token_ttl_us, created_at_us, updated_at_us, revision)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            max_token_ttl_us, created_at_us, updated_at_us, revision, tokens_until_us)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     );
     one_row(connection, rows::bind_key(query, key)?, || format!("key {}", key.id)).await
 }
@@ -72,7 +72,7 @@ async fn update_key(connection: &mut SqliteConnection, key: &Key) -> Result<(), 
     // Name, uid, algorithm and birthday never change; a row that has others is not the one that was meant.
     let query = sqlx::query(
         "UPDATE keys SET owner = $4, labels = $5, rotation_period_us = $6, publish_lead_us = $7,
-            max_token_ttl_us = $8, updated_at_us = $10, revision = $11
+            max_token_ttl_us = $8, updated_at_us = $10, revision = $11, tokens_until_us = $12
          WHERE id = $1 AND uid = $2 AND algorithm = $3 AND created_at_us = $9 AND revision = $11 - 1",
     );
     one_row(connection, rows::bind_key(query, key)?, || format!("key {}", key.id)).await

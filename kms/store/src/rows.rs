@@ -33,7 +33,8 @@ pub(crate) fn bind_key<'q>(query: Statement<'q>, key: &'q Key) -> Result<Stateme
         .bind(span(key.max_token_ttl, "max_token_ttl")?)
         .bind(key.created_at.as_microsecond())
         .bind(key.updated_at.as_microsecond())
-        .bind(i64::try_from(key.revision).map_err(|_| corrupt("revision"))?))
+        .bind(i64::try_from(key.revision).map_err(|_| corrupt("revision"))?)
+        .bind(key.tokens_until.map(|at| at.as_microsecond())))
 }
 
 pub(crate) fn key(row: &SqliteRow) -> Result<Key, Fault> {
@@ -47,6 +48,7 @@ pub(crate) fn key(row: &SqliteRow) -> Result<Key, Fault> {
         rotation_period: cells.get::<Option<i64>>("rotation_period_us")?.map(SignedDuration::from_micros),
         publish_lead: SignedDuration::from_micros(cells.get("publish_lead_us")?),
         max_token_ttl: SignedDuration::from_micros(cells.get("max_token_ttl_us")?),
+        tokens_until: cells.parse_some("tokens_until_us", instant)?,
         created_at: cells.parse("created_at_us", instant)?,
         updated_at: cells.parse("updated_at_us", instant)?,
         revision: cells.parse("revision", |revision: i64| u64::try_from(revision).ok())?,

@@ -25,7 +25,7 @@ pub async fn run<S: Store>(store: &S) {
 }
 
 async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
-    let full = a_key("full.key_1-x");
+    let full = Key { tokens_until: Some(at(90)), ..a_key("full.key_1-x") };
     let bare =
         Key { owner: String::new(), labels: Default::default(), rotation_period: None, ..a_key("bare") };
     let versions = vec![

@@ -103,6 +103,7 @@ pub fn a_key(name: &str) -> Key {
         rotation_period: Some(SignedDuration::from_hours(24)),
         publish_lead: SignedDuration::from_hours(1),
         max_token_ttl: SignedDuration::from_hours(1),
+        tokens_until: None,
         created_at: at,
         updated_at: at,
         revision: 1,

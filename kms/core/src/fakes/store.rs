@@ -22,6 +22,7 @@ struct Rows {
     access_tokens: Vec<AccessToken>,
     requests: HashMap<String, RememberedRequest>,
     next_fault: Option<(Fault, Written)>,
+    next_load_fails: bool,
 }
 
 /// Whether a failing commit was written all the same.
@@ -42,6 +43,11 @@ impl MemoryStore {
         self.lock().next_fault = Some((Fault::Unknown("the answer was lost".to_owned()), Written::Yes));
     }
 
+    /// The next load fails.
+    pub fn fail_next_load(&self) {
+        self.lock().next_load_fails = true;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Rows> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,7 +55,10 @@ impl MemoryStore {
 
 impl Store for Arc<MemoryStore> {
     async fn load(&self) -> Result<Snapshot, Fault> {
-        let rows = self.lock();
+        let mut rows = self.lock();
+        if std::mem::take(&mut rows.next_load_fails) {
+            return Err(Fault::Unavailable("set by the test".to_owned()));
+        }
         Ok(Snapshot {
             generation: rows.generation,
             keys: rows.keys.values().cloned().collect(),

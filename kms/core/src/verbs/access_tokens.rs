@@ -145,10 +145,26 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         if token.revoked_at.is_some() {
             return Ok(token);
         }
+        if !self.remains_an_administrator_without(&token) {
+            return Err(Error::precondition(
+                "LAST_ADMINISTRATOR",
+                "this is the last access token that can make others; make another administrator first",
+            ));
+        }
         let revocation = Write::RevokeAccessToken { name: token.name, at: self.clock.now() };
         self.commit(Transaction { name: "revoke an access token", writes: vec![revocation], request: None })
             .await?;
         find().ok_or_else(absent)
+    }
+}
+
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
+    /// Whether somebody could still let others in. One that expires does not count: it would be a delay only.
+    fn remains_an_administrator_without(&self, revoked: &AccessToken) -> bool {
+        let manages = |token: &AccessToken| token.role == Role::Administrator && token.scope == KeyScope::All;
+        let lasts = |token: &AccessToken| token.revoked_at.is_none() && token.expires_at.is_none();
+        let remains = |token: &Arc<AccessToken>| token.name != revoked.name && manages(token) && lasts(token);
+        !manages(revoked) || self.catalog.now().access_tokens().any(remains)
     }
 }
 

@@ -8,22 +8,25 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError},
 };
 
 use crate::{
     AuditLog, Clock, Error, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
-    catalog::Entry,
     error::Kind,
     gate::SystemWork,
     hsm::{CkaId, Found, NewKeyPair},
-    key::{Born, Key, Timeline},
+    key::{Born, Key},
     signature::{self, PublicKey},
     time::{Deadline, SignedDuration, Timestamp},
+    timeline,
 };
 
 /// How often the last step is tried again when somebody else changes the key meanwhile.
 const COMMIT_ATTEMPTS_MAX: usize = 8;
+
+/// How many pairs may be given up before no more are generated: each may stay behind in the HSM.
+const ATTEMPTS_MAX: usize = 8;
 
 /// Whether the HSM may hold something under the row's CKA_ID already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,12 +110,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             Attempt::Fresh => None,
             Attempt::Resumed => self.search(grant, id, number, deadline).await?,
         };
-        let spki = match found {
-            Some(spki) => spki,
+        let pair = match found {
+            Some(pair) => pair,
             None => self.generate(grant, id, number, deadline).await?,
         };
-        self.challenge(id, number, &spki, deadline).await?;
-        self.commit_birth(id, number, &spki, activates_at).await
+        self.challenge(id, &pair, deadline).await?;
+        self.commit_birth(id, number, &pair, activates_at).await
     }
 
     /// Looks for what an earlier attempt left. A whole pair is taken over; anything else is given up, and the
@@ -123,12 +126,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         id: &KeyId,
         number: u32,
         deadline: Deadline,
-    ) -> Result<Option<Vec<u8>>, Error> {
+    ) -> Result<Option<PublicKey>, Error> {
         let entry = self.catalog.entry(id)?;
         let row = &entry.version(number)?.row;
         let found = self.hsm.find(grant, row.cka_id, deadline).await?;
         match whole_pair(&found) {
-            Ok(spki) => Ok(Some(spki)),
+            Ok(spki) => PublicKey::from_spki(entry.key.algorithm, row.cka_id, &spki).map(Some),
             Err(reason) => {
                 tracing::warn!(key = %id, version = number, cka_id = %row.cka_id, reason, "giving up an attempt");
                 self.begin_attempt(&entry.key, row).await?;
@@ -138,6 +141,16 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 
     async fn begin_attempt(&self, key: &Key, row: &KeyVersion) -> Result<(), Error> {
+        if row.earlier_attempts.len() >= ATTEMPTS_MAX {
+            return Err(Error::precondition(
+                "BIRTH_GIVEN_UP",
+                format!(
+                    "keys/{}/versions/{} was generated {ATTEMPTS_MAX} times and was never as it must be; the \
+                     server's log says why, and `kms doctor` what the token can do",
+                    key.id, row.number
+                ),
+            ));
+        }
         let mut row = row.clone();
         row.earlier_attempts.push(row.cka_id);
         row.cka_id = CkaId::from_bytes(self.random()?);
@@ -151,7 +164,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         id: &KeyId,
         number: u32,
         deadline: Deadline,
-    ) -> Result<Vec<u8>, Error> {
+    ) -> Result<PublicKey, Error> {
         let entry = self.catalog.entry(id)?;
         let cka_id = entry.version(number)?.row.cka_id;
         let label = format!("{id}/{number}");
@@ -161,22 +174,21 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             tracing::warn!(key = %id, version = number, %fault, "the HSM did not generate");
         })?;
         let found = self.hsm.find(grant, cka_id, deadline).await?;
-        whole_pair(&found).map_err(|reason| {
+        let spki = whole_pair(&found).map_err(|reason| {
             tracing::error!(key = %id, version = number, %cka_id, reason, "a generated key is not as it must be");
             Error::internal("the HSM generated a key that is not as it must be; it is not used")
-        })
+        })?;
+        PublicKey::from_spki(entry.key.algorithm, cka_id, &spki)
     }
 
     /// The new key proves itself: it signs a random challenge that verifies under the public key we read.
-    async fn challenge(&self, id: &KeyId, number: u32, spki: &[u8], deadline: Deadline) -> Result<(), Error> {
-        let entry = self.catalog.entry(id)?;
-        let algorithm = entry.key.algorithm;
-        let public = PublicKey::from_spki(algorithm, entry.version(number)?.row.cka_id, spki)?;
+    async fn challenge(&self, id: &KeyId, pair: &PublicKey, deadline: Deadline) -> Result<(), Error> {
+        let algorithm = pair.algorithm();
         let input = signature::input_of(algorithm, &self.random::<32>()?);
         let grant = self.gate.system(SystemWork::Birth, Some(id), self.clock.now());
-        let signature = self.hsm.sign(&grant, public.key_ref(), algorithm, input.clone(), deadline).await?;
+        let signature = self.hsm.sign(&grant, pair.key_ref(), algorithm, input.clone(), deadline).await?;
         signature
-            .try_map(|signature| public.verifies(&input, &signature).then_some(()).ok_or(()))
+            .try_map(|signature| pair.verifies(&input, &signature).then_some(()).ok_or(()))
             .map(drop)
             .map_err(|()| Error::internal("a new key's signature does not verify; it is not used"))
     }
@@ -187,23 +199,23 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         &self,
         id: &KeyId,
         number: u32,
-        spki: &[u8],
+        pair: &PublicKey,
         activates_at: Option<Timestamp>,
     ) -> Result<(), Error> {
         for _ in 1..COMMIT_ATTEMPTS_MAX {
-            match self.try_commit_birth(id, number, spki, activates_at).await {
+            match self.try_commit_birth(id, number, pair, activates_at).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 outcome => return outcome,
             }
         }
-        self.try_commit_birth(id, number, spki, activates_at).await
+        self.try_commit_birth(id, number, pair, activates_at).await
     }
 
     async fn try_commit_birth(
         &self,
         id: &KeyId,
         number: u32,
-        spki: &[u8],
+        pair: &PublicKey,
         activates_at: Option<Timestamp>,
     ) -> Result<(), Error> {
         let entry = self.catalog.entry(id)?;
@@ -211,11 +223,18 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         if row.born.is_some() {
             return Ok(());
         }
-        let public = PublicKey::from_spki(entry.key.algorithm, row.cka_id, spki)?;
-        let timeline = timeline(&entry, self.clock.now(), activates_at);
-        let born = Born { spki: spki.into(), kid: public.jwk().kid(), timeline };
-        let mut changed = retire_predecessors(&entry, timeline.activates_at);
-        changed.push(KeyVersion { born: Some(born), ..row.clone() });
+        // Another attempt may have begun unseen, when a commit's answer was lost: what was proved is not this row's.
+        if row.cka_id != pair.key_ref().id {
+            return Err(Error::unavailable(
+                "BIRTH_OVERTAKEN",
+                "another attempt at this birth has begun; retry",
+            ));
+        }
+        let now = self.clock.now();
+        let timeline = timeline::of_next(&entry, now, activates_at);
+        let born = Born { spki: Arc::clone(pair.spki()), kid: pair.jwk().kid(), timeline };
+        let born = KeyVersion { born: Some(born), ..row.clone() };
+        let changed = timeline::with(&entry, born, now);
         self.write_versions("end birth", &entry.key, changed, None).await
     }
 
@@ -275,30 +294,4 @@ fn whole_pair(found: &Found) -> Result<Vec<u8>, &'static str> {
         ([], []) => Err("nothing is there"),
         _ => Err("not exactly one object of each class is there"),
     }
-}
-
-/// The first version of a key signs at once: no verifier can hold an older set. Every later one is published
-/// for the key's lead first, and follows the version before it by at least a fence.
-fn timeline(entry: &Entry, now: Timestamp, asked: Option<Timestamp>) -> Timeline {
-    let latest = entry.versions.iter().filter_map(|version| version.row.born.as_ref()).next_back();
-    let activates_at = latest.map_or(now, |latest| {
-        let lead = entry.key.publish_lead.max(Key::FENCE);
-        let led = now.saturating_add(lead).unwrap_or(Timestamp::MAX);
-        let after = latest.timeline.activates_at.saturating_add(Key::FENCE).unwrap_or(Timestamp::MAX);
-        led.max(after).max(asked.unwrap_or(Timestamp::MIN))
-    });
-    Timeline { published_at: now, activates_at, retires_at: None, withdrawn_at: None, destroys_at: None }
-}
-
-/// Every version that had no successor retires when this one begins to sign: in the same transaction, so that
-/// nothing ever retires without one.
-fn retire_predecessors(entry: &Entry, at: Timestamp) -> Vec<KeyVersion> {
-    let rows = entry.versions.iter().map(|version| &version.row);
-    rows.filter_map(|row| {
-        let born = row.born.as_ref().filter(|born| born.timeline.retires_at.is_none())?;
-        let withdrawn_at = Some(entry.key.withdrawal_after(at));
-        let timeline = Timeline { retires_at: Some(at), withdrawn_at, ..born.timeline };
-        Some(KeyVersion { born: Some(Born { timeline, ..born.clone() }), ..row.clone() })
-    })
-    .collect()
 }

@@ -101,6 +101,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 request.max_token_ttl.unwrap_or(MAX_TOKEN_TTL_DEFAULT),
             )?,
             rotation_period: request.rotation_period,
+            tokens_until: None,
             created_at: now,
             updated_at: now,
             revision: 1,

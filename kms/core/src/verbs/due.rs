@@ -14,15 +14,19 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Does what is due now, each step once. Returns how many steps succeeded; failures are logged and come up
     /// again at the next call.
     pub async fn run_due(&self, deadline: Deadline) -> usize {
+        if let Err(error) = self.catch_up().await {
+            tracing::warn!(%error, "the store could not be read");
+        }
         let now = self.clock.now();
         let picture = self.catalog.now();
         let mut done = 0;
         for entry in picture.keys.values() {
             let id = &entry.key.id;
-            if let Some(at) = rotation_due(entry, now) {
-                done += usize::from(report("rotation", id, self.rotate_due(id, at, deadline).await));
+            if rotation_due(entry, now).is_some() {
+                done += usize::from(report("rotation", id, self.rotate_due(id, deadline).await));
             }
-            for version in entry.versions.iter().filter(|version| destruction_due(&version.row, now)) {
+            let due = entry.versions.iter().filter(|version| destruction_due(&version.row, now));
+            for version in due.filter(|_| self.settings.allow_destroy) {
                 let number = version.row.number;
                 done += usize::from(report("destruction", id, self.destroy_due(id, number, deadline).await));
             }
@@ -35,13 +39,14 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         done
     }
 
-    async fn rotate_due(&self, id: &KeyId, at: Timestamp, deadline: Deadline) -> Result<(), Error> {
+    async fn rotate_due(&self, id: &KeyId, deadline: Deadline) -> Result<(), Error> {
         let admission = self.gate.begin_system(SystemWork::Rotation, id, self.clock.now()).await?;
-        let result = self.rotate_on_schedule(&admission, id, at, deadline).await;
-        admission.settle(result.map(|_| Unsettled::new(()))).await
+        let result = self.rotate_on_schedule(&admission, id, deadline).await;
+        admission.settle(result.map(Unsettled::new)).await
     }
 
-    /// First the objects, then the row: a crash in between destroys what is gone already, which succeeds.
+    /// First a commit that only one can win, so that a restore and a destruction never both succeed; then the
+    /// objects, then the row: a crash in between destroys what is gone already, which succeeds.
     async fn destroy_due(&self, id: &KeyId, number: u32, deadline: Deadline) -> Result<(), Error> {
         let now = self.clock.now();
         let mut admission = self.gate.begin_system(SystemWork::Destruction, id, now).await?;
@@ -52,6 +57,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             if !destruction_due(row, now) {
                 return Ok(());
             }
+            self.write_versions("begin a destruction", &entry.key, vec![], None).await?;
+            let entry = self.catalog.entry(id)?;
+            let row = &entry.version(number)?.row;
             self.hsm.destroy(&admission, row.cka_id, deadline).await?;
             let destroyed = KeyVersion { destroyed_at: Some(self.clock.now()), ..row.clone() };
             self.write_versions("destroy a version", &entry.key, vec![destroyed], None).await
@@ -62,7 +70,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 }
 
 /// When the next version must begin to sign, once it is time to publish it.
-fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
+pub(super) fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
     let period = entry.key.rotation_period?;
     let last = entry.versions.last()?.row.born.as_ref()?;
     let at = last.timeline.activates_at.saturating_add(period).ok()?;

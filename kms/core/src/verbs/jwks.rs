@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The longest that a verifier may keep a set.
-const MAX_AGE_MAX: SignedDuration = SignedDuration::from_secs(300);
+pub(crate) const MAX_AGE_MAX: SignedDuration = SignedDuration::from_secs(300);
 
 /// A JWK Set (RFC 7517 §5), ready to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,6 +15,7 @@ mod verify;
 mod version_states;
 
 pub(crate) use birth::Births;
+pub(crate) use jwks::MAX_AGE_MAX;
 
 pub use access_tokens::{CREDENTIAL_PREFIX, CreateAccessToken, bootstrap};
 pub use create_key::{CreateKey, MAX_TOKEN_TTL_DEFAULT, PUBLISH_LEAD_DEFAULT};

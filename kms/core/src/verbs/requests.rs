@@ -100,6 +100,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let Some(id) = request.scoped(caller) else { return Ok(None) };
         let Some(remembered) = self.store.request(&id).await? else { return Ok(None) };
         if remembered.fingerprint == fingerprint.0 {
+            // Its commit may have been followed by a reload that failed: the answer must not be an old one.
+            self.refresh().await?;
             return Ok(Some(remembered));
         }
         Err(Error::invalid("request_id", "this request_id was used for another request; choose a fresh UUID"))

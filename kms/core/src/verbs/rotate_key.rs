@@ -1,7 +1,8 @@
 //! RotateKey: the next version is born, published, and signs after the publish lead.
 
 use crate::{
-    Action, Admission, AuditLog, Caller, Clock, Error, Grant, Hsm, Key, KeyId, Kms, Store, Unsettled,
+    Action, Admission, AuditLog, Caller, Clock, Error, Grant, Hsm, Key, KeyId, KeyVersion, Kms, Store,
+    Unsettled,
     catalog::Entry,
     error::Kind,
     kms::VersionView,
@@ -9,6 +10,7 @@ use crate::{
     time::{Deadline, Timestamp},
     verbs::{
         birth::Attempt,
+        due::rotation_due,
         requests::{Fingerprint, Request},
     },
 };
@@ -69,20 +71,20 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         Ok(VersionView::of(&entry, entry.version(number)?, self.clock.now()))
     }
 
-    /// Makes the next version of a key because its period is over: it begins to sign at `activates_at`.
+    /// Makes the next version of a key if its period is over.
     pub(super) async fn rotate_on_schedule(
         &self,
         grant: &Grant,
         id: &KeyId,
-        activates_at: Timestamp,
         deadline: Deadline,
-    ) -> Result<u32, Error> {
+    ) -> Result<(), Error> {
         let entry = self.catalog.entry(id)?;
+        // Somebody may have rotated it since the decision was made.
+        let Some(activates_at) = rotation_due(&entry, self.clock.now()) else { return Ok(()) };
         let number = next_number(&entry)?;
         let at_work = self.begin_work(id, number)?;
         self.insert_version(&entry, number, None).await?;
-        self.give_birth(grant, at_work, Attempt::Fresh, Some(activates_at), deadline).await?;
-        Ok(number)
+        self.give_birth(grant, at_work, Attempt::Fresh, Some(activates_at), deadline).await
     }
 
     async fn insert_version(
@@ -117,11 +119,17 @@ fn next_number(entry: &Entry) -> Result<u32, Error> {
 
 /// A key that still verifies is never dropped to make room: the rotation waits instead.
 fn check_room(entry: &Entry, now: Timestamp) -> Result<(), Error> {
-    let published: Vec<_> = entry.versions.iter().filter(|version| version.row.is_published(now)).collect();
+    // Suspended ones count: they come back when they are enabled.
+    let takes_room = |row: &&KeyVersion| {
+        let withdrawn = row.born.as_ref().and_then(|born| born.timeline.withdrawn_at);
+        let gone = row.destroyed_at.is_some() || row.compromised_at.is_some();
+        row.born.is_some() && !gone && withdrawn.is_none_or(|at| now < at)
+    };
+    let published: Vec<_> = entry.versions.iter().map(|version| &version.row).filter(takes_room).collect();
     if published.len() < PUBLISHED_VERSIONS_MAX {
         return Ok(());
     }
-    let withdrawals = published.iter().filter_map(|version| version.row.born.as_ref()?.timeline.withdrawn_at);
+    let withdrawals = published.iter().filter_map(|row| row.born.as_ref()?.timeline.withdrawn_at);
     let when = match withdrawals.min() {
         Some(at) => format!("the earliest time for it is {at}"),
         None => "disable a version first".to_owned(),

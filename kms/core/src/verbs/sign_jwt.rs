@@ -148,7 +148,10 @@ impl<'a> Claims<'a> {
             (None, Some(_)) => return Err(Error::invalid("ttl", "a ttl is at least one second")),
         };
         if expires_at <= now {
-            return Err(Error::invalid("claims_json", "exp lies in the past; check the clock of whoever set it"));
+            return Err(Error::invalid(
+                "claims_json",
+                "exp lies in the past; check the clock of whoever set it",
+            ));
         }
         if expires_at.duration_since(now) > max {
             return Err(too_long(key));

@@ -3,7 +3,7 @@
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
     catalog::Entry,
-    key::{Born, Labels, Timeline},
+    key::{Born, Labels, Timeline, later},
     kms::KeyView,
     time::{SignedDuration, Timestamp},
     verbs::requests::{Fingerprint, Request, label_text, span},
@@ -45,9 +45,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     async fn update_admitted(&self, caller: &Caller, request: UpdateKey) -> Result<KeyView, Error> {
         let id = request.id.clone();
-        let entry = self.catalog.entry(&id)?;
         let fingerprint = request.fingerprint();
-        if self.replayed(caller, &request.request, &fingerprint).await?.is_some() {
+        let replayed = self.replayed(caller, &request.request, &fingerprint).await?.is_some();
+        let entry = self.catalog.entry(&id)?;
+        if replayed {
             return Ok(KeyView::of(&entry, self.clock.now()));
         }
         request.request.check_etag(&entry.key)?;
@@ -67,6 +68,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             key.publish_lead = check_span("publish_lead", lead)?;
         }
         if let Some(ttl) = request.max_token_ttl {
+            // Tokens of the life until now are out there, and need their key.
+            key.tokens_until = key.tokens_until.max(Some(later(now, key.max_token_ttl)));
             key.max_token_ttl = check_span("max_token_ttl", ttl)?;
         }
         check_rotation_period(&key)?;

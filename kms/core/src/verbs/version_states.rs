@@ -6,42 +6,28 @@ use crate::{
     key::{Born, Timeline},
     kms::VersionView,
     time::Timestamp,
+    timeline,
     verbs::requests::{ChangeVersion, Fingerprint},
 };
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// Takes a version out of use: it neither signs nor verifies, and leaves the JWKS.
+    /// Takes a version out of use: it neither signs nor verifies, and leaves the JWKS. If it was to take over
+    /// from another version, that one signs on.
     pub async fn disable_key_version(
         &self,
         caller: &Caller,
         request: ChangeVersion,
     ) -> Result<VersionView, Error> {
-        self.change_version(
-            caller,
-            Action::DisableKeyVersion,
-            "disable a version",
-            request,
-            |_, version, _| Ok(KeyVersion { suspended: true, ..version.row.clone() }),
-        )
-        .await
+        self.change_version(caller, Action::DisableKeyVersion, "disable a version", request, suspend).await
     }
 
-    /// Brings a disabled version back.
+    /// Brings a disabled version back. While another version signs, it first stands in the JWKS for the lead.
     pub async fn enable_key_version(
         &self,
         caller: &Caller,
         request: ChangeVersion,
     ) -> Result<VersionView, Error> {
-        self.change_version(caller, Action::EnableKeyVersion, "enable a version", request, |_, version, _| {
-            match version.row.born.as_ref().and_then(|born| born.timeline.destroys_at) {
-                Some(_) => Err(Error::precondition(
-                    "DESTRUCTION_SCHEDULED",
-                    "this version is scheduled for destruction; restore it first",
-                )),
-                None => Ok(KeyVersion { suspended: false, ..version.row.clone() }),
-            }
-        })
-        .await
+        self.change_version(caller, Action::EnableKeyVersion, "enable a version", request, resume).await
     }
 
     /// Schedules a version's destruction. `confirm` must be its full name: destruction cannot be undone.
@@ -78,20 +64,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         caller: &Caller,
         request: ChangeVersion,
     ) -> Result<VersionView, Error> {
-        self.change_version(
-            caller,
-            Action::RestoreKeyVersion,
-            "restore a version",
-            request,
-            |_, version, _| match version.row.born.as_ref().and_then(|born| born.timeline.destroys_at) {
-                Some(_) => Ok(KeyVersion { suspended: true, ..with_destruction(version, |_| None) }),
-                None => Err(Error::precondition(
-                    "NO_DESTRUCTION_SCHEDULED",
-                    "no destruction is scheduled for this version; there is nothing to restore",
-                )),
-            },
-        )
-        .await
+        self.change_version(caller, Action::RestoreKeyVersion, "restore a version", request, restore).await
     }
 
     async fn change_version(
@@ -117,9 +90,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send,
     ) -> Result<VersionView, Error> {
         let now = self.clock.now();
-        let entry = self.catalog.entry(&request.id)?;
         let fingerprint = Fingerprint::of(transaction, &[request.id.as_str(), &request.number.to_string()]);
-        if self.replayed(caller, &request.request, &fingerprint).await?.is_some() {
+        let replayed = self.replayed(caller, &request.request, &fingerprint).await?.is_some();
+        let entry = self.catalog.entry(&request.id)?;
+        if replayed {
             return Ok(VersionView::of(&entry, entry.version(request.number)?, now));
         }
         let remembered =
@@ -133,12 +107,49 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 "this version is destroyed; nothing can bring it back",
             ));
         }
-        let changed = change(&entry, version, now)?;
-        if changed != version.row {
-            self.write_versions(transaction, &entry.key, vec![changed], remembered).await?;
+        let changed = timeline::with(&entry, change(&entry, version, now)?, now);
+        // A request that changes nothing is remembered all the same: its retry must not change anything later.
+        if !changed.is_empty() || remembered.is_some() {
+            self.write_versions(transaction, &entry.key, changed, remembered).await?;
         }
         let entry = self.catalog.entry(&request.id)?;
         Ok(VersionView::of(&entry, entry.version(request.number)?, self.clock.now()))
+    }
+}
+
+fn suspend(_: &Entry, version: &Version, _: Timestamp) -> Result<KeyVersion, Error> {
+    Ok(KeyVersion { suspended: true, ..version.row.clone() })
+}
+
+fn resume(entry: &Entry, version: &Version, now: Timestamp) -> Result<KeyVersion, Error> {
+    let row = version.row.clone();
+    if row.born.as_ref().is_some_and(|born| born.timeline.destroys_at.is_some()) {
+        return Err(Error::precondition(
+            "DESTRUCTION_SCHEDULED",
+            "this version is scheduled for destruction; restore it first",
+        ));
+    }
+    if !row.suspended {
+        return Ok(row);
+    }
+    let born = row
+        .born
+        .clone()
+        .map(|born| Born { timeline: timeline::of_returning(entry, &row, &born, now), ..born });
+    Ok(KeyVersion { suspended: false, born, ..row })
+}
+
+fn restore(_: &Entry, version: &Version, now: Timestamp) -> Result<KeyVersion, Error> {
+    match version.row.born.as_ref().and_then(|born| born.timeline.destroys_at) {
+        Some(at) if at <= now => Err(Error::precondition(
+            "DESTRUCTION_DUE",
+            "the destruction of this version is due and may have begun; it cannot be called off",
+        )),
+        Some(_) => Ok(KeyVersion { suspended: true, ..with_destruction(version, |_| None) }),
+        None => Err(Error::precondition(
+            "NO_DESTRUCTION_SCHEDULED",
+            "no destruction is scheduled for this version; there is nothing to restore",
+        )),
     }
 }
 

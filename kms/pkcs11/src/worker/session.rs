@@ -134,6 +134,9 @@ impl TokenSession {
         };
         let _changing = self.changes.changing()?;
         in_time(request)?;
+        // SoftHSM 2.6.1: a process that writes without having read since another wrote takes the new state for
+        // its own, and never sees the other's objects. A search makes it read.
+        self.objects(new.id)?;
         match make(true) {
             // The token does not know CKA_ALLOWED_MECHANISMS; nothing was made.
             Err(Error::Pkcs11(RvError::AttributeTypeInvalid, _)) => make(false),

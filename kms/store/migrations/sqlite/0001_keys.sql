@@ -17,6 +17,7 @@ CREATE TABLE keys (
     rotation_period_us INTEGER,          -- null: by hand only
     publish_lead_us    INTEGER NOT NULL,
     max_token_ttl_us   INTEGER NOT NULL,
+    tokens_until_us    INTEGER,          -- null: the token life never was longer
     created_at_us      INTEGER NOT NULL,
     updated_at_us      INTEGER NOT NULL,
     revision           INTEGER NOT NULL  -- compare-and-set runs on it
