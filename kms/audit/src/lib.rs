@@ -8,7 +8,8 @@
 //! log is opened again: what the page cache says after a failed `fsync` proves nothing about the disk.
 //!
 //! The file: a header line `{"format":"kms-audit","version":1,"segment":1}`, then one record per line,
-//! `{"v":1,"seq":N,...}` with the fields of [`kms_core::audit::Event`]; `seq` counts from 1 without a gap.
+//! `{"v":1,"seq":N,"group":G,...}` with the fields of [`kms_core::audit::Event`]; `seq` counts from 1 without a gap,
+//! and `group` is the number of the first record that was synced together with this one.
 
 mod file_log;
 mod ledger;

@@ -4,6 +4,10 @@
 //! nobody was told that they are there. What a crash does to them: the last line lacks its end, or, when the
 //! power fails, pages in the middle read as zero bytes, which JSON text never has. From the first such place on
 //! the tail is moved to `<file>.torn-<offset>`. Anything else that does not read is damage, and is refused.
+//!
+//! A disk can lose a page of an earlier group too. Every record states the number of the first one of its group.
+//! What a crash tore is of the last group, so no record behind it is of a group that began later; where one is,
+//! the torn record had been durable, and acknowledged records may follow it: that is damage as well.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -129,16 +133,23 @@ impl Tail<'_> {
             // The window begins somewhere in a line.
             offset += lines.next().map_or(0, |partial| partial.len() as u64);
         }
-        for line in lines {
+        while let Some(line) = lines.next() {
             match serde_json::from_slice(line) {
-                Ok(Record { v: line::VERSION, seq }) if line.ends_with(b"\n") => {
+                Ok(Record { v: line::VERSION, seq, .. }) if line.ends_with(b"\n") => {
                     if next_seq.is_some_and(|expected| expected != seq) {
                         return Err(self.damaged(offset, "its sequence numbers have a gap"));
                     }
                     next_seq = Some(seq + 1);
                 }
                 Ok(Record { v, .. }) if v > line::VERSION => return Err(self.newer(v)),
-                _ if torn(line) && len - offset <= GROUP_LEN_MAX as u64 => break,
+                _ if torn(line) && len - offset <= GROUP_LEN_MAX as u64 => {
+                    if next_seq.is_some_and(|torn_seq| lines.any(|line| is_of_later_group(line, torn_seq))) {
+                        return Err(
+                            self.damaged(offset, "a record does not read, and later ones were acknowledged")
+                        );
+                    }
+                    break;
+                }
                 _ => return Err(self.damaged(offset, "a line is not a record")),
             }
             offset += line.len() as u64;
@@ -196,4 +207,9 @@ impl Tail<'_> {
 /// Whether a crash can have made such a line.
 fn torn(line: &[u8]) -> bool {
     !line.ends_with(b"\n") || line.contains(&0)
+}
+
+/// Whether the line is a whole record of a group that was written after record `torn_seq` was durable.
+fn is_of_later_group(line: &[u8], torn_seq: u64) -> bool {
+    line.ends_with(b"\n") && serde_json::from_slice(line).is_ok_and(|Record { group, .. }| group > torn_seq)
 }

@@ -53,12 +53,12 @@ impl<L: Ledger> Writer<L> {
             let mut rest = work.drain(..).peekable();
             while let Some(first) = rest.next() {
                 bytes.clear();
-                let mut next_seq = line::number(&first.lines, self.next_seq, &mut bytes);
+                let mut next_seq = line::number(&first.lines, self.next_seq, self.next_seq, &mut bytes);
                 let mut group = vec![first];
                 while let Some(batch) =
                     rest.next_if(|next| bytes.len() + next.len_on_disk_max() <= GROUP_LEN_MAX)
                 {
-                    next_seq = line::number(&batch.lines, next_seq, &mut bytes);
+                    next_seq = line::number(&batch.lines, next_seq, self.next_seq, &mut bytes);
                     group.push(batch);
                 }
                 if let Err(refused) = self.write(&bytes, next_seq) {

@@ -73,7 +73,9 @@ fn a_log_that_somebody_edited_is_refused_and_not_touched() {
 #[test]
 fn a_tail_that_a_crash_tore_is_moved_aside_and_the_numbers_go_on() {
     let whole = "{\"v\":1,\"seq\":3,\"caller\":\"never acknowledged\"}";
-    for tail in [&whole[..20], whole, "{\"v\":1,\0\0\0\0\"x\"}\n{\"v\":1,\"seq\":4}\n", "\0\0\0\0"] {
+    for tail in
+        [&whole[..20], whole, "{\"v\":1,\0\0\0\0\"x\"}\n{\"v\":1,\"seq\":4,\"group\":3}\n", "\0\0\0\0"]
+    {
         let dir = Dir::new();
         record(dir.open(), ["a", "b"]);
         let good = dir.text();
@@ -84,6 +86,42 @@ fn a_tail_that_a_crash_tore_is_moved_aside_and_the_numbers_go_on() {
         let aside = dir.0.path().join(format!("audit-000001.jsonl.torn-{}", good.len()));
         assert_eq!(fs::read_to_string(&aside).expect("it is kept"), tail);
         assert_eq!(mode(&aside), 0o600);
+    }
+}
+
+#[test]
+fn a_page_lost_in_the_middle_of_a_group_takes_the_rest_of_that_group_with_it() {
+    let dir = Dir::new();
+    record(dir.open(), ["a", "b"]);
+    let kept = dir.text() + "{\"v\":1,\"seq\":3,\"group\":3,\"caller\":\"c\"}\n";
+    let torn = "{\"v\":1,\"seq\":4,\0\0\0\0}\n{\"v\":1,\"seq\":5,\"group\":3}\n";
+    fs::write(dir.file(), format!("{kept}{torn}")).expect("ours");
+    record(dir.open(), ["d"]);
+    assert_eq!(dir.callers(), ["a", "b", "c", "d"]);
+    let aside = dir.0.path().join(format!("audit-000001.jsonl.torn-{}", kept.len()));
+    assert_eq!(fs::read_to_string(&aside).expect("it is kept"), torn);
+}
+
+#[test]
+fn a_page_lost_before_records_that_were_acknowledged_is_damage_and_nothing_is_touched() {
+    let dir = Dir::new();
+    let gate = Gate::new(Arc::new(dir.open()), 1);
+    let name = "x".repeat(1_000);
+    // Each round waits for the one before, so it is of a later group.
+    for _ in 0..5 {
+        let round = (0..1_000).map(|_| operation(&gate, &name));
+        block_on(futures::future::join_all(round)).into_iter().for_each(|result| result.expect("recorded"));
+    }
+    drop(gate);
+    let whole = fs::read(dir.file()).expect("there");
+    for (before_end, zeros) in [(3 << 20, 4_096), (1 << 20, 1)] {
+        let mut damaged = whole.clone();
+        let page = damaged.len() - before_end;
+        damaged[page..page + zeros].fill(0);
+        fs::write(dir.file(), &damaged).expect("ours");
+        let Err(OpenError::Damaged { .. }) = FileLog::open(&dir.options()) else { panic!("{before_end}") };
+        assert!(fs::read(dir.file()).expect("there") == damaged, "it was touched");
+        assert_eq!(fs::read_dir(dir.0.path()).expect("there").count(), 1, "nothing was moved aside");
     }
 }
 
@@ -141,7 +179,7 @@ fn a_record_tells_what_was_asked_and_how_it_ended() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines[1],
-        "{\"v\":1,\"seq\":1,\"at\":\"1970-01-01T00:00:00Z\",\"operation\":\"000000000000abcd0000000000000000\",\
+        "{\"v\":1,\"seq\":1,\"group\":1,\"at\":\"1970-01-01T00:00:00Z\",\"operation\":\"000000000000abcd0000000000000000\",\
          \"phase\":\"outcome\",\"caller\":\"admin\",\"action\":\"sign\",\"key\":\"signer\",\"version\":3,\
          \"outcome\":\"succeeded\"}",
     );

@@ -137,7 +137,10 @@ impl Create {
                     "The credential is shown this once: keep it in a file that only its user can read.",
                 );
                 let created = Created { access_token, secret: Some(response.secret) };
-                format.print_one(&created)
+                output::print_credential(
+                    &format.one(&created)?,
+                    &format!("nobody has it: revoke {} and make another, with --out FILE", id(&self.name)),
+                )
             }
         }
     }

@@ -15,6 +15,10 @@ use crate::{
     output::{self, Format},
 };
 
+/// What to do when the credential went nowhere.
+const NOT_SHOWN: &str = "nobody has it, and nothing else is in the store yet: remove the file of store.path, and \
+                         bootstrap again, with --out FILE";
+
 /// Make the first administrator, and show the credential this once
 #[derive(Debug, Args)]
 pub(crate) struct Bootstrap {
@@ -37,7 +41,13 @@ impl Bootstrap {
             None => {
                 let credential = kms_server::bootstrap(&config).await?;
                 output::note("This credential of the first administrator is shown this once:");
-                format.print_text_or(&credential, &serde_json::json!({ "secret": credential }))
+                let text = match format {
+                    Format::Table => credential,
+                    Format::Json | Format::Yaml => {
+                        format.all(&serde_json::json!({ "secret": credential }))?
+                    }
+                };
+                output::print_credential(&text, NOT_SHOWN)
             }
         }
     }

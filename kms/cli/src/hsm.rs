@@ -46,7 +46,8 @@ struct Init {
     /// File with the user PIN, which the server will read
     #[arg(long, value_name = "FILE")]
     pin_file: PathBuf,
-    /// Directory of the locks around the token: the server's hsm.lock_dir [default: that of the PIN file]
+    /// Directory of the locks around the token; give the server's hsm.lock_dir, which is the directory of
+    /// store.path unless it is set [default: that of the PIN file]
     #[arg(long, value_name = "DIR")]
     lock_dir: Option<PathBuf>,
 }
@@ -88,6 +89,11 @@ impl Init {
             lock_dir,
         };
         let uri = token::prepare(&preparation).map_err(refused)?.to_string();
+        output::note(&format!(
+            "The token was prepared under the lock in {}. The server locks in hsm.lock_dir, by default the directory \
+             of store.path: everything that uses the token on this host must lock in the same directory.",
+            preparation.lock_dir.display()
+        ));
         output::note("The token is ready. Name it in the server's configuration, as uri of [hsm]:");
         format.print_text_or(&uri, &serde_json::json!({ "uri": uri }))
     }

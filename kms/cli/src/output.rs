@@ -1,8 +1,8 @@
 //! What goes out: the only place that writes to standard output and standard error.
 //!
 //! Results go to standard output as a table, as JSON or as YAML; everything said *about* the work goes to
-//! standard error. A reader that went away (`kms keys list | head`) ends the command quietly. Colours only on a
-//! terminal that wants them (<https://no-color.org>).
+//! standard error. A reader that went away (`kms keys list | head`) ends the command quietly, unless it missed a
+//! credential that is shown only once. Colours only on a terminal that wants them (<https://no-color.org>).
 
 use std::{
     fs::File,
@@ -33,8 +33,13 @@ pub(crate) enum Format {
 impl Format {
     /// Prints one thing: as a table, a line per field.
     pub(crate) fn print_one(self, item: &impl Serialize) -> Result<(), Failure> {
+        print_text(&self.one(item)?)
+    }
+
+    /// One thing as text: as a table, a line per field.
+    pub(crate) fn one(self, item: &impl Serialize) -> Result<String, Failure> {
         if self != Self::Table {
-            return self.print_all(item);
+            return self.all(item);
         }
         let mut table = plain_table();
         if let Value::Mapping(fields) = value_of(item)? {
@@ -42,13 +47,13 @@ impl Format {
                 table.add_row([cell(name).replace('_', " "), cell(field)]);
             }
         }
-        print_text(&table.trim_fmt())
+        Ok(table.trim_fmt())
     }
 
     /// Prints a list: as a table, a line per item with the named fields as columns.
     pub(crate) fn print_list(self, items: &[impl Serialize], columns: &[&str]) -> Result<(), Failure> {
         if self != Self::Table {
-            return self.print_all(&items);
+            return print_text(&self.all(&items)?);
         }
         let mut table = plain_table();
         table.set_header(columns.iter().map(|name| name.replace('_', " ").to_uppercase()));
@@ -61,35 +66,55 @@ impl Format {
 
     /// Prints `text` alone as a table would, `item` with all its fields otherwise.
     pub(crate) fn print_text_or(self, text: &str, item: &impl Serialize) -> Result<(), Failure> {
-        if self == Self::Table { print_text(text) } else { self.print_all(item) }
+        if self == Self::Table { print_text(text) } else { print_text(&self.all(item)?) }
     }
 
-    fn print_all(self, item: &impl Serialize) -> Result<(), Failure> {
-        let text = match self {
-            Self::Yaml => serde_yaml_ng::to_string(item).map_err(Failure::about("cannot write YAML"))?,
+    /// The whole item, for programs.
+    pub(crate) fn all(self, item: &impl Serialize) -> Result<String, Failure> {
+        match self {
+            Self::Yaml => serde_yaml_ng::to_string(item).map_err(Failure::about("cannot write YAML")),
             Self::Table | Self::Json => {
-                serde_json::to_string_pretty(item).map_err(Failure::about("cannot write JSON"))?
+                serde_json::to_string_pretty(item).map_err(Failure::about("cannot write JSON"))
             }
-        };
-        print_text(&text)
+        }
     }
 }
 
 /// Prints text, with a line end after it if it has none.
 pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
-    let line_end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-    print_bytes(format!("{text}{line_end}").as_bytes())
+    print_bytes(ended(text).as_bytes())
 }
 
 /// Prints bytes as they are.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+    match write(io::stdout().lock(), bytes) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::other(format!("cannot write to standard output: {error}")))
         }
         _ => Ok(()),
     }
+}
+
+/// Prints a credential that nobody can be shown again: a reader that went away is an error too. `remedy` says
+/// what to do then.
+pub(crate) fn print_credential(text: &str, remedy: &str) -> Result<(), Failure> {
+    show_credential(io::stdout().lock(), text, remedy)
+}
+
+fn show_credential(out: impl io::Write, text: &str, remedy: &str) -> Result<(), Failure> {
+    write(out, ended(text).as_bytes()).map_err(|error| {
+        Failure::other(format!("the credential was made and could not be shown: {error}")).hint(remedy)
+    })
+}
+
+fn ended(text: &str) -> String {
+    let line_end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    format!("{text}{line_end}")
+}
+
+fn write(mut out: impl io::Write, bytes: &[u8]) -> io::Result<()> {
+    out.write_all(bytes)?;
+    out.flush()
 }
 
 /// Writes bytes to a new or emptied file.
@@ -178,6 +203,16 @@ mod tests {
 
     fn cell_of(item: serde_json::Value) -> String {
         cell(&value_of(&item).expect("a tree"))
+    }
+
+    #[test]
+    fn a_credential_that_its_reader_did_not_take_is_an_error_that_says_what_to_do() {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        drop(reader);
+        let failure = show_credential(writer, "kms_secret", "make another").expect_err("nobody saw it");
+        assert!(failure.message().contains("could not be shown"), "{}", failure.message());
+        assert!(!failure.message().contains("kms_secret"));
+        assert_eq!(failure.hint_text(), Some("make another"));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! executable (docs/ARCHITECTURE.md, "Processes").
 
 use std::{
-    env,
+    fs,
+    os::unix::process::CommandExt as _,
     process::{Command, ExitCode},
 };
 
@@ -16,6 +17,12 @@ use crate::{configuration::Configuration, failure::Failure};
 pub(crate) const FRONT: &str = "serve-front";
 /// Name of the hidden command that faces the HSM.
 pub(crate) const WORKER: &str = "hsm-worker";
+
+/// This very executable, even when another build has meanwhile taken its path: a worker that is replaced after an
+/// upgrade must be of the build that runs (proc_pid_exe(5)).
+const PROGRAM: &str = "/proc/self/exe";
+/// What ps(1) shows in its place.
+const NAME: &str = "kms";
 
 /// Run the server
 #[derive(Debug, Args)]
@@ -41,16 +48,22 @@ impl Serve {
             follow(parent)?;
         }
         let config = self.configuration.load()?;
-        let program = env::current_exe().map_err(Failure::about("cannot find this executable"))?;
-        let mut front = Command::new(&program);
-        front.arg(FRONT).args(self.configuration.to_args());
-        let worker = WorkerCommand { program, args: vec![WORKER.into()], env: Vec::new() };
+        let mut front = Command::new(PROGRAM);
+        front.arg0(NAME).arg(FRONT).args(self.configuration.to_args());
+        let worker = WorkerCommand {
+            program: PROGRAM.into(),
+            name: NAME.into(),
+            args: vec![WORKER.into()],
+            env: Vec::new(),
+        };
         Ok(parent::run(&config, front, worker)?)
     }
 }
 
 impl Front {
     pub(crate) fn run(self) -> Result<(), Failure> {
+        // The kernel has called this process "exe"; only for show.
+        let _ = fs::write("/proc/self/comm", NAME);
         Ok(kms_server::front::run(&self.configuration.load()?)?)
     }
 }

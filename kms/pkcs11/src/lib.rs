@@ -26,6 +26,7 @@ mod clock;
 mod module;
 mod pin;
 mod public_key;
+mod signals;
 
 pub use module::TokenError;
 pub use pool::Pool;

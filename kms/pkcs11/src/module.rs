@@ -80,6 +80,12 @@ pub enum TokenError {
          correct the file at pin-source, then log in once with `kms hsm login` to clear the token's warning"
     )]
     PinRefused(String),
+    /// The login failed in a way that may have been a PIN try.
+    #[error(
+        "the login failed ({0}), which may have spent a PIN try, so there will be no other; \
+         look at the token and the file at pin-source, then log in once with `kms hsm login`"
+    )]
+    LoginFailed(String),
     /// A wrong PIN was tried since the last login; nothing was tried now.
     #[error(
         "a wrong PIN was tried on this token since the last login ({flag} is set), so none is tried now; \
@@ -100,6 +106,9 @@ pub enum TokenError {
         /// What the system said.
         why: String,
     },
+    /// This process cannot be kept alive while it changes the token.
+    #[error("signals cannot be held off: {0}")]
+    Signals(String),
     /// The token is not fit to be prepared.
     #[error("{0}")]
     NotPreparable(String),
@@ -112,7 +121,9 @@ impl TokenError {
     /// What follows for a worker that met it.
     pub(crate) fn refusal(&self) -> Refusal {
         let kind = match self {
-            Self::PinRefused(_) | Self::PinCountLow { .. } | Self::PinLocked => RefusalKind::Pin,
+            Self::PinRefused(_) | Self::LoginFailed(_) | Self::PinCountLow { .. } | Self::PinLocked => {
+                RefusalKind::Pin
+            }
             Self::ModuleMissing { .. }
             | Self::NotAModule { .. }
             | Self::TokenAmbiguous { .. }
@@ -121,9 +132,11 @@ impl TokenError {
             | Self::PinFile { .. }
             | Self::LockDir { .. }
             | Self::NotPreparable(_) => RefusalKind::Configuration,
-            Self::Initialize(_) | Self::NoToken | Self::TokenAbsent { .. } | Self::Pkcs11(_) => {
-                RefusalKind::Passing
-            }
+            Self::Initialize(_)
+            | Self::NoToken
+            | Self::TokenAbsent { .. }
+            | Self::Signals(_)
+            | Self::Pkcs11(_) => RefusalKind::Passing,
         };
         Refusal { kind, text: self.to_string() }
     }
@@ -220,14 +233,59 @@ pub(crate) fn check_pin_flags(info: &TokenInfo) -> Result<(), TokenError> {
     }
 }
 
-/// What a refused C_Login means.
+/// What a failed C_Login means. Some tokens report a wrong PIN as CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED or a code of
+/// their own, so every error may have spent a try, except those that say that the token was not reached.
 pub(crate) fn login_error(error: Error) -> TokenError {
-    use RvError::{PinExpired, PinIncorrect, PinInvalid, PinLenRange, PinLocked};
+    use RvError as Rv;
     match error {
-        Error::Pkcs11(PinLocked, _) => TokenError::PinLocked,
-        Error::Pkcs11(PinIncorrect | PinInvalid | PinLenRange | PinExpired, _) => {
+        Error::Pkcs11(Rv::PinLocked, _) => TokenError::PinLocked,
+        Error::Pkcs11(Rv::PinIncorrect | Rv::PinInvalid | Rv::PinLenRange | Rv::PinExpired, _) => {
             TokenError::PinRefused(profile::text(&error))
         }
-        other => other.into(),
+        Error::Pkcs11(
+            Rv::DeviceError
+            | Rv::DeviceRemoved
+            | Rv::TokenNotPresent
+            | Rv::TokenNotRecognized
+            | Rv::SlotIdInvalid
+            | Rv::SessionClosed
+            | Rv::SessionHandleInvalid
+            | Rv::CryptokiNotInitialized
+            | Rv::HostMemory
+            | Rv::DeviceMemory,
+            _,
+        ) => error.into(),
+        _ => TokenError::LoginFailed(profile::text(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cryptoki::context::Function;
+
+    use super::*;
+
+    fn kind_of(code: RvError) -> RefusalKind {
+        login_error(Error::Pkcs11(code, Function::Login)).refusal().kind
+    }
+
+    #[test]
+    fn every_failed_login_is_a_pin_try_unless_the_token_was_not_reached() {
+        use RvError as Rv;
+        for code in [
+            Rv::PinIncorrect,
+            Rv::PinLocked,
+            Rv::GeneralError,
+            Rv::FunctionFailed,
+            Rv::ArgumentsBad,
+            Rv::VendorDefined(0x8000_0001),
+        ] {
+            assert_eq!(kind_of(code), RefusalKind::Pin, "{code:?}");
+        }
+        for code in
+            [Rv::DeviceError, Rv::DeviceRemoved, Rv::TokenNotPresent, Rv::HostMemory, Rv::DeviceMemory]
+        {
+            assert_eq!(kind_of(code), RefusalKind::Passing, "{code:?}");
+        }
     }
 }

@@ -22,7 +22,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     process::Child,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{self as unix_signal, SignalKind, signal},
     sync::oneshot,
     task::JoinSet,
     time::timeout,
@@ -31,6 +31,7 @@ use tokio::{
 use crate::{
     Uri,
     pool::SOCKET_NAME,
+    signals,
     wire::{self, Exit, FromSupervisor, Inbox, Order, Secret, ToSupervisor},
 };
 
@@ -39,6 +40,8 @@ use crate::{
 pub struct Settings {
     /// The program that runs [`crate::worker::main`], usually this executable.
     pub program: PathBuf,
+    /// The name that it is given (argv\[0\]), which is what ps(1) shows.
+    pub name: OsString,
     /// Its arguments, for instance `hsm-worker`.
     pub args: Vec<OsString>,
     /// Variables on top of the inherited environment, for vendor modules. Never a secret.
@@ -60,27 +63,59 @@ pub struct Settings {
 /// Most workers that may live at once: a front gone astray must not fork without end.
 const WORKERS_MAX: usize = 256;
 
-/// Spawns `front` with one end of the control socket as its standard input, serves it, forwards the first SIGTERM or
-/// SIGINT to it, and returns its exit status when it and the workers are gone.
-pub async fn run(mut front: Command, settings: Settings) -> io::Result<ExitStatus> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+/// The signals that ask the server to end, from [`Signals::catch`] on.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: unix_signal::Signal,
+    interrupt: unix_signal::Signal,
+    /// `None` where SIGHUP is ignored: nohup(1).
+    hangup: Option<unix_signal::Signal>,
+}
+
+impl Signals {
+    /// Keeps SIGTERM, SIGINT and SIGHUP from killing this process. Call it before anything that must be tidied up, in
+    /// the runtime that will [`run`].
+    pub fn catch() -> io::Result<Self> {
+        let hangup = if signals::hangup_is_ignored()? { None } else { Some(signal(SignalKind::hangup())?) };
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup,
+        })
+    }
+
+    /// The next one, as the front shall hear it: a closed terminal asks for the same as SIGTERM.
+    async fn next(&mut self) -> Signal {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::TERM,
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = hangup => Signal::TERM,
+        }
+    }
+}
+
+/// Spawns `front` with one end of the control socket as its standard input, serves it, forwards `signals` to it, and
+/// returns its exit status when it and the workers are gone.
+pub async fn run(mut front: Command, settings: Settings, mut signals: Signals) -> io::Result<ExitStatus> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     front.stdin(Stdio::from(OwnedFd::from(theirs)));
     let mut front = tokio::process::Command::from(front).process_group(0).spawn()?;
-    let signalled = async {
-        tokio::select! {
-            _ = terminate.recv() => Signal::TERM,
-            _ = interrupt.recv() => Signal::INT,
-        }
-    };
     let workers = serve(UnixStream::from_std(ours)?, settings);
     let ended = async {
-        tokio::select! {
-            status = front.wait() => return status,
-            signal = signalled => forward(&front, signal),
+        loop {
+            let signal = tokio::select! {
+                status = front.wait() => return status,
+                signal = signals.next() => signal,
+            };
+            forward(&front, signal);
         }
-        front.wait().await
     };
     // The front's end of the socket closes with it, which ends `serve`.
     let ((), status) = tokio::join!(workers, ended);
@@ -165,6 +200,7 @@ impl Supervisor {
             lock_dir: self.settings.lock_dir.clone(),
         };
         let mut child = tokio::process::Command::new(&self.settings.program)
+            .arg0(&self.settings.name)
             .args(&self.settings.args)
             .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())

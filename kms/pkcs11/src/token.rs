@@ -2,7 +2,8 @@
 //!
 //! Runs in the calling process, which therefore must be a short-lived one: call one of these functions, print what it
 //! returns, exit. Slots are chosen by serial number or label, never by number. Nothing here spends a PIN try except
-//! [`prepare`] and [`login`], which say so.
+//! [`prepare`] and [`login`], which say so. From the moment at which these two begin with the module, SIGTERM, SIGINT
+//! and SIGHUP no longer end the process: a token does not survive that in the middle of a change.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::{
     TokenError, Uri, mechanism,
     module::{self, Module},
-    pin,
+    pin, signals,
     worker::locks::{Locks, Starting},
 };
 
@@ -109,6 +110,7 @@ pub fn prepare(preparation: &Preparation) -> Result<Uri, TokenError> {
         return refuse("SO PIN and user PIN are the same; choose two".to_owned());
     }
     let _starting = lock(&preparation.lock_dir)?;
+    outlive_signals()?;
     let module = Module::load(&preparation.module_path)?;
     let tokens = module.tokens()?;
     if tokens.iter().any(|(_, info)| info.token_initialized() && info.label().trim() == label) {
@@ -137,6 +139,7 @@ pub fn prepare(preparation: &Preparation) -> Result<Uri, TokenError> {
 /// operator must mean it; refuses when that try could lock the token.
 pub fn login(uri: &Uri, lock_dir: &Path) -> Result<(), TokenError> {
     let _starting = lock(lock_dir)?;
+    outlive_signals()?;
     let module = Module::load(&uri.module_path)?;
     let (slot, info) = module.token(uri)?;
     match pin_state(&info) {
@@ -206,6 +209,10 @@ fn pin_state(info: &TokenInfo) -> PinState {
     } else {
         PinState::Fine
     }
+}
+
+fn outlive_signals() -> Result<(), TokenError> {
+    signals::outlive().map_err(|error| TokenError::Signals(error.to_string()))
 }
 
 fn lock(dir: &Path) -> Result<Starting, TokenError> {

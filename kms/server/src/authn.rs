@@ -16,7 +16,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use futures::future::Either;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use kms_core::Caller;
-use tonic::{Status, body::Body, server::NamedService};
+use tonic::{body::Body, server::NamedService};
 use tower::Service;
 
 /// Longest credential in bytes; ours have 43 and a short prefix.
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_bad_credential_gets_the_same_kms_api_grpc::unauthenticated() {
+    async fn every_bad_credential_gets_the_same_refusal() {
         let long = format!("Bearer {}", "x".repeat(CREDENTIAL_LEN_MAX + 1));
         let twice = format!("Bearer {CREDENTIAL}");
         let refused: [&[&str]; 11] = [
@@ -142,7 +142,7 @@ mod tests {
         for values in refused {
             let response = call(values).await;
             assert!(response.headers().get("caller").is_none(), "{values:?}");
-            let status = Status::from_header_map(response.headers()).expect("a status");
+            let status = tonic::Status::from_header_map(response.headers()).expect("a status");
             assert_eq!(status.code(), tonic::Code::Unauthenticated, "{values:?}");
             assert_eq!(status.message(), kms_api_grpc::unauthenticated().message(), "{values:?}");
         }

@@ -1,6 +1,6 @@
 //! The front process: everything that faces callers, and neither the PIN nor the vendor's module.
 //!
-//! It starts from the inside out (rows, book, token, service, listeners) and ends from the outside in, so that
+//! It starts from the inside out (rows, book, token, service, listeners; only `/livez` is answered before) and ends from the outside in, so that
 //! whatever was accepted is finished, recorded and durable before the locks are given up.
 
 use std::{sync::Arc, time::Duration};
@@ -25,7 +25,7 @@ use crate::{
     clock::{SystemClock, entropy},
     config::Config,
     hygiene,
-    running::{Certificates, Running, Sockets},
+    running::{Certificates, Sockets, Starting},
     storage, telemetry,
 };
 
@@ -51,7 +51,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut end = End::new()?;
     // Bound before the token is touched: a port in use is known at once.
     let sockets = Sockets::bind(config).await?;
-    let certificates = Certificates::load(config)?;
+    let starting = Starting::listen(sockets, Certificates::load(config)?)?;
     let (store, audit) = storage::open(config).await?;
     addresses::File::remove_stale(config.store_dir())?;
     let pool = start_pool(config)?;
@@ -67,7 +67,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     if !service.has_administrator() {
         tracing::warn!("there is no administrator; stop the server and run `kms bootstrap`");
     }
-    let running = Running::start(config, sockets, certificates, &service, &audit)?;
+    let running = starting.serve(config, &service, &audit)?;
     let cause = tokio::select! {
         signal = end.signal() => Ok(signal),
         () = abandoned(&pool) => Err("the parent process is gone"),

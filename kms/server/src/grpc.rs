@@ -184,7 +184,8 @@ mod tests {
     #[tokio::test]
     async fn a_stranger_may_send_only_small_messages() {
         let (router, _health, _metrics) = routes(false).await;
-        let request = tonic_health::pb::HealthCheckRequest { service: "x".repeat(STRANGER_MESSAGE_BYTES_MAX) };
+        let request =
+            tonic_health::pb::HealthCheckRequest { service: "x".repeat(STRANGER_MESSAGE_BYTES_MAX) };
         let answer = tonic_health::pb::health_client::HealthClient::new(router).check(request).await;
         assert_eq!(answer.expect_err("too large").code(), Code::OutOfRange);
     }

@@ -197,7 +197,14 @@ async fn requests<IO>(
 {
     // Who has said nothing when we stop has nothing in flight that is worth a drain.
     let opening = stop.clone().run_until_cancelled_owned(sleep(HANDSHAKE_TIMEOUT));
-    let stream = Guarded::new(stream, opening_bytes, async { drop(opening.await) }, WRITE_STALL_MAX);
+    let stream = Guarded::new(
+        stream,
+        opening_bytes,
+        async {
+            opening.await;
+        },
+        WRITE_STALL_MAX,
+    );
     let service = TowerToHyperService::new(router);
     let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
@@ -326,8 +333,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_peer_cannot_take_all_the_places() {
-        let served =
-            serve(Router::new(), Protocol::Http1, None, Duration::from_secs(30)).await;
+        let served = serve(Router::new(), Protocol::Http1, None, Duration::from_secs(30)).await;
         let mut open = Vec::new();
         for _ in 0..PEER_CONNECTIONS_MAX {
             open.push(TcpStream::connect(served.addr).await.expect("a connection"));

@@ -1,35 +1,42 @@
 //! What operators, probes and scrapers ask: `/livez`, `/readyz`, `/metrics`.
 //!
-//! `/livez` asks nobody: a slow HSM must not make a supervisor restart us. `/readyz` asks the store and sends a
-//! canary through the HSM; its answer is kept for a second, so that many probes are one canary.
+//! `/livez` asks nobody: a slow HSM must not make a supervisor restart us, not even while we start. `/readyz`
+//! asks the store and the audit log and sends a canary through the HSM; its answer is kept for a second, so that
+//! many probes are one canary.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use axum::{
     Router,
-    extract::State,
+    extract::{Request, State},
     http::{
         HeaderValue, StatusCode,
-        header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+        header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::map_response,
     response::{IntoResponse, Response},
     routing::get,
 };
-use kms_core::kms::Readiness;
 use tokio::sync::Mutex;
+use tower::ServiceExt as _;
 
 use crate::metrics::{self, Metrics};
 
 /// How long an answer about readiness stands.
 const READINESS_KEPT: Duration = Duration::from_secs(1);
 
-/// Asks the store and the HSM; bounded by itself.
+/// Whoever comes too early is asked to come again after so many seconds.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// What works at this moment, part by part; the texts are for operators.
+pub(crate) type Readiness = [(&'static str, Result<(), String>); 3];
+
+/// Asks every part; bounded by itself.
 pub(crate) type Probe = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Readiness> + Send>> + Send + Sync>;
 
 struct Ops {
@@ -48,6 +55,18 @@ pub(crate) fn router(probe: Probe, metrics: Arc<Metrics>) -> Router {
         .with_state(Arc::new(Ops { probe, last: Mutex::new(None), metrics }))
 }
 
+/// While `full` is empty: `/livez` says that we live, and everything else is told to come again. From then on
+/// `full` answers.
+pub(crate) fn until_ready(full: Arc<OnceLock<Router>>) -> Router {
+    let answer = async move |request: Request| match full.get() {
+        Some(full) => full.clone().oneshot(request).await.into_response(),
+        None if request.uri().path() == "/livez" => livez().await.into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, RETRY_AFTER_SECONDS)], "starting\n")
+            .into_response(),
+    };
+    Router::new().fallback(answer).layer(map_response(nosniff))
+}
+
 async fn nosniff(mut response: Response) -> Response {
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
@@ -58,13 +77,12 @@ async fn livez() -> &'static str {
 }
 
 async fn readyz(State(ops): State<Arc<Ops>>) -> Response {
-    let Readiness { hsm, store } = ops.readiness().await;
-    let ready = hsm.is_ok() && store.is_ok();
-    let text = |part: &Result<(), String>| match part {
-        Ok(()) => "ok".to_owned(),
-        Err(_) => "not ready".to_owned(),
-    };
-    let body = serde_json::json!({ "ready": ready, "hsm": text(&hsm), "store": text(&store) });
+    let readiness = ops.readiness().await;
+    let ready = readiness.iter().all(|(_, result)| result.is_ok());
+    let mut body = serde_json::json!({ "ready": ready });
+    for (part, result) in readiness {
+        body[part] = if result.is_ok() { "ok" } else { "not ready" }.into();
+    }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], body.to_string())
         .into_response()
@@ -90,7 +108,7 @@ impl Ops {
             return readiness.clone();
         }
         let readiness = (self.probe)().await;
-        for (part, result) in [("hsm", &readiness.hsm), ("store", &readiness.store)] {
+        for (part, result) in &readiness {
             if let Err(error) = result {
                 tracing::warn!(part, error, "not ready");
             }
@@ -104,8 +122,7 @@ impl Ops {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use axum::{body::Body, http::Request};
-    use tower::ServiceExt as _;
+    use axum::body::Body;
 
     use super::*;
     use crate::metrics::Levels;
@@ -127,13 +144,15 @@ mod tests {
         static PROBES: AtomicUsize = AtomicUsize::new(0);
         let probe: Probe = Box::new(|| {
             PROBES.fetch_add(1, Ordering::Relaxed);
-            Box::pin(async { Readiness { hsm: Err("slot 7 is on fire".into()), store: Ok(()) } })
+            Box::pin(async {
+                [("hsm", Err("slot 7 is on fire".into())), ("store", Ok(())), ("audit", Ok(()))]
+            })
         });
         let router = router(probe, metrics());
         for _ in 0..3 {
             let (status, body) = fetch(&router, "/readyz").await;
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-            assert_eq!(body, r#"{"hsm":"not ready","ready":false,"store":"ok"}"#);
+            assert_eq!(body, r#"{"audit":"ok","hsm":"not ready","ready":false,"store":"ok"}"#);
         }
         assert_eq!(PROBES.load(Ordering::Relaxed), 1);
         assert_eq!(fetch(&router, "/livez").await.0, StatusCode::OK);
@@ -141,8 +160,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn while_we_start_only_liveness_is_answered_and_then_everything() {
+        let full = Arc::new(OnceLock::new());
+        let router = until_ready(Arc::clone(&full));
+        assert_eq!(fetch(&router, "/livez").await, (StatusCode::OK, "ok\n".to_owned()));
+        for path in ["/readyz", "/.well-known/jwks.json", "/"] {
+            assert_eq!(fetch(&router, path).await.0, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        }
+        let routes = Router::new().route("/readyz", get(async || "ready"));
+        full.set(routes).expect("set once");
+        assert_eq!(fetch(&router, "/readyz").await, (StatusCode::OK, "ready".to_owned()));
+        assert_eq!(fetch(&router, "/").await.0, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
     async fn metrics_are_openmetrics_with_base_units() {
-        let probe: Probe = Box::new(|| Box::pin(async { Readiness { hsm: Ok(()), store: Ok(()) } }));
+        let probe: Probe =
+            Box::new(|| Box::pin(async { [("hsm", Ok(())), ("store", Ok(())), ("audit", Ok(()))] }));
         let router = router(probe, metrics());
         let (status, text) = fetch(&router, "/metrics").await;
         assert_eq!(status, StatusCode::OK);

@@ -23,6 +23,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct WorkerCommand {
     /// The program; usually this executable.
     pub program: PathBuf,
+    /// The name that it is given (argv\[0\]).
+    pub name: OsString,
     /// Its arguments; usually `hsm-worker`.
     pub args: Vec<OsString>,
     /// Variables for the vendor's module, over the inherited ones. Never a secret.
@@ -30,15 +32,26 @@ pub struct WorkerCommand {
 }
 
 /// Runs `front`, a command that ends in [`crate::front::run`] with the same configuration, and its workers;
-/// returns when all of them are gone, with the front's exit code. SIGTERM and SIGINT go to the front.
+/// returns when all of them are gone, with the front's exit code. SIGTERM, SIGINT and SIGHUP ask
+/// the front to end.
 pub fn run(config: &Config, mut front: Command, worker: WorkerCommand) -> anyhow::Result<ExitCode> {
     hygiene::establish()?;
     telemetry::install(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    // Before there is anything that a signal would leave behind.
+    let signals = {
+        let _entered = runtime.enter();
+        supervisor::Signals::catch().context("cannot wait for signals")?
+    };
     let runtime_dir = RuntimeDir::open(config.runtime.dir.as_deref())?;
     // The front finds it where it finds every setting.
     front.env("KMS_RUNTIME__DIR", runtime_dir.path());
     let settings = supervisor::Settings {
         program: worker.program,
+        name: worker.name,
         args: worker.args,
         env: worker.env,
         uri: config.hsm.uri.parse::<Uri>().context("hsm.uri")?,
@@ -48,12 +61,8 @@ pub fn run(config: &Config, mut front: Command, worker: WorkerCommand) -> anyhow
         leave_timeout: LEAVE_TIMEOUT,
         startup_timeout: config.hsm.startup_timeout,
     };
-    let status = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?
-        .block_on(supervisor::run(front, settings))
-        .context("cannot run the server")?;
+    let status =
+        runtime.block_on(supervisor::run(front, settings, signals)).context("cannot run the server")?;
     Ok(exit_code(status))
 }
 

@@ -1,13 +1,14 @@
 //! What the front does between its start and its end: two listeners, the scheduler, certificates that are
-//! followed.
+//! followed. HTTP is answered from the start, so that a probe of liveness waits for nothing.
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
+use axum::Router;
 use kms_audit::FileLog;
 use kms_core::{Hsm as _, kms::Readiness, time::Deadline};
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
@@ -24,8 +25,21 @@ use crate::{
 
 /// How long requests in flight may take to finish at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// How long a probe of readiness waits for store and HSM.
-const PROBE_MAX: Duration = Duration::from_secs(2);
+/// How long a probe of readiness waits for the HSM's canary.
+const CANARY_MAX: Duration = Duration::from_secs(2);
+/// How long it waits in all: the HSM's link keeps its deadline, so whatever lasts longer is the store's.
+const PROBE_MAX: Duration = Duration::from_millis(2_500);
+
+/// What listens while the token is not ready yet.
+pub(crate) struct Starting {
+    certificates: Certificates,
+    grpc: Listener,
+    grpc_addr: SocketAddr,
+    http_addr: SocketAddr,
+    http_router: Arc<OnceLock<Router>>,
+    stop: CancellationToken,
+    listeners: JoinSet<()>,
+}
 
 /// What listens and works while we serve.
 pub(crate) struct Running {
@@ -36,47 +50,59 @@ pub(crate) struct Running {
     background: JoinSet<()>,
 }
 
-impl Running {
-    pub(crate) fn start(
-        config: &Config,
-        sockets: Sockets,
-        certificates: Certificates,
-        service: &Arc<Service>,
-        audit: &Arc<FileLog>,
-    ) -> anyhow::Result<Self> {
-        let metrics = Arc::new(metrics(service, audit, &certificates));
-        let (grpc_router, health) = grpc::router(service, &config.grpc, Arc::clone(&metrics))?;
-        let http_router = kms_api_jwks::router(Arc::clone(service), config.http.issuer.as_str())
-            .merge(ops::router(probe(service), Arc::clone(&metrics)));
+impl Starting {
+    /// Answers HTTP, for now with `/livez` alone; callers of gRPC wait in the kernel's queue.
+    pub(crate) fn listen(sockets: Sockets, certificates: Certificates) -> anyhow::Result<Self> {
+        let Sockets { grpc, grpc_addr, http, http_addr } = sockets;
         let tls = |pair: &Arc<tls::Pair>, protocol: Protocol| pair.server_config(&[protocol.alpn()]);
-        let addresses = addresses::File::write(config.store_dir(), sockets.grpc_addr, sockets.http_addr)?;
         let grpc = Listener {
             tls: Some(tls(&certificates.grpc, Protocol::Http2)?),
-            socket: sockets.grpc,
+            socket: grpc,
             protocol: Protocol::Http2,
-            router: grpc_router,
+            router: Router::new(),
         };
+        let http_router = Arc::new(OnceLock::new());
         let http = Listener {
             tls: certificates.http.as_ref().map(|pair| tls(pair, Protocol::Http1)).transpose()?,
-            socket: sockets.http,
+            socket: http,
             protocol: Protocol::Http1,
-            router: http_router,
+            router: ops::until_ready(Arc::clone(&http_router)),
         };
         let stop = CancellationToken::new();
         let mut listeners = JoinSet::new();
-        listeners.spawn(grpc.serve(stop.clone(), DRAIN_MAX));
         listeners.spawn(http.serve(stop.clone(), DRAIN_MAX));
+        Ok(Self { certificates, grpc, grpc_addr, http_addr, http_router, stop, listeners })
+    }
+
+    /// Serves everything from here on.
+    pub(crate) fn serve(
+        self,
+        config: &Config,
+        service: &Arc<Service>,
+        audit: &Arc<FileLog>,
+    ) -> anyhow::Result<Running> {
+        let Self { certificates, grpc, grpc_addr, http_addr, http_router, stop, mut listeners } = self;
+        let metrics = Arc::new(metrics(service, audit, &certificates));
+        let (router, health) = grpc::router(service, &config.grpc, Arc::clone(&metrics))?;
+        listeners.spawn(Listener { router, ..grpc }.serve(stop.clone(), DRAIN_MAX));
+        http_router.get_or_init(|| {
+            kms_api_jwks::router(Arc::clone(service), config.http.issuer.as_str())
+                .merge(ops::router(probe(service, audit), Arc::clone(&metrics)))
+        });
+        let addresses = addresses::File::write(config.store_dir(), grpc_addr, http_addr)?;
         let mut background = JoinSet::new();
         background.spawn(scheduler::run(Arc::clone(service)));
         for (_, pair) in certificates.all() {
             let metrics = Arc::clone(&metrics);
             background.spawn(Arc::clone(pair).follow(move || metrics.count_reload_failure()));
         }
-        tracing::info!(grpc = %sockets.grpc_addr, http = %sockets.http_addr, "serving");
+        tracing::info!(grpc = %grpc_addr, http = %http_addr, "serving");
         notify::ready();
-        Ok(Self { addresses, health, stop, listeners, background })
+        Ok(Running { addresses, health, stop, listeners, background })
     }
+}
 
+impl Running {
     /// Accepts nothing more and waits for the requests in flight, within bounds.
     pub(crate) async fn drain(mut self) {
         notify::stopping();
@@ -141,15 +167,17 @@ fn metrics(service: &Arc<Service>, audit: &Arc<FileLog>, certificates: &Certific
     })
 }
 
-fn probe(service: &Arc<Service>) -> ops::Probe {
-    let service = Arc::clone(service);
+fn probe(service: &Arc<Service>, audit: &Arc<FileLog>) -> ops::Probe {
+    let (service, audit) = (Arc::clone(service), Arc::clone(audit));
     Box::new(move || {
-        let service = Arc::clone(&service);
+        let (service, audit) = (Arc::clone(&service), Arc::clone(&audit));
         Box::pin(async move {
-            let silent = || Err(format!("no answer within {PROBE_MAX:?}"));
-            timeout(PROBE_MAX, service.check(Deadline::at(Instant::now() + PROBE_MAX)))
-                .await
-                .unwrap_or_else(|_| Readiness { hsm: silent(), store: silent() })
+            let checked = timeout(PROBE_MAX, service.check(Deadline::at(Instant::now() + CANARY_MAX))).await;
+            let Readiness { hsm, store } = checked.unwrap_or_else(|_| Readiness {
+                hsm: Err(format!("not known: the store gave no answer within {PROBE_MAX:?}")),
+                store: Err(format!("no answer within {PROBE_MAX:?}")),
+            });
+            [("hsm", hsm), ("store", store), ("audit", audit.health().refusal.map_or(Ok(()), Err))]
         })
     })
 }

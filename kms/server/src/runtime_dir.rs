@@ -35,20 +35,25 @@ impl RuntimeDir {
     }
 
     fn configured(path: &Path) -> anyhow::Result<Self> {
-        let shown = path.display();
         match make(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made.with_context(|| format!("runtime.dir: cannot make {shown}"))?,
+            made => made.with_context(|| format!("runtime.dir: cannot make {}", path.display()))?,
         }
-        let found =
-            fs::symlink_metadata(path).with_context(|| format!("runtime.dir: cannot look at {shown}"))?;
+        Self::refuse_unless_private(path).context("runtime.dir")?;
+        Ok(Self { path: path.to_owned(), fresh: false })
+    }
+
+    /// Whether `path` is a directory that only this user may enter; the error says what to do.
+    pub(crate) fn refuse_unless_private(path: &Path) -> anyhow::Result<()> {
+        let shown = path.display();
+        let found = fs::symlink_metadata(path).with_context(|| format!("cannot look at {shown}"))?;
         if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
-            bail!("runtime.dir: {shown} is not a directory of this user; name one that is, or none");
+            bail!("{shown} is not a directory of this user; name one that is, or none");
         }
         if found.permissions().mode() & 0o777 != PRIVATE {
-            bail!("runtime.dir: {shown} is open to others; chmod 700 {shown}");
+            bail!("{shown} is open to others; chmod 700 {shown}");
         }
-        Ok(Self { path: path.to_owned(), fresh: false })
+        Ok(())
     }
 
     /// `mkdir` fails when somebody was faster, so nobody else's directory or link is ever taken.
@@ -97,7 +102,8 @@ mod tests {
         let base = tempfile::tempdir().expect("a directory");
         let open = base.path().join("open");
         fs::DirBuilder::new().mode(0o755).create(&open).expect("made");
-        assert!(RuntimeDir::open(Some(&open)).expect_err("open to others").to_string().contains("chmod 700"));
+        let refused = RuntimeDir::open(Some(&open)).expect_err("open to others");
+        assert!(format!("{refused:#}").contains("chmod 700"), "{refused:#}");
         let private = base.path().join("private");
         make(&private).expect("made");
         let link = base.path().join("link");

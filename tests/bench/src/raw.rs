@@ -59,7 +59,7 @@ pub(crate) fn measure(
         // The end of its standard input is the starting shot.
         drop(child.stdin.take());
     }
-    let mut total = Row { per_second: 0.0, p50_us: 0.0, p99_us: 0.0, server_cpu_us: 0.0 };
+    let mut total = Row::default();
     for child in children {
         let output = child.wait_with_output()?;
         ensure!(output.status.success(), "a bare-token process ended with {}", output.status);

@@ -1,4 +1,4 @@
-//! The table: medians over the rounds, and each row's share of the bare token's rate.
+//! The table: medians over the rounds.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::load::Outcome;
 
 /// One measurement.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Row {
     /// Signatures (or calls) per second.
     pub(crate) per_second: f64,
@@ -17,6 +17,10 @@ pub(crate) struct Row {
     pub(crate) p99_us: f64,
     /// CPU time of the service per signature in microseconds; 0 where there is no service.
     pub(crate) server_cpu_us: f64,
+    /// Rate as a share of the bare token's rate right before; 0 where there is none beside it.
+    pub(crate) share: f64,
+    /// Median latency beyond the bare token's in microseconds.
+    pub(crate) added_us: f64,
 }
 
 /// Rows by name, in the order in which they first came.
@@ -35,7 +39,14 @@ impl Row {
             p50_us: outcome.latencies_us.value_at_quantile(0.5) as f64,
             p99_us: outcome.latencies_us.value_at_quantile(0.99) as f64,
             server_cpu_us: server_cpu.as_secs_f64() * 1e6 / signatures.max(1.0),
+            share: 0.0,
+            added_us: 0.0,
         }
+    }
+
+    /// The same, compared with the bare token.
+    pub(crate) fn beside(self, bare: &Self) -> Self {
+        Self { share: self.per_second / bare.per_second, added_us: self.p50_us - bare.p50_us, ..self }
     }
 }
 
@@ -50,16 +61,18 @@ impl Report {
     /// Markdown.
     pub(crate) fn table(&self) -> String {
         let mut text = String::from(
-            "| what | per second | share of the bare token | p50 us | p99 us | server CPU us |\n\
-             |---|---:|---:|---:|---:|---:|\n",
+            "| what | per second | share of the bare token | p50 us | added us | p99 us | server CPU us |\n\
+             |---|---:|---:|---:|---:|---:|---:|\n",
         );
         for name in &self.order {
-            let row = self.median(name);
-            let share =
-                self.bare_rate(name).map_or_else(String::new, |bare| format!("{:.2}", row.per_second / bare));
+            let Row { per_second, p50_us, p99_us, server_cpu_us, share, added_us } = self.median(name);
+            let compared = if share > 0.0 {
+                format!("{share:.2} | {p50_us:.0} | {added_us:.0}")
+            } else {
+                format!(" | {p50_us:.0} | ")
+            };
             text.push_str(&format!(
-                "| {name} | {:.0} | {share} | {:.0} | {:.0} | {:.1} |\n",
-                row.per_second, row.p50_us, row.p99_us, row.server_cpu_us
+                "| {name} | {per_second:.0} | {compared} | {p99_us:.0} | {server_cpu_us:.0} |\n"
             ));
         }
         text
@@ -81,13 +94,8 @@ impl Report {
             p50_us: of(|row| row.p50_us),
             p99_us: of(|row| row.p99_us),
             server_cpu_us: of(|row| row.server_cpu_us),
+            share: of(|row| row.share),
+            added_us: of(|row| row.added_us),
         }
-    }
-
-    /// The rate of the bare token with as many processes as the service has workers.
-    fn bare_rate(&self, name: &str) -> Option<f64> {
-        let algorithm = name.split(' ').next()?;
-        let bare = format!("{algorithm} bare token, 2 process(es)");
-        self.rows.contains_key(&bare).then(|| self.median(&bare).per_second)
     }
 }

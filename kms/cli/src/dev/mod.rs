@@ -135,7 +135,7 @@ impl Home {
             }
         };
         let dir = dir.canonicalize().map_err(Failure::about(dir.display()))?;
-        refuse_open_to_others(&dir)?;
+        refuse_not_private(&dir)?;
         let lock = take_lock(&dir)?;
         Ok(Self { dir, temporary, _lock: lock })
     }
@@ -231,8 +231,14 @@ impl Home {
 }
 
 /// PINs and a credential will lie in the directory.
-fn refuse_open_to_others(dir: &Path) -> Result<(), Failure> {
-    let mode = fs::metadata(dir).map_err(Failure::about(dir.display()))?.mode() & 0o777;
+fn refuse_not_private(dir: &Path) -> Result<(), Failure> {
+    let found = fs::metadata(dir).map_err(Failure::about(dir.display()))?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(Failure::usage(format!("{} is not a directory of this user", dir.display())).hint(
+            "PINs and a credential will lie in it: name one that is, or one that is still to be made",
+        ));
+    }
+    let mode = found.mode() & 0o777;
     if mode & !PRIVATE == 0 {
         return Ok(());
     }
@@ -298,6 +304,20 @@ mod tests {
         assert_eq!(second.code(), Code::Precondition);
         drop(home);
         assert!(Home::open(Some(&dir)).is_ok());
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_refused() {
+        // What is not ours: the root's, or, when we are root, one that is given away.
+        let given = tempfile::tempdir().expect("a directory");
+        let root = rustix::process::geteuid().is_root();
+        let dir = if root { given.path() } else { Path::new("/") };
+        if root {
+            std::os::unix::fs::chown(dir, Some(65_534), None).expect("root may");
+        }
+        let refused = Home::open(Some(dir)).err().expect("it is not ours");
+        assert_eq!(refused.code(), Code::Usage);
+        assert!(refused.message().contains("not a directory of this user"), "{}", refused.message());
     }
 
     #[test]

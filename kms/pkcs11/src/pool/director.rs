@@ -24,7 +24,7 @@ use super::{
     Shared,
     link::Link,
     rendezvous::{self, Arrival},
-    slot::{Slot, State},
+    slot::{Slot, Start, State},
     status::Status,
     watch,
 };
@@ -45,6 +45,8 @@ pub(super) enum Event {
     ControlClosed,
     /// Somebody said hello.
     Arrived(Arrival),
+    /// A worker is about to call C_Login, and waits for our word.
+    LoggingIn { number: u16, pid: u32 },
     /// A worker is READY.
     Ready { number: u16, pid: u32, ready: Ready },
     /// A worker's start was refused.
@@ -151,9 +153,10 @@ impl Director {
             }
             Event::Control(FromSupervisor::Exited(exit)) => self.exited(&exit),
             Event::Arrived(arrival) => self.arrived(arrival),
+            Event::LoggingIn { number, pid } => self.logging_in(number, pid),
             Event::Ready { number, pid, ready } => self.ready(number, pid, ready).await,
             Event::Refused { number, pid, refusal } => self.refused(number, pid, refusal),
-            Event::LinkClosed { number, pid } => self.part(number, pid, "its connection ended").await,
+            Event::LinkClosed { number, pid } => self.link_closed(number, pid).await,
             Event::Hung { number, pid } => self.part(number, pid, "it does not answer").await,
             Event::ControlClosed => {}
         }
@@ -161,7 +164,15 @@ impl Director {
 
     fn spawned(&mut self, number: u16, pid: u32, secret: Secret) {
         if let Some(slot) = self.slot(number) {
-            slot.state = State::Starting { pid, secret, since: Instant::now(), link: None };
+            slot.state = State::Starting(Start {
+                pid,
+                secret,
+                since: Instant::now(),
+                link: None,
+                link_closed: false,
+                logging_in: false,
+                exit: None,
+            });
         }
         if let Some(at) = self.early.iter().position(|arrival| arrival.pid == pid) {
             let arrival = self.early.swap_remove(at);
@@ -177,11 +188,13 @@ impl Director {
         };
         match &mut slot.state {
             State::Spawning if self.early.len() < EVENTS_MAX => self.early.push(arrival),
-            State::Starting { pid, secret, link: link @ None, .. }
-                if *pid == arrival.pid && secret.matches(&arrival.hello.secret) =>
+            State::Starting(start)
+                if start.link.is_none()
+                    && start.pid == arrival.pid
+                    && start.secret.matches(&arrival.hello.secret) =>
             {
                 let new = Arc::new(Link::new(arrival.hello.number, arrival.pid));
-                *link = Some(Arc::clone(&new));
+                start.link = Some(Arc::clone(&new));
                 let (reader, writer) = arrival.stream.into_split();
                 self.links.spawn(attend(
                     new,
@@ -200,7 +213,23 @@ impl Director {
         }
     }
 
+    /// Lets a worker call C_Login, now that its end would not pass for a harmless one.
+    fn logging_in(&mut self, number: u16, pid: u32) {
+        let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) else { return };
+        start.logging_in = true;
+        if let Some(link) = &start.link {
+            link.let_log_in();
+        }
+    }
+
     async fn ready(&mut self, number: u16, pid: u32, ready: Ready) {
+        let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) else { return };
+        // Logged in: however it ends now, no PIN try is in doubt.
+        start.logging_in = false;
+        let Some(link) = start.link.clone() else { return };
+        if let Some(status) = start.exit.take() {
+            return self.died_starting(number, false, &status);
+        }
         let first = self.shared.token.load_full();
         if let Some(first) = first.filter(|first| first.token_serial != ready.token_serial) {
             tracing::error!(
@@ -220,11 +249,7 @@ impl Director {
             return self.tell(&ToSupervisor::Kill { pid }).await;
         }
         let Some(slot) = self.slot(number) else { return };
-        let State::Starting { pid: starting, link: Some(link), .. } = &slot.state else { return };
-        if *starting != pid {
-            return;
-        }
-        slot.state = State::Ready { link: Arc::clone(link), since: Instant::now() };
+        slot.state = State::Ready { link, since: Instant::now() };
         self.tell(&ToSupervisor::IsReady { pid }).await;
         tracing::info!(
             number,
@@ -239,19 +264,30 @@ impl Director {
     }
 
     fn refused(&mut self, number: u16, pid: u32, refusal: Refusal) {
-        let Some(slot) = self.slot(number) else { return };
-        if !matches!(&slot.state, State::Starting { pid: starting, .. } if *starting == pid) {
-            return;
-        }
-        slot.state = State::Leaving { pid, served: false };
-        if refusal.kind == RefusalKind::Pin {
-            tracing::error!(
-                reason = refusal.text,
-                "the PIN was refused; no HSM worker will be started any more"
-            );
-            self.pin_refused = Some(refusal.text.clone());
-        }
+        let pin = refusal.kind == RefusalKind::Pin;
+        let gone = match self.slot(number).and_then(|slot| slot.start_of(pid)) {
+            Some(start) => start.exit.is_some(),
+            // A PIN try is spent, whatever became of the worker.
+            None if pin => return self.note_failure(refusal),
+            None => return,
+        };
         self.note_failure(refusal);
+        if gone {
+            self.down(number, false);
+        } else if let Some(slot) = self.slot(number) {
+            slot.state = State::Leaving { pid, served: false };
+        }
+    }
+
+    async fn link_closed(&mut self, number: u16, pid: u32) {
+        if let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) {
+            start.link_closed = true;
+            if let Some(status) = start.exit.take() {
+                let logging_in = start.logging_in;
+                return self.died_starting(number, logging_in, &status);
+            }
+        }
+        self.part(number, pid, "its connection ended").await;
     }
 
     /// Ends a READY worker. A starting one is let be: it leaves by itself, or hangs and is reported.
@@ -263,7 +299,8 @@ impl Director {
             State::Ready { link, .. } if link.pid == pid => {
                 link.close(&format!("the HSM worker was replaced: {why}"));
             }
-            State::Starting { pid: starting, .. } if *starting == pid && kill_starting => {}
+            // Not inside C_Login: the token may have counted the try already.
+            State::Starting(start) if start.pid == pid && kill_starting && !start.logging_in => {}
             _ => return,
         }
         slot.state = State::Leaving { pid, served };
@@ -275,17 +312,44 @@ impl Director {
     fn exited(&mut self, exit: &Exit) {
         let Some(slot) = self.slot(exit.number) else { return };
         let served = slot.has_served();
-        match &slot.state {
+        match &mut slot.state {
             State::Ready { link, .. } if link.pid == exit.pid => link.close("the HSM worker died"),
             State::Leaving { pid, .. } if *pid == exit.pid => {}
-            State::Starting { pid, .. } if *pid == exit.pid => {
-                let text = format!("an HSM worker died while it started ({})", exit.status);
-                self.note_failure(Refusal { kind: RefusalKind::Passing, text });
+            State::Starting(start) if start.pid == exit.pid => {
+                tracing::warn!(
+                    pid = exit.pid,
+                    status = exit.status,
+                    "HSM worker is gone before it was ready"
+                );
+                if start.link.is_some() && !start.link_closed {
+                    // What it still said, a refusal perhaps, is being read.
+                    start.exit = Some(exit.status.clone());
+                    return;
+                }
+                // Without a link it had no leave to log in.
+                let logging_in = start.logging_in;
+                return self.died_starting(exit.number, logging_in, &exit.status);
             }
             _ => return,
         }
         tracing::warn!(number = exit.number, pid = exit.pid, status = exit.status, "HSM worker is gone");
         self.down(exit.number, served);
+    }
+
+    /// A worker ended before it was READY and without saying why.
+    fn died_starting(&mut self, number: u16, logging_in: bool, status: &str) {
+        let refusal = if logging_in {
+            let text = format!(
+                "an HSM worker died while logging in ({status}), which may have spent a PIN try; not tried again: \
+                 look at the token, then log in once with `kms hsm login` and restart kms"
+            );
+            Refusal { kind: RefusalKind::Pin, text }
+        } else {
+            let text = format!("an HSM worker died while it started ({status})");
+            Refusal { kind: RefusalKind::Passing, text }
+        };
+        self.note_failure(refusal);
+        self.down(number, false);
     }
 
     fn down(&mut self, number: u16, served: bool) {
@@ -297,7 +361,15 @@ impl Director {
     }
 
     fn note_failure(&mut self, refusal: Refusal) {
-        tracing::warn!(reason = refusal.text, "HSM worker could not start");
+        if refusal.kind == RefusalKind::Pin {
+            tracing::error!(
+                reason = refusal.text,
+                "the login failed; no HSM worker will be started any more"
+            );
+            self.pin_refused.get_or_insert(refusal.text.clone());
+        } else {
+            tracing::warn!(reason = refusal.text, "HSM worker could not start");
+        }
         let attempts = self.failing.take().map_or(0, |(_, attempts)| attempts).saturating_add(1);
         self.failing = Some((refusal, attempts));
         self.publish();
@@ -307,13 +379,16 @@ impl Director {
     async fn report_slow_start(&mut self) {
         let limit = self.shared.config.startup_timeout;
         let slow = self.slots.iter_mut().find_map(|slot| match &mut slot.state {
-            State::Starting { pid, since, .. } if since.elapsed() >= limit => {
-                *since = Instant::now();
-                Some((slot.number, *pid))
+            State::Starting(start) if start.since.elapsed() >= limit => {
+                start.since = Instant::now();
+                Some((slot.number, start.pid, start.logging_in, start.exit.take()))
             }
             _ => None,
         });
-        if let Some((number, pid)) = slow {
+        if let Some((number, _, logging_in, Some(status))) = &slow {
+            // It is gone, but something that it left behind holds its connection open.
+            self.died_starting(*number, *logging_in, status);
+        } else if let Some((number, pid, ..)) = slow {
             let text = format!(
                 "HSM worker {pid} has been starting for {limit:?}; it is not killed, look at the HSM"
             );

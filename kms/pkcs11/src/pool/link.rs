@@ -23,7 +23,7 @@ use tokio::{
 use super::{director::Event, queue::Place};
 use crate::{
     clock,
-    wire::{Answer, FromWorker, Inbox, Operation, Outcome, Request, frame},
+    wire::{Answer, FromWorker, Inbox, LOG_IN, Operation, Outcome, Request, frame},
 };
 
 /// Added to a worker's weight while it changes the token: signatures should not wait behind a key generation.
@@ -94,8 +94,10 @@ pub(super) enum Sight {
 /// When a worker counts as hung.
 pub(super) struct Patience {
     pub(super) timeout: Duration,
-    /// Waiting before this moment does not count.
+    /// Waiting before this moment does not count,
     pub(super) since: Instant,
+    /// up to this limit: changes that end all the time must not hide a hung worker.
+    pub(super) longest: Duration,
     /// Whether one hung session may hide behind others that answer.
     pub(super) many_sessions: bool,
 }
@@ -159,6 +161,15 @@ impl Link {
         Ok(answer)
     }
 
+    /// Tells the worker that it may call C_Login.
+    pub(super) fn let_log_in(&self) {
+        let mut state = self.lock();
+        state.out.extend_from_slice(&LOG_IN);
+        state.writing = true;
+        drop(state);
+        self.outgoing.notify_one();
+    }
+
     /// Sends what callers queue, until the socket fails.
     pub(super) async fn write(&self, mut socket: OwnedWriteHalf) -> io::Result<()> {
         let mut sending = Vec::new();
@@ -197,6 +208,7 @@ impl Link {
             while let Some(body) = inbox.take().map_err(io::Error::other)? {
                 match FromWorker::decode(body).map_err(io::Error::other)? {
                     FromWorker::Answer(answer) => answers.push(answer),
+                    FromWorker::LoggingIn => drop(events.send(Event::LoggingIn { number, pid }).await),
                     FromWorker::Ready(ready) => drop(events.send(Event::Ready { number, pid, ready }).await),
                     FromWorker::Refused(refusal) => {
                         drop(events.send(Event::Refused { number, pid, refusal }).await)
@@ -245,8 +257,11 @@ impl Link {
         for call in state.calls.values_mut().filter(|call| call.deadline <= now) {
             late.extend(call.reply.take());
             // The worker drops late calls when it meets them; this one it has not met for long.
-            overdue |= patience.many_sessions && now > call.deadline.max(patience.since) + patience.timeout;
+            overdue |= patience.many_sessions
+                && (now > call.deadline.max(patience.since) + patience.timeout
+                    || now > call.deadline + patience.longest);
         }
+        overdue |= now > state.head_since + patience.longest;
         let waited = now.saturating_duration_since(state.head_since.max(patience.since));
         state.stalled = waited > stalled_after;
         self.weigh(&state);
@@ -309,5 +324,29 @@ impl Link {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::queue::Queue, *};
+
+    #[test]
+    fn changes_that_end_all_the_time_do_not_hide_a_hung_worker() {
+        let (link, queue, began) = (Link::new(1, 1), Queue::new(1), Instant::now());
+        let place = queue.enter(&Operation::Check).unwrap_or_else(|_| panic!("there is room"));
+        let call = NewCall { place, operation: Operation::Check, deadline: began + Duration::from_secs(600) };
+        assert!(link.submit(call).is_ok());
+        let look = |after: Duration| {
+            let patience = Patience {
+                timeout: Duration::from_secs(5),
+                since: began + after,
+                longest: Duration::from_secs(65),
+                many_sessions: false,
+            };
+            link.look(began + after, Duration::from_secs(1), &patience)
+        };
+        assert_eq!(look(Duration::from_secs(60)), Sight::Busy, "it waits for others' changes");
+        assert_eq!(look(Duration::from_secs(70)), Sight::Hung);
     }
 }

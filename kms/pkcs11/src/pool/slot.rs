@@ -27,12 +27,26 @@ pub(super) enum State {
     Down { until: Instant },
     /// The supervisor was asked.
     Spawning,
-    /// Runs, and is not READY. Must not be killed unless its profile allows it.
-    Starting { pid: u32, secret: Secret, since: Instant, link: Option<Arc<Link>> },
+    /// Runs, and is not READY.
+    Starting(Start),
     /// Serves.
     Ready { link: Arc<Link>, since: Instant },
     /// Killed or leaving; waits to be reaped.
     Leaving { pid: u32, served: bool },
+}
+
+/// A worker that is not READY. Must not be killed unless its profile allows it.
+pub(super) struct Start {
+    pub(super) pid: u32,
+    pub(super) secret: Secret,
+    pub(super) since: Instant,
+    pub(super) link: Option<Arc<Link>>,
+    /// Its connection was read to the end.
+    pub(super) link_closed: bool,
+    /// It may have called C_Login.
+    pub(super) logging_in: bool,
+    /// How it ended, as the supervisor says. That may overtake what it said before.
+    pub(super) exit: Option<String>,
 }
 
 impl Slot {
@@ -40,11 +54,19 @@ impl Slot {
         Self { number, state: State::Down { until: now }, failures: 0 }
     }
 
+    /// The start of process `pid`, if it is what runs here.
+    pub(super) fn start_of(&mut self, pid: u32) -> Option<&mut Start> {
+        match &mut self.state {
+            State::Starting(start) if start.pid == pid => Some(start),
+            _ => None,
+        }
+    }
+
     /// Whether it is starting, and since when if it runs.
     pub(super) fn starting_since(&self) -> Option<Option<Instant>> {
         match self.state {
             State::Spawning => Some(None),
-            State::Starting { since, .. } => Some(Some(since)),
+            State::Starting(Start { since, .. }) => Some(Some(since)),
             _ => None,
         }
     }
@@ -54,7 +76,7 @@ impl Slot {
         match &self.state {
             State::Ready { link, since } => link.has_answered() || since.elapsed() > BACKOFF_MAX,
             State::Leaving { served, .. } => *served,
-            State::Down { .. } | State::Spawning | State::Starting { .. } => false,
+            State::Down { .. } | State::Spawning | State::Starting(_) => false,
         }
     }
 

@@ -47,5 +47,10 @@ pub(super) async fn watch(link: Arc<Link>, shared: Arc<Shared>, events: mpsc::Se
 fn patience(shared: &Shared) -> Patience {
     let config = &shared.config;
     let timeout = if shared.queue.is_changing() { config.change_timeout } else { config.call_timeout };
-    Patience { timeout, since: shared.queue.last_change(), many_sessions: config.sessions_per_worker > 1 }
+    Patience {
+        timeout,
+        since: shared.queue.last_change(),
+        longest: config.change_timeout + config.call_timeout,
+        many_sessions: config.sessions_per_worker > 1,
+    }
 }

@@ -82,7 +82,10 @@ pub enum RefusalKind {
 pub enum FromWorker {
     /// First.
     Hello(Hello),
-    /// Second, or
+    /// Second: C_Login is next, once the pool has said [`super::LOG_IN`]. An end without a word after that may have
+    /// spent a PIN try.
+    LoggingIn,
+    /// Third, or
     Ready(Ready),
     /// the end.
     Refused(Refusal),
@@ -127,6 +130,7 @@ impl FromWorker {
                 out.put_u64(answer.id);
                 encode_result(&answer.result, out);
             }
+            Self::LoggingIn => out.put_u8(4),
         }
     }
 
@@ -159,6 +163,7 @@ impl FromWorker {
                 text: body.text()?,
             })),
             3 => Ok(Self::Answer(Answer { id: body.u64()?, result: decode_result(body)? })),
+            4 => Ok(Self::LoggingIn),
             _ => Err(Malformed),
         })
     }
@@ -318,6 +323,7 @@ mod tests {
             number: 3,
             secret: Secret::from_bytes([8; 32]),
         }));
+        messages.push(FromWorker::LoggingIn);
         messages.push(FromWorker::Ready(Ready {
             token_serial: "s".to_owned(),
             token_label: "l".to_owned(),

@@ -20,8 +20,11 @@ use std::{
 
 use cryptoki::session::{Session, UserType};
 use kms_core::Algorithm;
-use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
-use tokio::signal::unix::SignalKind;
+use rustix::{
+    io::Errno,
+    net::RecvFlags,
+    process::{DumpableBehavior, Pid, Resource, Rlimit, Signal},
+};
 
 use self::{
     link::{Ended, Link},
@@ -31,19 +34,29 @@ use self::{
 use crate::{
     TokenError, Uri, mechanism,
     module::{self, Module},
-    pin,
+    pin, signals,
     wire::{self, FromWorker, Hello, Inbox, Order, Ready, Refusal, RefusalKind},
 };
 
 /// Longest order in bytes.
 const ORDER_LEN_MAX: u64 = 64 * 1024;
-/// How long a write to the pool may take before the pool counts as dead.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the pool may take to read what we write, or to let us log in, before it counts as dead.
+const POOL_TIMEOUT: Duration = Duration::from_secs(60);
+/// What ps(1) and top(1) show, instead of the name of the link that this program was started through.
+const PROCESS_NAME: &str = "kms-hsm-worker";
 
 /// Exit code after a refused start: the pool knows why.
 const EXIT_REFUSED: u8 = 2;
 /// Exit code after a lost HSM link: start another one.
 const EXIT_LINK_LOST: u8 = 3;
+
+/// Why a start ends before READY.
+enum Halt {
+    /// The pool must know.
+    Refused(Refusal),
+    /// There is no pool any more.
+    PoolGone,
+}
 
 /// Runs one worker: `kms hsm-worker`. Takes its order from standard input and returns when the pool hangs up.
 pub fn main() -> ExitCode {
@@ -63,17 +76,20 @@ pub fn main() -> ExitCode {
 
 fn run() -> io::Result<ExitCode> {
     let parent = rustix::process::getppid();
+    // Only for show.
+    let _ = std::fs::write("/proc/self/comm", PROCESS_NAME);
     harden()?;
-    outlive_signals()?;
+    signals::outlive()?;
     let Some(order) = take_order()? else { return Ok(ExitCode::SUCCESS) };
     let mut stream = UnixStream::connect(&order.socket)?;
-    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    stream.set_write_timeout(Some(POOL_TIMEOUT))?;
     let hello =
         Hello { build: wire::BUILD_ID.to_owned(), number: order.number, secret: order.secret.clone() };
     send(&mut stream, &FromWorker::Hello(hello))?;
-    let (_logged_in, sessions, ready) = match start(&order) {
+    let (_logged_in, sessions, ready) = match start(&order, &mut stream) {
         Ok(started) => started,
-        Err(refusal) => {
+        Err(Halt::PoolGone) => return Ok(ExitCode::SUCCESS),
+        Err(Halt::Refused(refusal)) => {
             send(&mut stream, &FromWorker::Refused(refusal))?;
             return Ok(ExitCode::from(EXIT_REFUSED));
         }
@@ -106,31 +122,34 @@ fn exit_code(ended: Ended) -> u8 {
 }
 
 /// Loads, logs in, opens the sessions; all of it under the start-up lock. The returned session holds the login.
-fn start(order: &Order) -> Result<(Session, Vec<TokenSession>, Ready), Refusal> {
-    let uri: Uri = order
-        .uri
-        .parse()
-        .map_err(|error| Refusal { kind: RefusalKind::Configuration, text: format!("{error}") })?;
+fn start(order: &Order, stream: &mut UnixStream) -> Result<(Session, Vec<TokenSession>, Ready), Halt> {
+    let refuse = |kind, text| Halt::Refused(Refusal { kind, text });
+    let uri: Uri =
+        order.uri.parse().map_err(|error| refuse(RefusalKind::Configuration, format!("{error}")))?;
     let locks = Locks::new(&order.lock_dir);
-    let _starting = locks.startup().map_err(|error| {
-        TokenError::LockDir { dir: order.lock_dir.clone(), why: error.to_string() }.refusal()
-    })?;
-    log_in(&uri).map_err(|error| error.refusal()).and_then(|(login, token, ready)| {
-        let token = Arc::new(token);
-        (0..order.sessions.max(1))
-            .map(|_| TokenSession::open(Arc::clone(&token), &locks))
-            .collect::<Result<Vec<_>, _>>()
-            .map(|sessions| (login, sessions, ready))
-            .map_err(|text| Refusal { kind: RefusalKind::Passing, text })
-    })
+    let _starting = locks
+        .startup()
+        .map_err(|error| TokenError::LockDir { dir: order.lock_dir.clone(), why: error.to_string() })?;
+    // The wait may have been long: a worker of a dead server must not touch the token.
+    if has_hung_up(stream) {
+        return Err(Halt::PoolGone);
+    }
+    let (login, token, ready) = log_in(&uri, stream)?;
+    let token = Arc::new(token);
+    (0..order.sessions.max(1))
+        .map(|_| TokenSession::open(Arc::clone(&token), &locks))
+        .collect::<Result<Vec<_>, _>>()
+        .map(|sessions| (login, sessions, ready))
+        .map_err(|text| refuse(RefusalKind::Passing, text))
 }
 
-fn log_in(uri: &Uri) -> Result<(Session, Token, Ready), TokenError> {
+fn log_in(uri: &Uri, stream: &mut UnixStream) -> Result<(Session, Token, Ready), Halt> {
     let module = Module::load(&uri.module_path)?;
     let (slot, info) = module.token(uri)?;
     module::check_pin_flags(&info)?;
     let pin = pin::read(uri.pin_source.as_deref().ok_or(TokenError::PinSourceMissing)?)?;
-    let login = module.pkcs11.open_rw_session(slot)?;
+    let login = module.pkcs11.open_rw_session(slot).map_err(TokenError::from)?;
+    ask_to_log_in(stream).map_err(|_| Halt::PoolGone)?;
     login.login(UserType::User, Some(&pin)).map_err(module::login_error)?;
     let algorithms = Algorithm::ALL
         .into_iter()
@@ -149,22 +168,26 @@ fn log_in(uri: &Uri) -> Result<(Session, Token, Ready), TokenError> {
     Ok((login, Token::new(module, slot), ready))
 }
 
+/// Returns once the pool knows that C_Login is next: should this process die in it, there must be no second try.
+fn ask_to_log_in(stream: &mut UnixStream) -> io::Result<()> {
+    send(stream, &FromWorker::LoggingIn)?;
+    // This worker holds the start-up lock, so a hung pool must not keep it waiting.
+    stream.set_read_timeout(Some(POOL_TIMEOUT))?;
+    let mut word = wire::LOG_IN;
+    stream.read_exact(&mut word)?;
+    stream.set_read_timeout(None)
+}
+
+/// Whether the pool has closed its end. It says nothing before it is asked.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let peeked = rustix::net::recv(stream, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    !matches!(peeked, Err(Errno::AGAIN))
+}
+
 /// No core dump and no debugger may show the PIN or what the module keeps in memory.
 fn harden() -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    Ok(())
-}
-
-/// Replaces the deadly default of SIGTERM and SIGINT: an init system signals the whole group, and a worker that
-/// dies inside C_Login takes the token with it. It leaves when its socket closes.
-fn outlive_signals() -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let _entered = runtime.enter();
-    // The handlers stay installed when streams and runtime are gone; nobody listens.
-    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
-        drop(tokio::signal::unix::signal(kind)?);
-    }
     Ok(())
 }
 
@@ -197,6 +220,12 @@ fn take_order() -> io::Result<Option<Order>> {
             "not an order on standard input; only a kms supervisor of the same build starts workers",
         )),
         order => Ok(order),
+    }
+}
+
+impl From<TokenError> for Halt {
+    fn from(error: TokenError) -> Self {
+        Self::Refused(error.refusal())
     }
 }
 

@@ -10,7 +10,9 @@ use kms_pkcs11::{
 };
 use kms_softhsm::EphemeralToken;
 
-use crate::support::{Rig, grant, soon};
+use rustix::process::Signal;
+
+use crate::support::{Rig, grant, signal, soon};
 
 /// What `examine` says of the token's user PIN.
 pub(crate) fn user_pin(token: &EphemeralToken) -> String {
@@ -20,7 +22,8 @@ pub(crate) fn user_pin(token: &EphemeralToken) -> String {
 
 /// Logs in once.
 pub(crate) fn login(token: &EphemeralToken) {
-    assert!(inner("logged_in", token, &token.uri()).contains("login=Ok"));
+    let output = inner("logged_in", token, &token.uri());
+    assert!(output.contains("login=Ok") && output.contains("outlived=3"), "{output}");
 }
 
 #[test]
@@ -114,6 +117,11 @@ fn examined() {
 #[ignore = "run by other tests, in a process of its own"]
 fn logged_in() {
     println!("\nlogin={:?}", token::login(&uri(), &dir().join("lock")));
+    // What would be deadly in the middle of C_Login.
+    for kind in [Signal::TERM, Signal::INT, Signal::HUP] {
+        signal(std::process::id(), kind);
+    }
+    println!("\noutlived=3");
 }
 
 #[test]

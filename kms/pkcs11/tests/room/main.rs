@@ -6,6 +6,7 @@ mod admin;
 mod conformance;
 mod failures;
 mod keys;
+mod overtaking;
 mod startup;
 mod support;
 mod tree;

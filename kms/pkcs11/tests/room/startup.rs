@@ -1,10 +1,14 @@
 //! What can be wrong before the first worker is READY, and what is said about it.
 
 use std::{
+    fs::File,
     io::{Read, Write},
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -12,7 +16,7 @@ use kms_core::{Hsm, hsm::Fault};
 use kms_pkcs11::{
     Pool,
     pool::{Config, StartError, Status},
-    wire::{self, FromWorker, Hello, Secret},
+    wire::{self, FromWorker, Hello, Order, Secret},
 };
 use kms_softhsm::EphemeralToken;
 
@@ -191,6 +195,34 @@ async fn a_start_that_hangs_is_reported_and_not_killed() {
     drop(pool);
     supervisor.await.unwrap();
     assert!(began.elapsed() > Duration::from_secs(1), "it was waited for, not killed");
+}
+
+#[test]
+fn a_worker_whose_pool_went_while_it_waited_to_start_leaves_the_token_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = File::create(dir.path().join("hsm-startup.lock")).unwrap();
+    lock.lock().unwrap();
+    let socket = dir.path().join("hsm.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let order = Order {
+        socket,
+        secret: Secret::from_bytes([0; 32]),
+        number: 1,
+        // Were it to look at the module, its exit status would say so.
+        uri: "pkcs11:token=a?module-path=/nonexistent/module.so".to_owned(),
+        sessions: 1,
+        lock_dir: dir.path().to_owned(),
+    };
+    let mut bytes = Vec::new();
+    wire::frame(&mut bytes, |body| order.encode(body));
+    let mut worker = Command::new(support::WORKER).stdin(Stdio::piped()).spawn().unwrap();
+    worker.stdin.take().unwrap().write_all(&bytes).unwrap();
+    let (mut pool, _) = listener.accept().unwrap();
+    assert!(pool.read(&mut [0; 1024]).unwrap() > 0, "its hello");
+    drop(pool);
+    drop(listener);
+    lock.unlock().unwrap();
+    assert_eq!(worker.wait().unwrap().code(), Some(0));
 }
 
 #[tokio::test]

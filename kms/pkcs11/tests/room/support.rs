@@ -119,6 +119,7 @@ pub(crate) fn settings(token: &EphemeralToken, uri: &str, dir: &Path, config: &C
     let (name, conf) = token.env();
     Settings {
         program: PathBuf::from(WORKER),
+        name: "kms".into(),
         args: Vec::new(),
         env: vec![(name.into(), conf.into())],
         uri: uri.parse::<Uri>().unwrap(),

@@ -66,12 +66,25 @@ impl Tree {
 
 #[tokio::test]
 async fn a_signal_to_the_supervisor_ends_the_front_and_then_the_workers() {
-    for kind in [Signal::TERM, Signal::INT] {
+    for kind in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut tree = Tree::new().await;
         signal(tree.supervisor.id(), kind);
         assert_eq!(tree.gone().await.code(), Some(FRONT_EXIT.into()), "the front's own exit status");
         assert!(tree.dir.path().join("asked").exists(), "the front was asked, not killed");
     }
+}
+
+#[tokio::test]
+async fn a_second_signal_reaches_the_front_too() {
+    let mut tree = Tree::new().await;
+    signal(tree.front, Signal::USR1);
+    let dir = tree.dir.path().to_owned();
+    eventually("the front waits for two", || dir.join("stubborn").exists()).await;
+    signal(tree.supervisor.id(), Signal::TERM);
+    eventually("the front was asked once", || dir.join("asked").exists()).await;
+    assert_eq!(tree.supervisor.try_wait().unwrap(), None);
+    signal(tree.supervisor.id(), Signal::TERM);
+    assert_eq!(tree.gone().await.code(), Some(FRONT_EXIT.into()));
 }
 
 #[tokio::test]
@@ -100,10 +113,12 @@ async fn front_and_workers_end_when_the_supervisor_is_killed() {
 #[tokio::test]
 #[ignore = "run by other tests, in a process of its own"]
 async fn supervisor_process() {
+    let signals = supervisor::Signals::catch().unwrap();
     let dir = dir();
     let uri = std::env::var("TEST_URI").unwrap();
     let settings = supervisor::Settings {
         program: PathBuf::from(support::WORKER),
+        name: "kms".into(),
         args: Vec::new(),
         env: Vec::new(),
         uri: uri.parse().unwrap(),
@@ -113,7 +128,7 @@ async fn supervisor_process() {
         leave_timeout: std::time::Duration::from_millis(500),
         startup_timeout: std::time::Duration::from_secs(30),
     };
-    let status = supervisor::run(again("front_process"), settings).await.unwrap();
+    let status = supervisor::run(again("front_process"), settings, signals).await.unwrap();
     std::process::exit(status.code().unwrap_or(1));
 }
 
@@ -123,6 +138,7 @@ async fn front_process() {
     let dir = dir();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap();
+    let mut stubborn = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined1()).unwrap();
     let control = pool::control_from_stdin().unwrap();
     let pool = Pool::start(Config { runtime_dir: dir.join("run"), ..Config::default() }, control).unwrap();
     pool.wait_ready().await.unwrap();
@@ -132,6 +148,12 @@ async fn front_process() {
     write(&dir, "ready", &pids.iter().map(|pid| format!("{pid} ")).collect::<String>());
     let mut status = pool.status();
     tokio::select! {
+        _ = stubborn.recv() => {
+            write(&dir, "stubborn", "");
+            terminate.recv().await;
+            write(&dir, "asked", "");
+            terminate.recv().await;
+        }
         _ = terminate.recv() => write(&dir, "asked", ""),
         _ = interrupt.recv() => write(&dir, "asked", ""),
         _ = status.wait_for(|status| *status == Status::Abandoned) => write(&dir, "abandoned", ""),

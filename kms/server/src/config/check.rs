@@ -5,7 +5,7 @@
 use std::{fmt, fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::Config;
-use crate::{telemetry, tls};
+use crate::{runtime_dir::RuntimeDir, telemetry, tls};
 
 /// Permission bits of group and others.
 const NOT_THE_OWNERS: u32 = 0o077;
@@ -62,7 +62,7 @@ impl Config {
         problems.parent("audit.dir", &self.audit.dir);
         if let Some(dir) = &self.runtime.dir {
             problems.parent("runtime.dir", dir);
-            problems.private("runtime.dir", dir);
+            problems.runtime_dir(dir);
         }
         if let Err(error) = telemetry::filter(&self.log.level) {
             problems.error("log.level", error.to_string());
@@ -122,6 +122,15 @@ impl Problems {
     fn parent(&mut self, field: &'static str, dir: &Path) {
         if !dir.is_dir() {
             self.directory(field, dir.parent().unwrap_or(dir));
+        }
+    }
+
+    /// A start refuses one that is not this user's alone.
+    fn runtime_dir(&mut self, dir: &Path) {
+        if let Err(error) = RuntimeDir::refuse_unless_private(dir)
+            && dir.exists()
+        {
+            self.error("runtime.dir", error.to_string());
         }
     }
 
@@ -216,6 +225,20 @@ mod tests {
         assert!(problems.iter().all(|problem| problem.severity == Severity::Warning), "{problems:#?}");
         let fields: BTreeSet<_> = problems.iter().map(|problem| problem.field).collect();
         assert_eq!(fields, BTreeSet::from(["grpc.tls_key_file", "hsm.uri", "http.issuer"]));
+    }
+
+    #[test]
+    fn a_runtime_directory_that_a_start_would_refuse_is_an_error() {
+        let (dir, file) = sound();
+        let runtime = dir.path().join("run");
+        fs::create_dir(&runtime).expect("made");
+        let flags = Overrides::default().with("runtime", "dir", runtime.to_string_lossy(), "flag");
+        for (mode, expected) in [(0o755, Some(Severity::Error)), (0o700, None)] {
+            fs::set_permissions(&runtime, fs::Permissions::from_mode(mode)).expect("ours");
+            let found: Vec<_> = problems(&file, &flags).iter().map(|problem| problem.severity).collect();
+            assert_eq!(found, Vec::from_iter(expected), "{mode:o}");
+            assert_eq!(RuntimeDir::open(Some(&runtime)).is_err(), expected.is_some(), "{mode:o}");
+        }
     }
 
     #[test]
