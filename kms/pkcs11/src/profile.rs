@@ -14,7 +14,8 @@ pub struct Profile {
     /// For logs and `kms doctor`.
     pub name: &'static str,
     /// Whether a process may be killed between C_Initialize and the end of C_Login. SoftHSM rewrites the file that
-    /// holds the token's PINs during C_Login; a kill there has destroyed whole tokens.
+    /// holds the token's PINs during C_Login; a kill there has destroyed whole tokens. (Inside C_Login itself no worker
+    /// is killed, whatever its profile says: the token may have counted the try.)
     pub may_die_starting: bool,
     /// Whether generating and destroying must exclude searches, over all processes. With SoftHSM a search that meets
     /// a half-written object made 2 to 12 % of generations fail.

@@ -1,7 +1,8 @@
 //! The front process: everything that faces callers, and neither the PIN nor the vendor's module.
 //!
-//! It starts from the inside out (rows, book, token, service, listeners; only `/livez` is answered before) and ends from the outside in, so that
-//! whatever was accepted is finished, recorded and durable before the locks are given up.
+//! It starts from the inside out (rows, book, token, service, listeners; before that only `/livez` is answered)
+//! and ends from the outside in, so that whatever was accepted is finished, recorded and durable before the locks
+//! are given up.
 
 use std::{sync::Arc, time::Duration};
 

@@ -4,17 +4,13 @@
 //! the token, and no process looks for the token while SoftHSM rewrites it.
 
 use std::{
-    io,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        UnixListener, UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::AsyncWriteExt,
+    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
     sync::mpsc,
     task::{AbortHandle, JoinSet},
     time::sleep_until,
@@ -22,13 +18,13 @@ use tokio::{
 
 use super::{
     Shared,
+    events::{self, Event},
     link::Link,
     rendezvous::{self, Arrival},
     slot::{Slot, Start, State},
     status::Status,
-    watch,
 };
-use crate::wire::{Exit, FromSupervisor, Inbox, Ready, Refusal, RefusalKind, Secret, ToSupervisor, frame};
+use crate::wire::{Exit, FromSupervisor, Ready, Refusal, RefusalKind, Secret, ToSupervisor, frame};
 
 /// The director looks again after this time at the latest.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -36,26 +32,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_REST: Duration = Duration::from_millis(100);
 /// Events that may wait for the director.
 const EVENTS_MAX: usize = 256;
-
-/// What the director hears.
-pub(super) enum Event {
-    /// From the supervisor.
-    Control(FromSupervisor),
-    /// The supervisor hung up.
-    ControlClosed,
-    /// Somebody said hello.
-    Arrived(Arrival),
-    /// A worker is about to call C_Login, and waits for our word.
-    LoggingIn { number: u16, pid: u32 },
-    /// A worker is READY.
-    Ready { number: u16, pid: u32, ready: Ready },
-    /// A worker's start was refused.
-    Refused { number: u16, pid: u32, refusal: Refusal },
-    /// A worker's socket ended.
-    LinkClosed { number: u16, pid: u32 },
-    /// A worker does not answer.
-    Hung { number: u16, pid: u32 },
-}
 
 struct Director {
     shared: Arc<Shared>,
@@ -77,7 +53,7 @@ pub(super) fn spawn(shared: Arc<Shared>, listener: UnixListener, control: UnixSt
     let mut links = JoinSet::new();
     // Helpers live in the director's set, so that they end with it.
     links.spawn(rendezvous::accept(listener, sender.clone()));
-    links.spawn(listen(reader, sender.clone()));
+    links.spawn(events::listen(reader, sender.clone()));
     let now = Instant::now();
     let slots = (1..=shared.config.workers.max(1)).map(|number| Slot::new(number, now)).collect();
     let director = Director {
@@ -174,8 +150,8 @@ impl Director {
                 exit: None,
             });
         }
-        if let Some(at) = self.early.iter().position(|arrival| arrival.pid == pid) {
-            let arrival = self.early.swap_remove(at);
+        // One of them may be it; the others are strangers, or dead already.
+        for arrival in std::mem::take(&mut self.early) {
             self.arrived(arrival);
         }
     }
@@ -196,7 +172,7 @@ impl Director {
                 let new = Arc::new(Link::new(arrival.hello.number, arrival.pid));
                 start.link = Some(Arc::clone(&new));
                 let (reader, writer) = arrival.stream.into_split();
-                self.links.spawn(attend(
+                self.links.spawn(events::attend(
                     new,
                     reader,
                     writer,
@@ -215,6 +191,9 @@ impl Director {
 
     /// Lets a worker call C_Login, now that its end would not pass for a harmless one.
     fn logging_in(&mut self, number: u16, pid: u32) {
+        if self.pin_refused.is_some() {
+            return;
+        }
         let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) else { return };
         start.logging_in = true;
         if let Some(link) = &start.link {
@@ -432,60 +411,4 @@ impl Director {
     fn slot(&mut self, number: u16) -> Option<&mut Slot> {
         self.slots.iter_mut().find(|slot| slot.number == number)
     }
-}
-
-/// Reads what the supervisor says.
-async fn listen(mut reader: OwnedReadHalf, events: mpsc::Sender<Event>) {
-    let mut inbox = Inbox::default();
-    let heard: io::Result<()> = async {
-        loop {
-            while let Some(body) = inbox.take().map_err(io::Error::other)? {
-                let message = FromSupervisor::decode(body).map_err(io::Error::other)?;
-                events.send(Event::Control(message)).await.map_err(io::Error::other)?;
-            }
-            match reader.read(inbox.room()).await? {
-                0 => return Ok(()),
-                len => inbox.filled(len),
-            }
-        }
-    }
-    .await;
-    if let Err(error) = heard {
-        tracing::error!(%error, "the control socket failed");
-    }
-    let _ = events.send(Event::ControlClosed).await;
-}
-
-/// Runs one worker's connection until it ends.
-async fn attend(
-    link: Arc<Link>,
-    reader: OwnedReadHalf,
-    writer: OwnedWriteHalf,
-    inbox: Inbox,
-    shared: Arc<Shared>,
-    events: mpsc::Sender<Event>,
-) {
-    let (number, pid) = (link.number, link.pid);
-    // Reader, writer and watch are tasks of their own, so that each is woken alone.
-    let mut tasks = JoinSet::new();
-    tasks.spawn({
-        let link = Arc::clone(&link);
-        async move { link.write(writer).await.err() }
-    });
-    tasks.spawn({
-        let watched = watch::watch(Arc::clone(&link), Arc::clone(&shared), events.clone());
-        async move {
-            watched.await;
-            std::future::pending().await
-        }
-    });
-    let ended = tokio::select! {
-        read = link.read(reader, inbox, &events, &shared.expired) => read.err(),
-        Some(Ok(error)) = tasks.join_next() => error,
-    };
-    link.close("the HSM worker died");
-    if let Some(error) = ended {
-        tracing::warn!(number, pid, %error, "the connection to an HSM worker failed");
-    }
-    let _ = events.send(Event::LinkClosed { number, pid }).await;
 }

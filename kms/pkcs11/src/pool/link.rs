@@ -20,7 +20,7 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
 };
 
-use super::{director::Event, queue::Place};
+use super::{events::Event, queue::Place};
 use crate::{
     clock,
     wire::{Answer, FromWorker, Inbox, LOG_IN, Operation, Outcome, Request, frame},

@@ -6,6 +6,7 @@
 //! through which workers come in.
 
 mod director;
+mod events;
 mod link;
 mod queue;
 mod rendezvous;

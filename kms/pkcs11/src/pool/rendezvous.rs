@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{SOCKET_NAME, director::Event};
+use super::{SOCKET_NAME, events::Event};
 use crate::wire::{self, FromWorker, Hello, Inbox};
 
 /// How long a peer may take to say hello.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Shared,
-    director::Event,
+    events::Event,
     link::{Link, Patience, Sight},
 };
 
