@@ -243,11 +243,10 @@ impl Director {
     }
 
     fn refused(&mut self, number: u16, pid: u32, refusal: Refusal) {
-        let pin = refusal.kind == RefusalKind::Pin;
         let gone = match self.slot(number).and_then(|slot| slot.start_of(pid)) {
             Some(start) => start.exit.is_some(),
             // A PIN try is spent, whatever became of the worker.
-            None if pin => return self.note_failure(refusal),
+            None if refusal.kind == RefusalKind::Pin => return self.note_failure(refusal),
             None => return,
         };
         self.note_failure(refusal);
@@ -305,7 +304,7 @@ impl Director {
                     start.exit = Some(exit.status.clone());
                     return;
                 }
-                // Without a link it had no leave to log in.
+                // All was read; or it never came in, and so had no leave to log in.
                 let logging_in = start.logging_in;
                 return self.died_starting(exit.number, logging_in, &exit.status);
             }

@@ -2,8 +2,8 @@
 //!
 //! A call takes a place in a bounded queue, goes to the READY worker with the least to do, and is answered by that
 //! worker, by its deadline, or by that worker's death, whichever comes first. `link` is one worker as callers see it,
-//! `director` starts and replaces workers, `watch` ends deadlines and finds hung workers, `rendezvous` is the door
-//! through which workers come in.
+//! `director` starts and replaces workers by what `events` brings it, `watch` ends deadlines and finds hung workers,
+//! `rendezvous` is the door through which workers come in.
 
 mod director;
 mod events;
