@@ -131,18 +131,24 @@ async fn abandoned(pool: &Pool) {
 struct End {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl End {
     fn new() -> anyhow::Result<Self> {
         let on = |kind| signal(kind).context("cannot wait for signals");
-        Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hang_up: on(SignalKind::hangup())?,
+        })
     }
 
     async fn signal(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hang_up.recv() => "SIGHUP",
         }
     }
 }
