@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{Action, Error, KeyId, time::Timestamp};
 
-/// An append-only, durable log. Implemented by `kms/audit`; passes [`crate::conformance::audit`].
+/// An append-only, durable log. Implemented by `kms/audit`; passes `conformance::audit`.
 pub trait AuditLog: Send + Sync + 'static {
     /// A place that was taken in the log. Dropping it unused gives it back.
     type Slot: Send + Sync + 'static;

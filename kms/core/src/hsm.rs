@@ -1,7 +1,7 @@
 //! The door to the HSM: what core asks of a token, in core's own terms.
 //!
-//! Implemented by `kms/pkcs11` for real tokens and by [`crate::fakes`] for core's own tests; both pass
-//! [`crate::conformance::hsm`]. Every method takes a [`Grant`], which only the gate makes: there is no way to
+//! Implemented by `kms/pkcs11` for real tokens and by `fakes` for core's own tests; both pass
+//! `conformance::hsm`. Every method takes a [`Grant`], which only the gate makes: there is no way to
 //! reach the token around policy and audit.
 
 use std::{fmt, future::Future, time::Duration};

@@ -1,7 +1,7 @@
 //! The store port: rows of keys, versions and access tokens, and named transactions over them.
 //!
 //! Core decides what is written; a store only writes it, all or nothing, when the rows are still as core saw
-//! them. Implemented by `kms/store`; passes [`crate::conformance::store`].
+//! them. Implemented by `kms/store`; passes `conformance::store`.
 
 use std::future::Future;
 
