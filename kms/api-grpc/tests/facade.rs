@@ -205,12 +205,14 @@ async fn a_key_rotates_and_its_versions_show_their_life() {
         ("keys/a/versions/2", State::PreActivation, false)
     );
 
-    let request = v1::DisableKeyVersionRequest { name: second.name.clone(), ..Default::default() };
-    clients.keys.disable_key_version(admin(request)).await.expect("disabled");
     let request = v1::ListKeyVersionsRequest { parent: "keys/a".into(), page_size: 1, ..Default::default() };
     let page = clients.keys.list_key_versions(admin(request.clone())).await.expect("a page").into_inner();
     assert_eq!(page.key_versions[0].state(), State::Active);
     assert_eq!(page.key_versions[0].retire_time, second.activate_time);
+    let disable = v1::DisableKeyVersionRequest { name: second.name.clone(), ..Default::default() };
+    clients.keys.disable_key_version(admin(disable)).await.expect("disabled");
+    let page = clients.keys.list_key_versions(admin(request.clone())).await.expect("a page").into_inner();
+    assert_eq!(page.key_versions[0].retire_time, None, "nothing retires without a successor");
     let request = v1::ListKeyVersionsRequest { page_token: page.next_page_token, ..request };
     let page = clients.keys.list_key_versions(admin(request)).await.expect("a page").into_inner();
     assert_eq!((page.key_versions[0].state(), page.key_versions[0].number), (State::Suspended, 2));
