@@ -106,7 +106,7 @@ pub struct Found {
     pub public: Vec<Vec<u8>>,
 }
 
-/// The attributes of a private key object that decide whether we may trust it (DESIGN §5).
+/// The attributes of a private key object that decide whether we may trust it (docs/ARCHITECTURE.md, "Birth").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrivateObject {
     /// CKA_TOKEN: it outlives the session.

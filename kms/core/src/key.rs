@@ -1,7 +1,7 @@
 //! Keys, their versions, and the timeline that a version's row spells out.
 //!
 //! Time is data: a version's phase is a pure function of (row, now), so replicas agree without talking
-//! (SP 800-57 part 1 §7 names the states; DESIGN §6 the times).
+//! (SP 800-57 part 1 §7 names the states).
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
