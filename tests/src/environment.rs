@@ -96,13 +96,15 @@ impl Environment {
         Ok(text.lines().find_map(value).with_context(|| format!("no metric {name} in\n{text}"))?.parse()?)
     }
 
-    /// Waits until every worker is logged in and answers: only then may one be killed (SoftHSM 2.6.1 loses a
-    /// token when a process dies in C_Login).
+    /// Waits until every worker, spare ones too, is logged in and answers: only then may one be killed (SoftHSM
+    /// 2.6.1 loses a token when a process dies in C_Login).
     pub async fn all_workers_ready(&self) -> anyhow::Result<()> {
         until("all workers are ready", PATIENCE, async || {
             let ready = self.metric("kms_hsm_workers_ready").await?;
             let wanted = self.metric("kms_hsm_workers_wanted").await?;
-            Ok((ready >= wanted).then_some(()))
+            let spares = self.metric("kms_hsm_spares_ready").await?;
+            let spares_wanted = self.metric("kms_hsm_spares_wanted").await?;
+            Ok((ready >= wanted && spares >= spares_wanted).then_some(()))
         })
         .await
     }

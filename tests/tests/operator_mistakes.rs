@@ -226,7 +226,8 @@ async fn a_server_that_ends_leaves_no_process_and_no_address_behind() -> anyhow:
     let mut server = plan.start().await?;
     sign_with_a_new_key(&server, "orders").await?;
     let tree = server.running.tree()?;
-    ensure!(tree.workers().len() == 2 && tree.front().is_some(), "{tree:?}");
+    // Two that serve and a spare one, which may still be starting.
+    ensure!((2..=3).contains(&tree.workers().len()) && tree.front().is_some(), "{tree:?}");
     let status = server.running.terminate().await?;
     ensure!(status.success(), "{status}");
     until("every process has gone", PATIENCE, async || {

@@ -1,5 +1,6 @@
-//! Workers hold the vendor's library, so they may crash or hang at any moment. The service does not: a caller
-//! whose request was in the dead worker is told UNAVAILABLE, nobody else notices, and nobody restarts anything.
+//! Workers hold the vendor's library, so they may crash or hang at any moment. The service does not: requests that
+//! were in the dead worker go to another one, at most one of them fails (with UNAVAILABLE), and nobody restarts
+//! anything.
 //!
 //! `KMS_KILLS` says how many workers die (50; `make torture` takes 1,000).
 
@@ -18,7 +19,7 @@ const CALLERS: usize = 16;
 const GRACE: Duration = Duration::from_millis(100);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_workers_cost_at_most_the_requests_in_them_and_no_key() -> anyhow::Result<()> {
+async fn killed_workers_cost_at_most_one_request_each_and_no_key() -> anyhow::Result<()> {
     let kills: usize = std::env::var("KMS_KILLS").map_or(Ok(50), |text| text.parse()).context("KMS_KILLS")?;
     let mut seed = Seed::announced("workers_die")?;
     let service = Service::start().await?;
@@ -46,8 +47,8 @@ async fn killed_workers_cost_at_most_the_requests_in_them_and_no_key() -> anyhow
     let other: Vec<_> = report.refused.iter().filter(|refusal| refusal.code != Code::Unavailable).collect();
     ensure!(other.is_empty(), "callers were told something else than UNAVAILABLE: {other:#?}");
     ensure!(
-        report.refused.len() <= kills * CALLERS,
-        "{} requests failed, more than were in flight: {:#?}",
+        report.refused.len() <= kills,
+        "{} requests failed, more than workers were killed: {:#?}",
         report.refused.len(),
         report.by_kind()
     );

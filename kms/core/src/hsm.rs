@@ -144,6 +144,14 @@ pub struct Health {
     pub in_flight: u32,
     /// Workers that had to be replaced since start.
     pub respawns: u64,
+    /// Workers that are logged in and wait to take over from another.
+    pub spares_ready: u32,
+    /// Such workers that there should be.
+    pub spares_wanted: u32,
+    /// Workers that were replaced for their age or memory, among the respawns.
+    pub recycled: u64,
+    /// Requests that were given to another worker because theirs had ended.
+    pub repeated: u64,
 }
 
 /// Why the HSM room could not do it.

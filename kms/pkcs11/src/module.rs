@@ -112,6 +112,12 @@ pub enum TokenError {
     /// The token is not fit to be prepared.
     #[error("{0}")]
     NotPreparable(String),
+    /// The token has no room for another session.
+    #[error(
+        "the token has no room for another session (CKR_SESSION_COUNT); lower hsm.workers, hsm.spare_workers or \
+         hsm.sessions_per_worker (a worker takes one session more than that), or end other users of the token"
+    )]
+    SessionsUsedUp,
     /// Anything else that a PKCS#11 function said.
     #[error("the token failed: {0}")]
     Pkcs11(String),
@@ -132,6 +138,7 @@ impl TokenError {
             | Self::PinFile { .. }
             | Self::LockDir { .. }
             | Self::NotPreparable(_) => RefusalKind::Configuration,
+            Self::SessionsUsedUp => RefusalKind::Capacity,
             Self::Initialize(_)
             | Self::NoToken
             | Self::TokenAbsent { .. }
@@ -144,7 +151,10 @@ impl TokenError {
 
 impl From<Error> for TokenError {
     fn from(error: Error) -> Self {
-        Self::Pkcs11(profile::text(&error))
+        match error {
+            Error::Pkcs11(RvError::SessionCount, _) => Self::SessionsUsedUp,
+            error => Self::Pkcs11(profile::text(&error)),
+        }
     }
 }
 

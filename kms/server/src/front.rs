@@ -4,7 +4,7 @@
 //! and ends from the outside in, so that whatever was accepted is finished, recorded and durable before the locks
 //! are given up.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use kms_core::{
@@ -102,6 +102,10 @@ fn start_pool(config: &Config) -> anyhow::Result<Pool> {
     )?;
     let settings = pool::Config {
         workers: config.hsm.workers.get(),
+        spare_workers: config.hsm.spare_workers,
+        keep_alive: config.hsm.keep_alive,
+        worker_operations_max: NonZeroU64::new(config.hsm.worker_operations_max),
+        worker_memory_bytes_max: NonZeroU64::new(config.hsm.worker_memory_bytes_max),
         sessions_per_worker: config.hsm.sessions_per_worker.get(),
         call_timeout: config.hsm.call_timeout,
         startup_timeout: config.hsm.startup_timeout,

@@ -143,6 +143,13 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             hsm.workers_ready.into(),
         )?;
         gauge("hsm_workers_wanted", "Workers that there should be", None, hsm.workers_wanted.into())?;
+        gauge(
+            "hsm_spares_ready",
+            "Workers beside them that are ready to take over",
+            None,
+            hsm.spares_ready.into(),
+        )?;
+        gauge("hsm_spares_wanted", "Such workers that there should be", None, hsm.spares_wanted.into())?;
         gauge("hsm_requests_in_flight", "Requests queued for or in the HSM", None, hsm.in_flight.into())?;
         gauge(
             "audit_refusing",
@@ -184,6 +191,12 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
         };
         counter("hsm_respawns", "Workers that had to be replaced", hsm.respawns)?;
+        counter("hsm_recycled", "Workers that were replaced for their age or memory", hsm.recycled)?;
+        counter(
+            "hsm_repeated_requests",
+            "Requests given to another worker because theirs had ended",
+            hsm.repeated,
+        )?;
         counter("audit_records", "Audit records made durable", audit.records_written)?;
         counter("audit_syncs", "Syncs of the audit log", audit.syncs)?;
         counter(
@@ -222,7 +235,16 @@ impl Levels {
     /// Another number in every place.
     pub(crate) fn numbered() -> Self {
         Self {
-            hsm: kms_core::hsm::Health { workers_ready: 1, workers_wanted: 2, in_flight: 3, respawns: 4 },
+            hsm: kms_core::hsm::Health {
+                workers_ready: 1,
+                workers_wanted: 2,
+                in_flight: 3,
+                respawns: 4,
+                spares_ready: 13,
+                spares_wanted: 16,
+                recycled: 14,
+                repeated: 15,
+            },
             audit: kms_audit::Health {
                 refusal: None,
                 records_written: 5,

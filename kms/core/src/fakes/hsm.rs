@@ -155,7 +155,7 @@ impl Hsm for Arc<SoftHsm> {
     }
 
     fn health(&self) -> Health {
-        Health { workers_ready: 1, workers_wanted: 1, in_flight: 0, respawns: 0 }
+        Health { workers_ready: 1, workers_wanted: 1, ..Health::default() }
     }
 }
 

@@ -1,7 +1,11 @@
 //! Starts workers one after another, replaces those that die or hang, and stops at the first refused PIN.
 //!
 //! One task owns all of it. Starting one at a time keeps two promises: with a wrong PIN exactly one C_Login reaches
-//! the token, and no process looks for the token while SoftHSM rewrites it.
+//! the token, and no process looks for the token while SoftHSM rewrites it. It also makes a start the probe of a link
+//! that is down: one process after another, later and later, until one comes back with a canary.
+//!
+//! Beside the workers that serve stand spare ones, READY and idle, which take over in the moment in which a serving
+//! one dies, hangs or grows old.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -27,9 +31,11 @@ use super::{
 use crate::wire::{Exit, FromSupervisor, Ready, Refusal, RefusalKind, Secret, ToSupervisor, frame};
 
 /// The director looks again after this time at the latest.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// And after this time at the earliest, while a start hangs.
 const LOOK_REST: Duration = Duration::from_millis(100);
+/// A worker that did less than this is not suspected of leaking memory.
+const OPERATIONS_BEFORE_LEAK: u64 = 100;
 /// Events that may wait for the director.
 const EVENTS_MAX: usize = 256;
 
@@ -55,7 +61,8 @@ pub(super) fn spawn(shared: Arc<Shared>, listener: UnixListener, control: UnixSt
     links.spawn(rendezvous::accept(listener, sender.clone()));
     links.spawn(events::listen(reader, sender.clone()));
     let now = Instant::now();
-    let slots = (1..=shared.config.workers.max(1)).map(|number| Slot::new(number, now)).collect();
+    let wanted = shared.config.workers.max(1).saturating_add(shared.config.spare_workers);
+    let slots = (1..=wanted).map(|number| Slot::new(number, now)).collect();
     let director = Director {
         shared,
         control: writer,
@@ -72,6 +79,7 @@ pub(super) fn spawn(shared: Arc<Shared>, listener: UnixListener, control: UnixSt
 impl Director {
     async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         loop {
+            self.retire_one();
             let until = self.start_next().await;
             let event = tokio::select! {
                 event = events.recv() => event,
@@ -134,6 +142,9 @@ impl Director {
             Event::Refused { number, pid, refusal } => self.refused(number, pid, refusal),
             Event::LinkClosed { number, pid } => self.link_closed(number, pid).await,
             Event::Hung { number, pid } => self.part(number, pid, "it does not answer").await,
+            // A spare serves while one is silent, and rests again when it was not for long.
+            Event::Stalled => self.publish(),
+            Event::Drained { number, pid } => self.part(number, pid, "its successor serves").await,
             Event::ControlClosed => {}
         }
     }
@@ -249,7 +260,18 @@ impl Director {
             None if refusal.kind == RefusalKind::Pin => return self.note_failure(refusal),
             None => return,
         };
-        self.note_failure(refusal);
+        if refusal.kind == RefusalKind::Capacity && self.slots.iter().any(|slot| slot.ready().is_some()) {
+            tracing::warn!(
+                number,
+                reason = refusal.text,
+                "an HSM worker found no room and will try again later"
+            );
+            if let Some(slot) = self.slot(number) {
+                slot.found_no_room();
+            }
+        } else {
+            self.note_failure(refusal);
+        }
         if gone {
             self.down(number, false);
         } else if let Some(slot) = self.slot(number) {
@@ -274,7 +296,7 @@ impl Director {
         let Some(slot) = self.slot(number) else { return };
         let served = slot.has_served();
         match &slot.state {
-            State::Ready { link, .. } if link.pid == pid => {
+            State::Ready { link, .. } | State::Retiring { link } if link.pid == pid => {
                 link.close(&format!("the HSM worker was replaced: {why}"));
             }
             // Not inside C_Login: the token may have counted the try already.
@@ -291,7 +313,9 @@ impl Director {
         let Some(slot) = self.slot(exit.number) else { return };
         let served = slot.has_served();
         match &mut slot.state {
-            State::Ready { link, .. } if link.pid == exit.pid => link.close("the HSM worker died"),
+            State::Ready { link, .. } | State::Retiring { link } if link.pid == exit.pid => {
+                link.close("the HSM worker died");
+            }
             State::Leaving { pid, .. } if *pid == exit.pid => {}
             State::Starting(start) if start.pid == exit.pid => {
                 tracing::warn!(
@@ -312,6 +336,37 @@ impl Director {
         }
         tracing::warn!(number = exit.number, pid = exit.pid, status = exit.status, "HSM worker is gone");
         self.down(exit.number, served);
+    }
+
+    /// Lets the oldest worker go, by what it has done or what it holds in memory: vendor libraries leak. One at a
+    /// time, and only while all others are READY, so that nobody waits for it.
+    fn retire_one(&mut self) {
+        if !self.slots.iter().all(|slot| slot.ready().is_some()) {
+            return;
+        }
+        let config = &self.shared.config;
+        let worn = |link: &Link| {
+            let operations = link.answered();
+            if config.worker_operations_max.is_some_and(|max| operations >= max.get()) {
+                return Some(format!("it did {operations} operations"));
+            }
+            // One that has done little has not leaked: its successor would be as large.
+            let max = config.worker_memory_bytes_max.filter(|_| operations >= OPERATIONS_BEFORE_LEAK)?;
+            let bytes = resident_bytes(link.pid).filter(|bytes| *bytes >= max.get())?;
+            Some(format!("it holds {} MiB of memory", bytes >> 20))
+        };
+        let oldest = self.slots.iter_mut().find_map(|slot| {
+            let link = slot.ready()?;
+            Some((Arc::clone(link), worn(link)?, slot))
+        });
+        let Some((link, why, slot)) = oldest else { return };
+        tracing::info!(number = link.number, pid = link.pid, why, "HSM worker retires");
+        slot.serving = false;
+        slot.state = State::Retiring { link: Arc::clone(&link) };
+        self.shared.recycled.fetch_add(1, Ordering::Relaxed);
+        // First the spare, so that callers always find somebody.
+        self.publish();
+        link.retire();
     }
 
     /// A worker ended before it was READY and without saying why.
@@ -377,26 +432,35 @@ impl Director {
         }
     }
 
-    /// Shows callers the READY workers and the state that follows from them.
-    fn publish(&self) {
-        let ready: Vec<Arc<Link>> = self
-            .slots
-            .iter()
-            .filter_map(|slot| match &slot.state {
-                State::Ready { link, .. } => Some(Arc::clone(link)),
-                _ => None,
-            })
-            .collect();
-        self.shared.workers_ready.store(u32::try_from(ready.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+    /// Chooses who serves, and shows callers those and the state that follows from them.
+    fn publish(&mut self) {
+        let wanted = usize::from(self.shared.config.workers.max(1));
+        let mut room = wanted;
+        // Those that serve keep on, and keep their caches warm; a silent one counts for nothing.
+        for wants_to_serve in [true, false] {
+            for slot in &mut self.slots {
+                let Some(stalled) = slot.ready().map(|link| link.is_stalled()) else { continue };
+                if slot.serving == wants_to_serve && !stalled {
+                    slot.serving = room > 0;
+                    room = room.saturating_sub(1);
+                }
+            }
+        }
+        let serving: Vec<Arc<Link>> =
+            self.slots.iter().filter(|slot| slot.serving).filter_map(Slot::ready).cloned().collect();
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let ready = self.slots.iter().filter_map(Slot::ready).count();
+        self.shared.workers_ready.store(count(ready.min(wanted)), Ordering::Relaxed);
+        self.shared.spares_ready.store(count(ready.saturating_sub(wanted)), Ordering::Relaxed);
         let status = match (&self.pin_refused, &self.failing) {
-            _ if !ready.is_empty() => Status::Ready,
+            _ if ready > 0 => Status::Ready,
             (Some(text), _) => Status::PinRefused(text.clone()),
             (None, Some((refusal, attempts))) => {
                 Status::Failing { refusal: refusal.clone(), attempts: *attempts }
             }
             (None, None) => Status::Starting,
         };
-        self.shared.links.store(Arc::new(ready));
+        self.shared.links.store(Arc::new(serving));
         self.shared.status.send_replace(status);
     }
 
@@ -410,4 +474,11 @@ impl Director {
     fn slot(&mut self, number: u16) -> Option<&mut Slot> {
         self.slots.iter_mut().find(|slot| slot.number == number)
     }
+}
+
+/// What a process holds in memory (proc_pid_statm(5)): `None` when it is gone, or may not be looked at.
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages.saturating_mul(rustix::param::page_size() as u64))
 }

@@ -31,6 +31,10 @@ pub(super) enum Event {
     LinkClosed { number: u16, pid: u32 },
     /// A worker does not answer.
     Hung { number: u16, pid: u32 },
+    /// A worker has become silent, or speaks again.
+    Stalled,
+    /// A retired worker has finished what it had.
+    Drained { number: u16, pid: u32 },
 }
 
 /// Reads what the supervisor says.

@@ -2,6 +2,10 @@
 //!
 //! Callers append requests to a buffer; the writer sends whatever has gathered in one write; the reader takes every
 //! answer of one read. Nothing here is per call but one table entry and one oneshot.
+//!
+//! A worker that ends takes no call with it that may be made twice: those that it was probably not at go to another
+//! worker as if nothing had happened, the others once ([`SUSPECTS_MAX`], [`ENDINGS_MAX`]), so that a call that
+//! crashes the vendor's library costs two workers and no more.
 
 use std::{
     collections::HashMap,
@@ -34,12 +38,35 @@ const WEIGHT_STALLED: u32 = 1 << 24;
 const WEIGHT_CLOSED: u32 = u32::MAX;
 /// Largest write buffer that is kept for reuse, in bytes.
 const BUFFER_KEPT_MAX: usize = 256 * 1024;
+/// How many of the oldest unanswered calls an ended worker may have been at: one for each session, and those whose
+/// answers were made and not sent yet.
+const SUSPECTS_MAX: usize = 16;
+/// In how many endings a call may be among the suspects before it fails.
+const ENDINGS_MAX: u8 = 2;
 
 /// A call on its way in.
 pub(super) struct NewCall {
-    pub(super) place: Place,
-    pub(super) operation: Operation,
-    pub(super) deadline: Instant,
+    place: Place,
+    operation: Operation,
+    deadline: Instant,
+    /// Endings of workers that may have been at it.
+    endings: u8,
+}
+
+/// What became of a call that was sent.
+pub(super) enum Reply {
+    /// The worker did it, or says why not.
+    Answered(Result<Outcome, Fault>),
+    /// Its worker has ended, and another may do it.
+    Again(NewCall),
+}
+
+/// What became of a call on its way in.
+pub(super) enum Submitted {
+    /// It is the worker's.
+    Sent(oneshot::Receiver<Reply>),
+    /// The worker takes none; nothing was sent.
+    Refused(NewCall),
 }
 
 /// One worker.
@@ -64,20 +91,21 @@ struct State {
     /// Whether the watch looks at this link.
     watched: bool,
     closed: bool,
+    /// Takes nothing more, and finishes what it has.
+    retiring: bool,
     stalled: bool,
     /// How many of `calls` change the token.
     changing: u32,
-    /// Whether it ever answered with more than that the link is lost.
-    answered: bool,
+    /// Answers that said more than that the link is lost.
+    answered: u64,
     /// Since when the oldest call is the oldest: its sending, or the last answer before it.
     head_since: Instant,
 }
 
 struct Call {
     /// `None` once the caller was told that its deadline passed. The place is held until the worker answers.
-    reply: Option<oneshot::Sender<Result<Outcome, Fault>>>,
-    deadline: Instant,
-    place: Place,
+    reply: Option<oneshot::Sender<Reply>>,
+    call: NewCall,
 }
 
 /// What the watch saw.
@@ -111,9 +139,10 @@ impl Link {
             writing: false,
             watched: false,
             closed: false,
+            retiring: false,
             stalled: false,
             changing: 0,
-            answered: false,
+            answered: 0,
             head_since: Instant::now(),
         };
         Self {
@@ -131,23 +160,25 @@ impl Link {
         Some(self.weight.load(Ordering::Relaxed)).filter(|weight| *weight != WEIGHT_CLOSED)
     }
 
-    /// Queues a call for the worker. Gives it back when the worker is gone; then nothing was sent.
-    pub(super) fn submit(&self, call: NewCall) -> Result<oneshot::Receiver<Result<Outcome, Fault>>, NewCall> {
+    /// Queues a call for the worker.
+    pub(super) fn submit(&self, call: NewCall) -> Submitted {
         let deadline_ns = clock::instant_ns(call.deadline);
         let mut state = self.lock();
-        if state.closed {
-            return Err(call);
+        if state.closed || state.retiring {
+            return Submitted::Refused(call);
         }
-        let NewCall { place, operation, deadline } = call;
         let id = state.next_id;
         state.next_id += 1;
-        frame(&mut state.out, |body| Request { id, deadline_ns, operation }.encode(body));
+        let NewCall { place, operation, deadline, endings } = call;
+        let request = Request { id, deadline_ns, operation };
+        frame(&mut state.out, |body| request.encode(body));
         if state.calls.is_empty() {
             state.head_since = Instant::now();
         }
         state.changing += u32::from(place.changes());
         let (reply, answer) = oneshot::channel();
-        state.calls.insert(id, Call { reply: Some(reply), deadline, place });
+        let call = NewCall { place, operation: request.operation, deadline, endings };
+        state.calls.insert(id, Call { reply: Some(reply), call });
         self.weigh(&state);
         let wake_writer = !mem::replace(&mut state.writing, true);
         let wake_watch = !mem::replace(&mut state.watched, true);
@@ -158,7 +189,7 @@ impl Link {
         if wake_watch {
             self.active.notify_one();
         }
-        Ok(answer)
+        Submitted::Sent(answer)
     }
 
     /// Tells the worker that it may call C_Login.
@@ -226,24 +257,49 @@ impl Link {
         }
     }
 
-    /// Fails everything in flight and takes nothing more.
+    /// Takes nothing more. Calls in flight that may be made twice go to other workers, the others fail.
     pub(super) fn close(&self, why: &str) {
         let mut state = self.lock();
         state.closed = true;
         state.out = Vec::new();
         state.changing = 0;
-        let calls = mem::take(&mut state.calls);
+        let mut calls: Vec<_> = mem::take(&mut state.calls).into_iter().collect();
         self.weigh(&state);
         drop(state);
-        for reply in calls.into_values().filter_map(|call| call.reply) {
-            // A caller that has gone needs no answer.
-            let _ = reply.send(Err(Fault::Unavailable(why.to_owned())));
+        calls.sort_unstable_by_key(|(id, _)| *id);
+        for (age, (_, Call { reply, call })) in calls.into_iter().enumerate() {
+            if let Some(reply) = reply {
+                let fault = Fault::Unavailable(why.to_owned());
+                // A caller that has gone needs no answer.
+                let _ = reply.send(call.ended(age < SUSPECTS_MAX, fault));
+            }
         }
     }
 
-    /// Whether the worker was ever of use.
-    pub(super) fn has_answered(&self) -> bool {
+    /// Takes nothing more, and lets the worker finish what it has.
+    pub(super) fn retire(&self) {
+        let mut state = self.lock();
+        state.retiring = true;
+        state.watched = true;
+        self.weigh(&state);
+        drop(state);
+        self.active.notify_one();
+    }
+
+    /// Whether it was retired and has finished.
+    pub(super) fn is_drained(&self) -> bool {
+        let state = self.lock();
+        state.retiring && state.calls.is_empty()
+    }
+
+    /// How many calls the worker has answered.
+    pub(super) fn answered(&self) -> u64 {
         self.lock().answered
+    }
+
+    /// Whether the worker is suspiciously silent.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.lock().stalled
     }
 
     /// Tells callers whose deadline has passed, and looks whether the worker still answers.
@@ -254,8 +310,8 @@ impl Link {
         }
         let mut late = Vec::new();
         let mut overdue = false;
-        for call in state.calls.values_mut().filter(|call| call.deadline <= now) {
-            late.extend(call.reply.take());
+        for Call { reply, call } in state.calls.values_mut().filter(|call| call.call.deadline <= now) {
+            late.extend(reply.take());
             // The worker drops late calls when it meets them; this one it has not met for long.
             overdue |= patience.many_sessions
                 && (now > call.deadline.max(patience.since) + patience.timeout
@@ -267,7 +323,7 @@ impl Link {
         self.weigh(&state);
         drop(state);
         for reply in late {
-            let _ = reply.send(Err(Fault::DeadlineExceeded));
+            let _ = reply.send(Reply::Answered(Err(Fault::DeadlineExceeded)));
         }
         if waited > patience.timeout || overdue { Sight::Hung } else { Sight::Busy }
     }
@@ -292,26 +348,31 @@ impl Link {
                 }
                 return Err(io::Error::other("an answer to no question"));
             };
-            state.changing -= u32::from(call.place.changes());
+            state.changing -= u32::from(call.call.place.changes());
             late += u64::from(matches!(result, Err(Fault::DeadlineExceeded)));
+            state.answered += u64::from(!matches!(result, Err(Fault::Unavailable(_))));
             settled.push((call, result));
         }
-        state.answered |= settled.iter().any(|(_, result)| !matches!(result, Err(Fault::Unavailable(_))));
         state.head_since = Instant::now();
         state.stalled = false;
         self.weigh(&state);
         drop(state);
-        for (call, result) in settled {
-            if let Some(reply) = call.reply {
+        for (Call { reply, call }, result) in settled {
+            if let Some(reply) = reply {
+                let answer = match result {
+                    // The worker's last word: it has lost the HSM link and ends.
+                    Err(fault @ Fault::Unavailable(_)) => call.ended(true, fault),
+                    result => Reply::Answered(result),
+                };
                 // A caller that has gone needs no answer.
-                let _ = reply.send(result);
+                let _ = reply.send(answer);
             }
         }
         Ok(late)
     }
 
     fn weigh(&self, state: &State) {
-        let weight = if state.closed {
+        let weight = if state.closed || state.retiring {
             WEIGHT_CLOSED
         } else {
             let calls = u32::try_from(state.calls.len()).unwrap_or(WEIGHT_CHANGING).min(WEIGHT_CHANGING - 1);
@@ -327,16 +388,83 @@ impl Link {
     }
 }
 
+impl NewCall {
+    pub(super) fn new(place: Place, operation: Operation, deadline: Instant) -> Self {
+        Self { place, operation, deadline, endings: 0 }
+    }
+
+    /// What becomes of it when its worker ends with `fault`, having been at it perhaps.
+    fn ended(mut self, suspect: bool, fault: Fault) -> Reply {
+        self.endings += u8::from(suspect);
+        if self.operation.is_repeatable() && self.endings < ENDINGS_MAX {
+            Reply::Again(self)
+        } else {
+            Reply::Answered(Err(fault))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use kms_core::hsm::{CkaId, NewKeyPair};
+
     use super::{super::queue::Queue, *};
+
+    fn call(queue: &Queue, operation: Operation) -> NewCall {
+        let place = queue.enter(&operation).unwrap_or_else(|_| panic!("there is room"));
+        NewCall::new(place, operation, Instant::now() + Duration::from_secs(600))
+    }
+
+    fn sent(link: &Link, call: NewCall) -> oneshot::Receiver<Reply> {
+        match link.submit(call) {
+            Submitted::Sent(answer) => answer,
+            Submitted::Refused(_) => panic!("it is open"),
+        }
+    }
+
+    #[test]
+    fn a_change_of_the_token_is_never_made_twice() {
+        let (link, queue) = (Link::new(1, 1), Queue::new(9));
+        let spec = kms_core::Algorithm::Es256.key_spec();
+        let new = NewKeyPair { id: CkaId::from_bytes([0; 16]), label: String::new(), spec };
+        for operation in [Operation::Generate(new), Operation::Destroy(CkaId::from_bytes([0; 16]))] {
+            let link = Link::new(1, 1);
+            let answer = sent(&link, call(&queue, operation));
+            link.close("dead");
+            let reply = answer.blocking_recv();
+            assert!(matches!(reply, Ok(Reply::Answered(Err(Fault::Unavailable(_))))));
+        }
+        link.retire();
+        let refused = link.submit(call(&queue, Operation::Check));
+        assert!(matches!(refused, Submitted::Refused(_)), "a retired worker takes nothing");
+    }
+
+    #[test]
+    fn a_call_that_two_workers_may_have_died_of_fails_and_those_behind_it_go_on() {
+        let queue = Queue::new(100);
+        let mut calls: Vec<_> = (0..40).map(|_| call(&queue, Operation::Check)).collect();
+        for ending in 1..=3_usize {
+            let link = Link::new(1, 1);
+            let answers: Vec<_> = calls.drain(..).map(|call| sent(&link, call)).collect();
+            link.close("dead");
+            let mut failed = 0;
+            for answer in answers {
+                match answer.blocking_recv() {
+                    Ok(Reply::Again(call)) => calls.push(call),
+                    Ok(Reply::Answered(Err(_))) => failed += 1,
+                    _ => panic!("nobody answered"),
+                }
+            }
+            assert_eq!(failed, if ending == 2 { SUSPECTS_MAX } else { 0 }, "at ending {ending}");
+        }
+        assert_eq!(calls.len(), 40 - SUSPECTS_MAX);
+        assert_eq!(queue.len(), 24, "those that failed gave their places back");
+    }
 
     #[test]
     fn changes_that_end_all_the_time_do_not_hide_a_hung_worker() {
         let (link, queue, began) = (Link::new(1, 1), Queue::new(1), Instant::now());
-        let place = queue.enter(&Operation::Check).unwrap_or_else(|_| panic!("there is room"));
-        let call = NewCall { place, operation: Operation::Check, deadline: began + Duration::from_secs(600) };
-        assert!(link.submit(call).is_ok());
+        let _answer = sent(&link, call(&queue, Operation::Check));
         let look = |after: Duration| {
             let patience = Patience {
                 timeout: Duration::from_secs(5),

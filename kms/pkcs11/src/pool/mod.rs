@@ -16,6 +16,7 @@ mod watch;
 
 use std::{
     io,
+    num::NonZeroU64,
     os::fd::AsFd,
     path::PathBuf,
     sync::{
@@ -34,7 +35,10 @@ use kms_core::{
 };
 use tokio::{net::UnixStream, sync::watch as watch_channel, task::AbortHandle};
 
-use self::{link::Link, queue::Queue};
+use self::{
+    link::{Link, NewCall, Reply, Submitted},
+    queue::Queue,
+};
 use crate::{
     mechanism,
     wire::{Operation, Outcome, Ready},
@@ -50,8 +54,10 @@ const LABEL_LEN_MAX: usize = 255;
 /// How a pool behaves.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Worker processes.
+    /// Worker processes that serve at once.
     pub workers: u16,
+    /// READY workers beside them, which take over when one of them dies, hangs or retires.
+    pub spare_workers: u16,
     /// PKCS#11 sessions of one worker; the same as the supervisor's.
     pub sessions_per_worker: u16,
     /// How long a worker may be silent on a signature, a search or a check before it is replaced.
@@ -60,6 +66,12 @@ pub struct Config {
     pub change_timeout: Duration,
     /// After this time a start is reported as hanging.
     pub startup_timeout: Duration,
+    /// A worker that was asked nothing for this long is sent a canary: links die unnoticed.
+    pub keep_alive: Duration,
+    /// After so many operations a worker is replaced by a fresh one; `None` for never.
+    pub worker_operations_max: Option<NonZeroU64>,
+    /// A worker that holds so much memory (resident, in bytes) is replaced by a fresh one; `None` for never.
+    pub worker_memory_bytes_max: Option<NonZeroU64>,
     /// Most calls that wait or run at once.
     pub queue_max: u32,
     /// A private directory (0700, made if absent) for the socket.
@@ -70,10 +82,14 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             workers: 2,
+            spare_workers: 1,
             sessions_per_worker: 1,
             call_timeout: Duration::from_secs(5),
             change_timeout: Duration::from_secs(60),
             startup_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(10),
+            worker_operations_max: NonZeroU64::new(10_000_000),
+            worker_memory_bytes_max: NonZeroU64::new(1 << 30),
             queue_max: 1024,
             runtime_dir: PathBuf::from("/run/kms"),
         }
@@ -91,13 +107,18 @@ pub struct Pool {
 pub(crate) struct Shared {
     config: Config,
     queue: Queue,
-    /// READY workers.
+    /// READY workers that serve; spare ones are the director's.
     links: ArcSwap<Vec<Arc<Link>>>,
     /// What the first READY worker said; all others must name the same token.
     token: ArcSwapOption<Ready>,
     status: watch_channel::Sender<Status>,
     respawns: AtomicU64,
     workers_ready: AtomicU32,
+    spares_ready: AtomicU32,
+    /// Workers that retired for their age.
+    recycled: AtomicU64,
+    /// Calls that were given to another worker when theirs ended.
+    repeated: AtomicU64,
     /// Calls that a worker dropped because their deadline had passed.
     expired: AtomicU64,
 }
@@ -124,6 +145,9 @@ impl Pool {
             status: watch_channel::Sender::new(Status::Starting),
             respawns: AtomicU64::new(0),
             workers_ready: AtomicU32::new(0),
+            spares_ready: AtomicU32::new(0),
+            recycled: AtomicU64::new(0),
+            repeated: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             config,
         });
@@ -161,20 +185,24 @@ impl Pool {
         if deadline <= Instant::now() {
             return Err(Fault::DeadlineExceeded);
         }
-        let mut call = link::NewCall { place: self.shared.queue.enter(&operation)?, operation, deadline };
+        let place = self.shared.queue.enter(&operation)?;
+        let mut call = NewCall::new(place, operation, deadline);
         loop {
             let Some(link) = self.shared.pick() else {
                 self.shared.link_or_fault(deadline).await?;
                 continue;
             };
             call = match link.submit(call) {
-                Ok(reply) => {
-                    return reply
-                        .await
-                        .unwrap_or_else(|_| Err(Fault::Unavailable("the pool is closed".into())));
-                }
-                // The worker died in this moment; nothing was sent.
-                Err(call) => call,
+                Submitted::Sent(reply) => match reply.await {
+                    Ok(Reply::Answered(result)) => return result,
+                    Ok(Reply::Again(call)) => {
+                        self.shared.repeated.fetch_add(1, Ordering::Relaxed);
+                        call
+                    }
+                    Err(_) => return Err(Fault::Unavailable("the pool is closed".into())),
+                },
+                // The worker ended in this moment.
+                Submitted::Refused(call) => call,
             };
         }
     }
@@ -248,6 +276,10 @@ impl Hsm for Pool {
             workers_wanted: u32::from(self.shared.config.workers),
             in_flight: self.shared.queue.len(),
             respawns: self.shared.respawns.load(Ordering::Relaxed),
+            spares_ready: self.shared.spares_ready.load(Ordering::Relaxed),
+            spares_wanted: self.shared.config.spare_workers.into(),
+            recycled: self.shared.recycled.load(Ordering::Relaxed),
+            repeated: self.shared.repeated.load(Ordering::Relaxed),
         }
     }
 }

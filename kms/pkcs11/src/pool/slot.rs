@@ -5,20 +5,30 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::rand::GetRandomFlags;
+
 use super::link::Link;
 use crate::wire::Secret;
 
 /// First pause before a second replacement in a row; doubles each time. The first replacement is immediate.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// Longest pause.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Longest pause, short enough that a token that is back is found within two seconds.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Pause after the token had no room for another session.
+const CAPACITY_PAUSE: Duration = Duration::from_secs(60);
+/// A worker that stood ready for this long has served, whether or not it was asked anything.
+const SERVED_AFTER: Duration = Duration::from_secs(5);
 
 /// A place for one worker.
 pub(super) struct Slot {
     pub(super) number: u16,
     pub(super) state: State,
+    /// Whether callers are sent here, or it is a spare.
+    pub(super) serving: bool,
     /// Ends in a row of workers that had not served.
     failures: u32,
+    /// The token had no room for another session, while other workers have theirs.
+    crowded: bool,
 }
 
 /// What runs in a slot.
@@ -29,8 +39,10 @@ pub(super) enum State {
     Spawning,
     /// Runs, and is not READY.
     Starting(Start),
-    /// Serves.
+    /// Serves, or is spare.
     Ready { link: Arc<Link>, since: Instant },
+    /// Finishes what it has, to be replaced for its age.
+    Retiring { link: Arc<Link> },
     /// Killed or leaving; waits to be reaped.
     Leaving { pid: u32, served: bool },
 }
@@ -51,7 +63,7 @@ pub(super) struct Start {
 
 impl Slot {
     pub(super) fn new(number: u16, now: Instant) -> Self {
-        Self { number, state: State::Down { until: now }, failures: 0 }
+        Self { number, state: State::Down { until: now }, serving: false, failures: 0, crowded: false }
     }
 
     /// The start of process `pid`, if it is what runs here.
@@ -74,21 +86,46 @@ impl Slot {
     /// Whether its worker was of use: it answered, or stood ready for long.
     pub(super) fn has_served(&self) -> bool {
         match &self.state {
-            State::Ready { link, since } => link.has_answered() || since.elapsed() > BACKOFF_MAX,
+            State::Ready { link, since } => link.answered() > 0 || since.elapsed() > SERVED_AFTER,
+            State::Retiring { .. } => true,
             State::Leaving { served, .. } => *served,
             State::Down { .. } | State::Spawning | State::Starting(_) => false,
         }
+    }
+
+    /// The READY worker, if there is one.
+    pub(super) fn ready(&self) -> Option<&Arc<Link>> {
+        match &self.state {
+            State::Ready { link, .. } => Some(link),
+            _ => None,
+        }
+    }
+
+    /// Notes that the token has no room for this worker beside the others: they go on, and it tries again when
+    /// somebody may have given a session back.
+    pub(super) fn found_no_room(&mut self) {
+        self.crowded = true;
     }
 
     /// Schedules a new start: at once after a worker that had served, later and later after failures in a row.
     pub(super) fn went_down(&mut self, served: bool) {
         self.failures = if served { 0 } else { self.failures.saturating_add(1) };
         let pause = match self.failures {
+            _ if std::mem::take(&mut self.crowded) => CAPACITY_PAUSE,
             0 | 1 => Duration::ZERO,
             more => BACKOFF_MIN.saturating_mul(1 << (more - 2).min(16)).min(BACKOFF_MAX),
         };
-        self.state = State::Down { until: Instant::now() + pause };
+        self.serving = false;
+        self.state = State::Down { until: Instant::now() + pause.mul_f64(jitter()) };
     }
+}
+
+/// From 0.75 to 1: servers that lost one HSM together must not come back in step.
+fn jitter() -> f64 {
+    let mut byte = [0; 1];
+    // Without randomness they do; it harms nobody else.
+    let _ = rustix::rand::getrandom(&mut byte, GetRandomFlags::empty());
+    1.0 - f64::from(byte[0]) / 1024.0
 }
 
 #[cfg(test)]
@@ -110,6 +147,8 @@ mod tests {
             pauses[0] > BACKOFF_MIN / 2 && pauses[1] > pauses[0] && pauses[39] <= BACKOFF_MAX,
             "{pauses:?}"
         );
+        slot.found_no_room();
+        assert!(pause_after(&mut slot, false) > CAPACITY_PAUSE / 2);
         assert!(pauses[39] > BACKOFF_MAX / 2);
         assert_eq!(pause_after(&mut slot, true), Duration::ZERO);
     }

@@ -5,7 +5,8 @@ use tokio::sync::watch;
 
 use crate::wire::{Refusal, RefusalKind};
 
-/// Passing failures of the first start before [`super::Pool::wait_ready`] gives up. The pool itself goes on.
+/// Passing failures of starts in a row, after which nobody should wait: [`super::Pool::wait_ready`] gives up, and
+/// calls fail at once. The pool itself goes on to try.
 const PASSING_MAX: u32 = 3;
 
 /// The state of the link.
@@ -49,6 +50,9 @@ impl Status {
             Self::PinRefused(text) => Some(Fault::Unavailable(text.clone())),
             Self::Abandoned => {
                 Some(Fault::Unavailable("the supervisor of the HSM workers is gone".to_owned()))
+            }
+            Self::Failing { refusal, attempts } if *attempts >= PASSING_MAX => {
+                Some(Fault::Unavailable(refusal.text.clone()))
             }
             Self::Starting | Self::Failing { .. } | Self::Ready => None,
         }

@@ -1,20 +1,23 @@
 //! The watch: one timer per worker instead of one per call.
 //!
 //! While calls are in flight it looks every [`TICK`]: callers whose deadline has passed are told so even if the
-//! worker hangs, and a worker whose oldest call has waited too long is reported. An idle worker is not looked at.
+//! worker hangs, and a worker whose oldest call has waited too long is reported. An idle worker is sent a canary now
+//! and then, for a link that dies while nobody uses it should not be found by a caller.
 
 use std::{
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     Shared,
     events::Event,
-    link::{Link, Patience, Sight},
+    link::{Link, NewCall, Patience, Sight},
 };
+use crate::wire::Operation;
 
 /// How late a caller may learn that its deadline has passed.
 const TICK: Duration = Duration::from_millis(10);
@@ -23,24 +26,44 @@ const STALLED_AFTER: Duration = Duration::from_millis(250);
 /// Looks at an idle worker before the watch sleeps: waking it again costs a caller a little.
 const IDLE_TICKS_MAX: u32 = 100;
 
-/// Watches one worker until it hangs or the director drops it.
+/// Watches one worker until it hangs, has finished its last call, or the director drops it.
 pub(super) async fn watch(link: Arc<Link>, shared: Arc<Shared>, events: mpsc::Sender<Event>) {
+    let (number, pid) = (link.number, link.pid);
     loop {
-        link.active.notified().await;
-        let mut idle_ticks = 0;
+        if timeout(shared.config.keep_alive, link.active.notified()).await.is_err() {
+            keep_alive(&link, &shared);
+            continue;
+        }
+        let (mut idle_ticks, mut stalled) = (0, false);
         while idle_ticks < IDLE_TICKS_MAX || !link.stop_watching() {
-            tokio::time::sleep(TICK).await;
-            match link.look(Instant::now(), STALLED_AFTER, &patience(&shared)) {
+            let sight = link.look(Instant::now(), STALLED_AFTER, &patience(&shared));
+            if link.is_drained() {
+                let _ = events.send(Event::Drained { number, pid }).await;
+                return;
+            }
+            match sight {
                 Sight::Idle => idle_ticks += 1,
                 Sight::Busy => idle_ticks = 0,
                 Sight::Hung => {
                     // The director kills it, which ends this task too.
-                    let _ = events.send(Event::Hung { number: link.number, pid: link.pid }).await;
+                    let _ = events.send(Event::Hung { number, pid }).await;
                     return;
                 }
             }
+            if mem::replace(&mut stalled, link.is_stalled()) != stalled {
+                let _ = events.send(Event::Stalled).await;
+            }
+            tokio::time::sleep(TICK).await;
         }
     }
+}
+
+/// Nobody waits for the answer: a worker that cannot give one ends, or is found hanging.
+fn keep_alive(link: &Link, shared: &Shared) {
+    // A full queue is traffic enough.
+    let Ok(place) = shared.queue.enter(&Operation::Check) else { return };
+    let deadline = Instant::now() + shared.config.call_timeout;
+    let _ = link.submit(NewCall::new(place, Operation::Check, deadline));
 }
 
 /// A worker may wait for the lock that a change of the token holds, in whichever worker that runs.

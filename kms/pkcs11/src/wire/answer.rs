@@ -75,6 +75,8 @@ pub enum RefusalKind {
     Configuration,
     /// The token is away or busy: a later try may succeed.
     Passing,
+    /// The token has no room for another session. The workers that run go on.
+    Capacity,
 }
 
 /// What a worker may send.
@@ -122,6 +124,7 @@ impl FromWorker {
                     RefusalKind::Pin => 0,
                     RefusalKind::Configuration => 1,
                     RefusalKind::Passing => 2,
+                    RefusalKind::Capacity => 3,
                 });
                 out.put_bytes(refusal.text.as_bytes());
             }
@@ -158,6 +161,7 @@ impl FromWorker {
                     0 => RefusalKind::Pin,
                     1 => RefusalKind::Configuration,
                     2 => RefusalKind::Passing,
+                    3 => RefusalKind::Capacity,
                     _ => return Err(Malformed),
                 },
                 text: body.text()?,
@@ -315,7 +319,7 @@ mod tests {
         let mut messages: Vec<_> =
             results.into_iter().map(|result| FromWorker::Answer(Answer { id: 1, result })).collect();
         messages.extend(
-            [RefusalKind::Pin, RefusalKind::Configuration, RefusalKind::Passing]
+            [RefusalKind::Pin, RefusalKind::Configuration, RefusalKind::Passing, RefusalKind::Capacity]
                 .map(|kind| FromWorker::Refused(Refusal { kind, text: "why".to_owned() })),
         );
         messages.push(FromWorker::Hello(Hello {

@@ -41,6 +41,16 @@ pub enum Operation {
     Check,
 }
 
+impl Operation {
+    /// Whether it may be made again when nobody knows whether it was made: it leaves nothing behind.
+    pub fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Find(_) | Self::Sign { .. } | Self::Check => true,
+            Self::Generate(_) | Self::Destroy(_) => false,
+        }
+    }
+}
+
 const SPECS: [KeySpec; 7] = [
     KeySpec::Ec(Curve::P256),
     KeySpec::Ec(Curve::P384),

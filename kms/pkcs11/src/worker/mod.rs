@@ -136,11 +136,12 @@ fn start(order: &Order, stream: &mut UnixStream) -> Result<(Session, Vec<TokenSe
     }
     let (login, token, ready) = log_in(&uri, stream)?;
     let token = Arc::new(token);
-    (0..order.sessions.max(1))
-        .map(|_| TokenSession::open(Arc::clone(&token), &locks))
-        .collect::<Result<Vec<_>, _>>()
-        .map(|sessions| (login, sessions, ready))
-        .map_err(|text| refuse(RefusalKind::Passing, text))
+    let sessions = (0..order.sessions.max(1))
+        .map(|_| TokenSession::open(Arc::clone(&token), &locks, &order.lock_dir))
+        .collect::<Result<Vec<_>, _>>()?;
+    // Half open: a link that does not carry a canary is not offered to callers.
+    sessions.iter().try_for_each(TokenSession::prove).map_err(|text| refuse(RefusalKind::Passing, text))?;
+    Ok((login, sessions, ready))
 }
 
 fn log_in(uri: &Uri, stream: &mut UnixStream) -> Result<(Session, Token, Ready), Halt> {

@@ -3,7 +3,7 @@
 //! After any error the session is replaced, for SoftHSM leaves the failed operation active in it. The login is held
 //! by a session of its own, so that replacing never logs out.
 
-use std::{io, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use cryptoki::{
     error::{Error, RvError},
@@ -23,7 +23,7 @@ use super::{
     template,
 };
 use crate::{
-    mechanism,
+    TokenError, mechanism,
     module::Module,
     profile::{Meaning, text},
     public_key::PublicKey,
@@ -72,13 +72,21 @@ impl Token {
 }
 
 impl TokenSession {
-    /// Opens a session. The error is a text for the operator.
-    pub(super) fn open(token: Arc<Token>, locks: &Locks) -> Result<Self, String> {
-        let session = token.open().map_err(|error| text(&error))?;
+    /// Opens a session.
+    pub(super) fn open(token: Arc<Token>, locks: &Locks, lock_dir: &Path) -> Result<Self, TokenError> {
+        let session = token.open()?;
         let changes = locks
             .changes(token.module.profile.changes_exclude_finds)
-            .map_err(|error| format!("the lock directory cannot be used: {error}"))?;
+            .map_err(|error| TokenError::LockDir { dir: lock_dir.to_owned(), why: error.to_string() })?;
         Ok(Self { token, session, changes })
+    }
+
+    /// One canary, before callers rely on the session. The error is a text for the operator.
+    pub(super) fn prove(&self) -> Result<(), String> {
+        self.check().map_err(|trouble| match trouble {
+            Trouble::Fault(fault) => fault.to_string(),
+            Trouble::Error(error) => text(&error),
+        })
     }
 
     /// Does what is asked, unless its deadline has passed.

@@ -1,12 +1,6 @@
 //! Killed, stopped and overloaded workers.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use kms_core::{Algorithm, Hsm, hsm::Fault};
 use rustix::process::Signal;
@@ -31,12 +25,9 @@ async fn a_stopped_worker_costs_its_caller_the_deadline_and_is_replaced() {
     assert_eq!(rig.sign(&key, within(patience)).await, Err(Fault::DeadlineExceeded));
     let took = began.elapsed();
     assert!(took >= patience && took < patience + Duration::from_millis(100), "{took:?}");
-    // In flight when the worker is given up: it fails then, not at its own far deadline.
-    let given_up = rig.sign(&key, soon()).await;
-    assert!(matches!(given_up, Err(Fault::Unavailable(_))), "{given_up:?}");
-    eventually("it is replaced", || rig.workers().iter().any(|pid| *pid != stopped)).await;
-    // The same key, from a worker that has never seen it.
+    // In flight when the worker is given up: its successor does it, and has never seen the key.
     rig.sign(&key, soon()).await.unwrap();
+    assert!(rig.workers().iter().all(|pid| *pid != stopped), "it was replaced");
     rig.close().await;
 }
 
@@ -84,49 +75,6 @@ async fn work_whose_deadline_passed_in_the_queue_never_reaches_the_token() {
     assert_eq!(rig.pool.health().in_flight, 0);
     assert_eq!(rig.workers(), [worker], "no reason to replace it");
     rig.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killing_ready_workers_under_load_costs_only_what_is_in_flight() {
-    const KILLS: u32 = 30;
-    const CALLERS: u32 = 8;
-    let rig = Arc::new(Rig::new().await);
-    let (key, _) = rig.key(Algorithm::Es256).await;
-    let (stop, failed, signed) =
-        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-    let callers: Vec<_> = (0..CALLERS)
-        .map(|_| {
-            let (rig, key, stop) = (Arc::clone(&rig), key.clone(), Arc::clone(&stop));
-            let (failed, signed) = (Arc::clone(&failed), Arc::clone(&signed));
-            tokio::spawn(async move {
-                while !stop.load(Ordering::Relaxed) {
-                    match rig.sign(&key, soon()).await {
-                        Ok(_) => signed.fetch_add(1, Ordering::Relaxed),
-                        Err(Fault::Unavailable(_)) => failed.fetch_add(1, Ordering::Relaxed),
-                        Err(other) => panic!("{other:?}"),
-                    };
-                }
-            })
-        })
-        .collect();
-    for kill in 0..KILLS {
-        rig.workers_are(2).await;
-        let before = signed.load(Ordering::Relaxed);
-        let victim = rig.workers()[usize::try_from(kill % 2).unwrap()];
-        signal(victim, Signal::KILL);
-        eventually("signing goes on", || signed.load(Ordering::Relaxed) > before + 10).await;
-        eventually("the pool has seen the death", || !rig.workers().contains(&victim)).await;
-    }
-    stop.store(true, Ordering::Relaxed);
-    for caller in callers {
-        caller.await.unwrap();
-    }
-    let lost = failed.load(Ordering::Relaxed);
-    assert!(lost <= KILLS * CALLERS, "{lost} calls failed");
-    rig.workers_are(2).await;
-    assert!(rig.pool.health().respawns >= u64::from(KILLS));
-    rig.sign(&key, soon()).await.unwrap();
-    Arc::try_unwrap(rig).ok().unwrap().close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

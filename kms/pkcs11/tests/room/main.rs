@@ -7,6 +7,7 @@ mod conformance;
 mod failures;
 mod keys;
 mod overtaking;
+mod recovery;
 mod startup;
 mod support;
 mod tree;

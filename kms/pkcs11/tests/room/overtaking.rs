@@ -29,7 +29,8 @@ struct Play {
 impl Play {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { workers: 1, runtime_dir: dir.path().join("run"), ..Config::default() };
+        let runtime_dir = dir.path().join("run");
+        let config = Config { workers: 1, spare_workers: 0, runtime_dir, ..Config::default() };
         let (ours, control) = UnixStream::pair().unwrap();
         Self { pool: Pool::start(config, ours).unwrap(), control, inbox: Inbox::default(), dir }
     }

@@ -57,6 +57,7 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config {
             workers: 2,
+            spare_workers: 0,
             call_timeout: Duration::from_secs(2),
             runtime_dir: dir.path().join("run"),
             ..Config::default()

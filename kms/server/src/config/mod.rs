@@ -90,6 +90,9 @@ pub struct Hsm {
     /// Worker processes. Default: 2.
     #[serde(default = "defaults::workers")]
     pub workers: NonZeroU16,
+    /// READY workers beside them that take over when one dies, hangs or retires. Default: 1.
+    #[serde(default = "defaults::spare_workers")]
+    pub spare_workers: u16,
     /// PKCS#11 sessions, each with its thread, in every worker; more than 1 for an HSM behind a network.
     /// Default: 1.
     #[serde(default = "defaults::sessions_per_worker")]
@@ -100,6 +103,17 @@ pub struct Hsm {
     /// How long a worker may take to load the module and log in. Default: 30s.
     #[serde(default = "defaults::startup_timeout", deserialize_with = "duration::deserialize")]
     pub startup_timeout: Duration,
+    /// A worker that was asked nothing for this long is sent a canary, so that a link that died unused is found
+    /// before a caller needs it. Default: 10s.
+    #[serde(default = "defaults::keep_alive", deserialize_with = "duration::deserialize")]
+    pub keep_alive: Duration,
+    /// After so many operations a worker is replaced by a fresh one, without a failed request: vendor libraries
+    /// leak. 0 for never. Default: 10,000,000.
+    #[serde(default = "defaults::worker_operations_max")]
+    pub worker_operations_max: u64,
+    /// A worker that holds more memory than this, in bytes, is replaced likewise. 0 for never. Default: 1 GiB.
+    #[serde(default = "defaults::worker_memory_bytes_max")]
+    pub worker_memory_bytes_max: u64,
     /// Most requests that wait for the token; one more is refused. Default: 1024.
     #[serde(default = "defaults::queue_max")]
     pub queue_max: NonZeroU16,
@@ -261,6 +275,22 @@ mod defaults {
 
     pub(super) fn workers() -> NonZeroU16 {
         NonZeroU16::MIN.saturating_add(1)
+    }
+
+    pub(super) fn spare_workers() -> u16 {
+        1
+    }
+
+    pub(super) fn keep_alive() -> Duration {
+        Duration::from_secs(10)
+    }
+
+    pub(super) fn worker_operations_max() -> u64 {
+        10_000_000
+    }
+
+    pub(super) fn worker_memory_bytes_max() -> u64 {
+        1 << 30
     }
 
     pub(super) fn sessions_per_worker() -> NonZeroU16 {
