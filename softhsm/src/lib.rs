@@ -5,6 +5,8 @@
 //! lie in files beside the token: good for development, never for production. They are given to
 //! `softhsm2-util` through a pseudo-terminal, because arguments can be read by every user of the machine.
 
+pub mod faults;
+
 mod dev;
 mod ephemeral;
 mod install;
@@ -48,6 +50,9 @@ pub enum Error {
         /// What it said.
         output: String,
     },
+    /// There is no fault shim.
+    #[error("the fault shim does not build: {0}")]
+    Shim(String),
     /// The file system or the operating system refused.
     #[error("{}: {source}", .path.display())]
     Io {

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use cryptoki::{
-    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11},
     error::{Error, RvError},
     slot::{Slot, TokenInfo},
 };
@@ -16,6 +16,32 @@ use crate::{
     profile::{self, Profile},
     wire::{Refusal, RefusalKind},
 };
+
+/// How `CK_INFO.libraryDescription` of the fault shim begins.
+const FAULT_SHIM: &str = "kms fault shim";
+/// The variable without which the fault shim is refused, whatever it thinks itself.
+const DEV_FAULT_INJECTION: &str = "KMS_DEV_FAULT_INJECTION";
+/// What a worker calls. A module may announce a version and leave functions out.
+const NEEDED: [Function; 18] = [
+    Function::Initialize,
+    Function::GetInfo,
+    Function::GetSlotList,
+    Function::GetTokenInfo,
+    Function::GetMechanismInfo,
+    Function::OpenSession,
+    Function::CloseSession,
+    Function::GetSessionInfo,
+    Function::Login,
+    Function::GenerateKeyPair,
+    Function::FindObjectsInit,
+    Function::FindObjects,
+    Function::FindObjectsFinal,
+    Function::GetAttributeValue,
+    Function::SignInit,
+    Function::Sign,
+    Function::DestroyObject,
+    Function::GenerateRandom,
+];
 
 /// What is wrong with module, token or PIN. Each text says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,12 +62,22 @@ pub enum TokenError {
         /// What the loader said.
         why: String,
     },
+    /// The fault shim, outside a test.
+    #[error(
+        "{path} is the fault shim, a module that fails on purpose: correct module-path in the pkcs11: URI; \
+         where a test means it, set {DEV_FAULT_INJECTION}=1 in the environment of kms"
+    )]
+    TestModule {
+        /// module-path.
+        path: PathBuf,
+    },
     /// C_Initialize failed.
     #[error("the PKCS#11 module does not start: {0}; look at the vendor's configuration and log")]
     Initialize(String),
     /// The module shows no token at all.
     #[error(
-        "the PKCS#11 module shows no token: is the HSM connected, and may this user read its configuration?"
+        "HSM absent: the PKCS#11 module shows no token; is the HSM connected, and may this user read its \
+         configuration?"
     )]
     NoToken,
     /// None of the tokens is the one that the URI names.
@@ -132,6 +168,7 @@ impl TokenError {
             }
             Self::ModuleMissing { .. }
             | Self::NotAModule { .. }
+            | Self::TestModule { .. }
             | Self::TokenAmbiguous { .. }
             | Self::UserPinUnset
             | Self::PinSourceMissing
@@ -176,10 +213,25 @@ impl Module {
             return Err(refuse("it is not a file".to_owned()));
         }
         let pkcs11 = Pkcs11::new(path).map_err(|error| refuse(error.to_string()))?;
-        pkcs11
-            .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
-            .map_err(|error| TokenError::Initialize(profile::text(&error)))?;
-        let info = pkcs11.get_library_info()?;
+        let missing: Vec<Function> =
+            NEEDED.into_iter().filter(|needed| !pkcs11.is_fn_supported(*needed)).collect();
+        if let [first, others @ ..] = &missing[..] {
+            return Err(refuse(format!(
+                "it lacks C_{first:?} and {} other functions that kms calls",
+                others.len()
+            )));
+        }
+        let initialized = pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK));
+        let info = pkcs11.get_library_info();
+        // The shim says what it is even where it does not start.
+        if let Ok(info) = &info
+            && info.library_description().starts_with(FAULT_SHIM)
+            && std::env::var_os(DEV_FAULT_INJECTION).is_none_or(|flag| flag != "1")
+        {
+            return Err(TokenError::TestModule { path: path.to_owned() });
+        }
+        initialized.map_err(|error| TokenError::Initialize(profile::text(&error)))?;
+        let info = info?;
         let (manufacturer, description) = (info.manufacturer_id().trim(), info.library_description().trim());
         let library = format!("{manufacturer} {description} {}", info.library_version());
         let profile = Profile::detect(manufacturer, description);
@@ -271,8 +323,6 @@ pub(crate) fn login_error(error: Error) -> TokenError {
 
 #[cfg(test)]
 mod tests {
-    use cryptoki::context::Function;
-
     use super::*;
 
     fn kind_of(code: RvError) -> RefusalKind {

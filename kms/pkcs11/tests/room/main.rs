@@ -5,6 +5,7 @@
 mod admin;
 mod conformance;
 mod failures;
+mod faults;
 mod keys;
 mod overtaking;
 mod recovery;

@@ -1,6 +1,7 @@
 //! A token of its own, a supervisor and a pool in one test process; the workers are real processes.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -16,7 +17,10 @@ use kms_pkcs11::{
     pool::{Config, StartError},
     supervisor::{self, Settings},
 };
-use kms_softhsm::EphemeralToken;
+use kms_softhsm::{
+    EphemeralToken, Token,
+    faults::{self, Controller},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::{net::UnixStream, task::JoinHandle};
@@ -40,7 +44,7 @@ impl Rig {
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let token = EphemeralToken::new().unwrap();
         let uri = token.uri();
-        let rig = Self::start(token, &uri, change).await;
+        let rig = Self::start(token, &uri, Vec::new(), change);
         rig.pool.wait_ready().await.unwrap();
         rig.workers_are(u32::from(rig.wanted())).await;
         rig
@@ -48,12 +52,34 @@ impl Rig {
 
     /// A pool whose start must fail.
     pub(crate) async fn refused(token: EphemeralToken, uri: &str) -> (Self, StartError) {
-        let rig = Self::start(token, uri, |_| ()).await;
+        let rig = Self::start(token, uri, Vec::new(), |_| ());
         let error = rig.pool.wait_ready().await.unwrap_err();
         (rig, error)
     }
 
-    async fn start(token: EphemeralToken, uri: &str, change: impl FnOnce(&mut Config)) -> Self {
+    /// A pool whose workers load the fault shim before the module, under `script` from the first call on. It is not
+    /// waited for.
+    pub(crate) fn faulty(script: &str, change: impl FnOnce(&mut Config)) -> (Self, Controller) {
+        let token = EphemeralToken::new().unwrap();
+        let controller = Controller::start(token.conf().parent().unwrap()).unwrap();
+        controller.set(&script.parse().unwrap());
+        let (uri, env) = (shim_uri(&token), controller.env(token.module()));
+        (Self::start(token, &uri, env, change), controller)
+    }
+
+    /// One READY worker behind the fault shim, without any rule yet.
+    pub(crate) async fn faulty_worker() -> (Self, Controller) {
+        let (rig, controller) = Self::faulty("", |config| config.workers = 1);
+        rig.pool.wait_ready().await.unwrap();
+        (rig, controller)
+    }
+
+    pub(crate) fn start(
+        token: EphemeralToken,
+        uri: &str,
+        env: Vec<(OsString, OsString)>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config {
             workers: 2,
@@ -63,7 +89,9 @@ impl Rig {
             ..Config::default()
         };
         change(&mut config);
-        let (pool, supervisor) = link(&token, uri, dir.path(), config);
+        let mut settings = settings(&token, uri, dir.path(), &config);
+        settings.env.extend(env);
+        let (pool, supervisor) = link_with(settings, config);
         Self { pool, supervisor, dir, token }
     }
 
@@ -103,6 +131,12 @@ impl Rig {
         self.supervisor.await.unwrap();
         self.token
     }
+}
+
+/// The token's URI with the fault shim in the module's place.
+pub(crate) fn shim_uri(token: &Token) -> String {
+    let (module, shim) = (token.module().display().to_string(), faults::module().unwrap());
+    token.uri().replace(&module, &shim.display().to_string())
 }
 
 /// Starts a supervisor and a pool for the token that `uri` names.
