@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     process::Command,
 };
 
@@ -31,8 +32,17 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Throw-away tokens may stand in for an HSM in any crate's tests.
 const ALSO_IN_TESTS: &[&str] = &["kms-softhsm"];
 
-/// Who alone may name a crate from outside. The benchmark measures the bare token beside the service.
-const ONLY: &[(&str, &[&str])] = &[("cryptoki", &["kms-bench", "kms-pkcs11"]), ("sqlx", &["kms-store"])];
+/// Who alone may name a crate from outside. The benchmark measures the bare token beside the service; the fault shim is
+/// a module, and its tests call it as a program would.
+const ONLY: &[(&str, &[&str])] = &[
+    ("cryptoki", &["kms-bench", "kms-faulty-pkcs11", "kms-pkcs11"]),
+    ("cryptoki-sys", &["kms-faulty-pkcs11"]),
+    ("libloading", &["kms-faulty-pkcs11"]),
+    ("sqlx", &["kms-store"]),
+];
+
+/// The one crate with unsafe code. It knows nobody, and nobody may know it: it is built by its name.
+const UNSAFE: &str = "kms-faulty-pkcs11";
 
 /// What must not be anywhere below core: it says what the system means, and not with which technology.
 const NOT_IN_CORE: &[&str] = &["tokio", "tonic", "prost", "axum", "hyper", "sqlx", "cryptoki"];
@@ -100,8 +110,21 @@ fn the_fakes_of_core_are_for_tests_only() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn only_the_fault_shim_may_have_unsafe_code_and_nobody_depends_on_it() -> anyhow::Result<()> {
+    for package in ours()? {
+        let manifest = std::fs::read_to_string(&package.manifest)?;
+        let inherits = manifest.contains("[lints]\nworkspace = true");
+        ensure!(inherits == (package.name != UNSAFE), "{} has lints of its own", package.name);
+        let knows = package.dependencies.iter().any(|dependency| dependency.name == UNSAFE);
+        ensure!(!knows, "{} depends on {UNSAFE}", package.name);
+    }
+    Ok(())
+}
+
 struct Package {
     name: String,
+    manifest: PathBuf,
     dependencies: Vec<Dependency>,
 }
 
@@ -125,6 +148,7 @@ fn ours() -> anyhow::Result<Vec<Package>> {
     let packages: Vec<_> = list(&metadata["packages"])
         .map(|package| Package {
             name: text(&package["name"]),
+            manifest: text(&package["manifest_path"]).into(),
             dependencies: list(&package["dependencies"]).map(dependency).collect(),
         })
         .collect();

@@ -153,7 +153,18 @@ impl TokenSession {
         Ok(())
     }
 
-    fn find(&self, id: CkaId) -> Result<Found, Trouble> {
+    fn find(&mut self, id: CkaId) -> Result<Found, Trouble> {
+        match self.find_once(id) {
+            Err(Trouble::Error(error)) if self.is_stale(&error) => {
+                // Gone between search and reading, or the login is: look once more.
+                self.replace().map_err(|LinkLost(fault)| fault)?;
+                self.find_once(id)
+            }
+            result => result,
+        }
+    }
+
+    fn find_once(&self, id: CkaId) -> Result<Found, Trouble> {
         let _searching = self.changes.searching()?;
         let pair = self.objects(id)?;
         let mut found = Found::default();
@@ -266,13 +277,18 @@ impl TokenSession {
     }
 
     fn check(&self) -> Result<(), Trouble> {
-        let info = self.session.get_session_info()?;
-        if !matches!(info.session_state(), SessionState::RwUser) {
-            return Err(Fault::Unavailable("the token has logged us out".to_owned()).into());
-        }
+        self.logged_in()?;
         match self.session.generate_random_vec(16) {
             Ok(_) | Err(Error::Pkcs11(RvError::RandomNoRng, _)) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Without login private objects cannot be seen, and no search may be taken for proof that there is none.
+    fn logged_in(&self) -> Result<(), Trouble> {
+        match self.session.get_session_info()?.session_state() {
+            SessionState::RwUser => Ok(()),
+            _ => Err(Fault::Unavailable("the token has logged us out".to_owned()).into()),
         }
     }
 
@@ -286,6 +302,9 @@ impl TokenSession {
                 Some(Attribute::Class(ObjectClass::PUBLIC_KEY)) => pair.public.push(handle),
                 _ => {}
             }
+        }
+        if pair.private.is_empty() {
+            self.logged_in()?;
         }
         Ok(pair)
     }

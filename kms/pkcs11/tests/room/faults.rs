@@ -19,7 +19,7 @@ use kms_softhsm::{
 };
 use rustix::process::Signal;
 
-use crate::support::{self, Rig, eventually, grant, random, signal, soon, within};
+use crate::support::{self, Rig, eventually, grant, random, served, signal, soon, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_shim_without_the_dev_flag_is_refused_and_named() {
@@ -106,7 +106,7 @@ async fn a_module_that_crashes_whoever_loads_it_costs_workers_and_is_reported() 
     for script in ["C_GetInterface always: null-list", "C_Initialize always: crash"] {
         let (rig, controller) = Rig::faulty(script, |_| ());
         let text = rig.pool.wait_ready().await.unwrap_err().to_string();
-        assert!(text.contains("died while it started (signal: 11"), "{script}: {text}");
+        assert!(text.contains("died while it started (signal: "), "{script}: {text}");
         assert!(controller.fired() >= 1, "{script}: it is on record although the process is gone");
         rig.close().await;
     }
@@ -271,7 +271,7 @@ async fn what_was_made_before_an_error_was_reported_is_found() {
         let new = new_pair();
         let made = rig.pool.generate(&grant(), &new, soon()).await;
         assert!(matches!(made, Err(Fault::Failed(_) | Fault::Unavailable(_))), "{code}: {made:?}");
-        let found = rig.pool.find(&grant(), new.id, soon()).await.unwrap();
+        let found = served(async || rig.pool.find(&grant(), new.id, soon()).await).await;
         assert_eq!((found.private.len(), found.public.len()), (1, 1), "{code}");
         let key = KeyRef::new(new.id, &found.public[0]);
         rig.sign(&key, soon()).await.unwrap();
@@ -356,7 +356,7 @@ async fn a_login_that_the_token_forgot_heals_by_a_new_worker_and_loses_no_key() 
         let before = rig.workers();
         controller.set(&format!("{when} nth 1 times 1: forget-login").parse().unwrap());
         is_unavailable(rig.sign(&key, soon()).await);
-        let signature = rig.sign(&key, soon()).await.unwrap();
+        let signature = served(async || rig.sign(&key, soon()).await).await;
         assert!(is_right(&spki, &signature), "{when}");
         assert_ne!(rig.workers(), before, "{when}: a new worker");
         assert_eq!((controller.fired(), logins(&controller)), (1, 2), "{when}");
@@ -373,9 +373,21 @@ async fn a_search_without_login_does_not_say_that_there_is_no_key() {
         Ok(found) => assert_eq!((found.private.len(), found.public.len()), (1, 1)),
         Err(fault) => assert!(matches!(fault, Fault::Unavailable(_)), "{fault:?}"),
     }
-    let found = rig.pool.find(&grant(), key.id, soon()).await.unwrap();
+    let found = served(async || rig.pool.find(&grant(), key.id, soon()).await).await;
     assert_eq!((found.private.len(), found.public.len()), (1, 1));
     assert_eq!(controller.fired(), 1);
+    rig.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destruction_without_login_does_not_pass_for_one() {
+    let (rig, controller) = Rig::faulty_worker().await;
+    let (key, _) = rig.key(Algorithm::Es256).await;
+    controller.set(&"C_FindObjectsInit nth 1 times 1: forget-login".parse().unwrap());
+    let unseen = rig.pool.destroy(&grant(), key.id, soon()).await;
+    assert!(matches!(unseen, Err(Fault::Unavailable(_))), "{unseen:?}");
+    // Whole, for a new worker.
+    served(async || rig.sign(&key, soon()).await).await;
     rig.close().await;
 }
 

@@ -178,6 +178,18 @@ pub(crate) fn within(time: Duration) -> Deadline {
     Deadline::at(Instant::now() + time)
 }
 
+/// Asks again while the worker that was asked is gone: the pool may not have heard of its end yet.
+pub(crate) async fn served<T>(mut call: impl AsyncFnMut() -> Result<T, Fault>) -> T {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        match call().await {
+            Ok(value) => return value,
+            Err(Fault::Unavailable(_)) if Instant::now() < end => {}
+            Err(fault) => panic!("{fault:?}"),
+        }
+    }
+}
+
 /// Waits for a condition that must come true.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
