@@ -4,8 +4,8 @@
 //! cannot be had from a healthy one on demand; this library does it on demand, at the C ABI, below everything that is
 //! to be proven. Its controller is `kms_softhsm::faults`, where the grammar of rules is described too.
 //!
-//! [`module`] loads the real module and makes the function lists: the real ones, with ours put in. Each of [`calls`]
-//! goes through [`call`], which asks [`process`] whether a rule hits. There are no threads: a new script is read when
+//! `module` loads the real module and makes the function lists: the real ones, with ours put in. Each of `calls`
+//! goes through `call`, which asks `process` whether a rule hits. There are no threads: a new script is read when
 //! the next call begins, and the controller is asked before a fault happens.
 //!
 //! Never for production: C_Initialize fails unless `KMS_DEV_FAULT_INJECTION` is `1`, and kms recognises the library by

@@ -184,8 +184,9 @@ pub(crate) async fn served<T>(mut call: impl AsyncFnMut() -> Result<T, Fault>) -
     loop {
         match call().await {
             Ok(value) => return value,
-            Err(Fault::Unavailable(_)) if Instant::now() < end => {}
-            Err(fault) => panic!("{fault:?}"),
+            Err(fault) => {
+                assert!(matches!(fault, Fault::Unavailable(_)) && Instant::now() < end, "{fault:?}");
+            }
         }
     }
 }
