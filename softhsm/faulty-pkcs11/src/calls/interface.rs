@@ -100,10 +100,10 @@ fn instead(module: &'static module::Module, hits: &[Hit]) -> Option<Option<&'sta
 fn is(interface: &CK_INTERFACE, name: &CStr, version: Option<&CK_VERSION>, flags: CK_FLAGS) -> bool {
     // SAFETY: names are the module's or ours, and end with a NUL.
     let named = unsafe { CStr::from_ptr(interface.pInterfaceName.cast()) } == name;
+    // SAFETY: every list begins with its version.
+    let has = unsafe { interface.pFunctionList.cast::<CK_VERSION>().as_ref() };
     let versioned = version.is_none_or(|version| {
-        // SAFETY: every list begins with its version.
-        let has = unsafe { &*interface.pFunctionList.cast::<CK_VERSION>() };
-        (has.major, has.minor) == (version.major, version.minor)
+        has.is_some_and(|has| (has.major, has.minor) == (version.major, version.minor))
     });
     named && versioned && interface.flags & flags == flags
 }
