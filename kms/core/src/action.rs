@@ -46,11 +46,15 @@ pub enum Action {
     ExecuteDestroy,
     /// Test the HSM link (our own work).
     Canary,
+    /// Let the token follow the store's epoch (our own work).
+    FollowEpoch,
+    /// Accept a store that is older than the token has seen.
+    AcceptOlderStore,
 }
 
 impl Action {
     /// Every action, for tables and matrices.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Sign,
         Self::SignJwt,
         Self::Verify,
@@ -70,6 +74,8 @@ impl Action {
         Self::ResumeBirth,
         Self::ExecuteDestroy,
         Self::Canary,
+        Self::FollowEpoch,
+        Self::AcceptOlderStore,
     ];
 }
 

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::{
     Error, Key, KeyId, KeyVersion,
+    epoch::Epoch,
     error::Kind,
     key::later,
     signature::PublicKey,
@@ -27,6 +28,7 @@ pub(crate) struct Picture {
     pub(crate) generation: Generation,
     pub(crate) keys: BTreeMap<KeyId, Arc<Entry>>,
     access_tokens: HashMap<[u8; 32], Arc<AccessToken>>,
+    pub(crate) epoch: Option<Epoch>,
 }
 
 /// A key with its versions, and their public keys parsed once.
@@ -91,7 +93,7 @@ impl Picture {
             .collect::<Result<_, Error>>()?;
         let access_tokens =
             snapshot.access_tokens.into_iter().map(|token| (token.sha256, Arc::new(token))).collect();
-        Ok(Self { generation: snapshot.generation, keys, access_tokens })
+        Ok(Self { generation: snapshot.generation, keys, access_tokens, epoch: snapshot.epoch })
     }
 
     /// Every access token.

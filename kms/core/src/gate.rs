@@ -14,9 +14,12 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwapOption;
+
 use crate::{
     Action, Caller, Error, KeyId,
     audit::{AuditLog, Event, OperationId, Outcome, Phase},
+    epoch::Recovery,
     policy::{self, Decision},
     time::Timestamp,
 };
@@ -26,6 +29,7 @@ pub struct Gate<A> {
     log: Arc<A>,
     prefix: u64,
     counter: AtomicU64,
+    recovery: ArcSwapOption<Recovery>,
 }
 
 /// Proof that policy allowed one operation. Only the gate makes one.
@@ -62,12 +66,14 @@ pub enum SystemWork {
     Rotation,
     /// Destroying what is due.
     Destruction,
+    /// Letting the token follow the store's epoch. Writes no record: the change that moved it has one.
+    Epoch,
 }
 
 impl<A: AuditLog> Gate<A> {
     /// A gate that records to `log`. `prefix` is random, so that operation ids of several runs differ.
     pub fn new(log: Arc<A>, prefix: u64) -> Self {
-        Self { log, prefix, counter: AtomicU64::new(0) }
+        Self { log, prefix, counter: AtomicU64::new(0), recovery: ArcSwapOption::empty() }
     }
 
     /// Admits `caller` to `action` on `key`, or records the denial and says only "denied".
@@ -80,13 +86,10 @@ impl<A: AuditLog> Gate<A> {
     ) -> Result<Admission<A>, Error> {
         let slot = self.log.reserve()?;
         let grant = self.grant(caller.shared_name(), action, key, now);
+        let admission = Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) };
         match policy::decide(caller, action, key) {
-            Decision::Allow => Ok(Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) }),
-            Decision::Deny { rule } => {
-                let event = grant.event(Phase::Outcome, Outcome::Denied, Some(rule));
-                self.log.record(vec![(slot, event)]).await?;
-                Err(Error::denied())
-            }
+            Decision::Allow => self.unless_in_recovery(admission).await,
+            Decision::Deny { rule } => admission.deny(rule, Error::denied()).await,
         }
     }
 
@@ -111,13 +114,34 @@ impl<A: AuditLog> Gate<A> {
     ) -> Result<Admission<A>, Error> {
         let slot = self.log.reserve()?;
         let grant = self.system(work, Some(key), now);
-        self.intend(Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) }).await
+        let admission = Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) };
+        self.intend(self.unless_in_recovery(admission).await?).await
     }
 
-    /// A grant for our own work that writes no record of its own: the canary, and the steps inside a birth
-    /// whose intent and outcome are recorded already.
+    /// A grant for our own work that writes no record of its own: the canary, the epoch, and the steps inside a
+    /// birth whose intent and outcome are recorded already.
     pub fn system(&self, work: SystemWork, key: Option<&KeyId>, now: Timestamp) -> Grant {
         self.grant(work.caller().into(), work.action(), key, now)
+    }
+
+    /// Why and since which epoch the service is in recovery mode, if it is.
+    pub fn recovery(&self) -> Option<Recovery> {
+        self.recovery.load().as_deref().copied()
+    }
+
+    /// Enters recovery mode, or leaves it.
+    pub(crate) fn set_recovery(&self, recovery: Option<Recovery>) {
+        self.recovery.store(recovery.map(Arc::new));
+    }
+
+    async fn unless_in_recovery(&self, admission: Admission<A>) -> Result<Admission<A>, Error> {
+        match self.recovery() {
+            Some(recovery) if !policy::is_allowed_in_recovery(admission.action) => {
+                let refusal = recovery.refusal();
+                admission.deny(refusal.reason(), refusal).await
+            }
+            _ => Ok(admission),
+        }
     }
 
     async fn intend(&self, admission: Admission<A>) -> Result<Admission<A>, Error> {
@@ -162,6 +186,15 @@ impl<A: AuditLog> Admission<A> {
         }
         log.record(records).await?;
         Ok(results.into_iter().map(|result| result.map(Unsettled::open)).collect())
+    }
+
+    /// Records the denial; the caller gets `error`.
+    async fn deny<T>(mut self, rule: &'static str, error: Error) -> Result<T, Error> {
+        if let Some(slot) = self.slot.take() {
+            let event = self.grant.event(Phase::Outcome, Outcome::Denied, Some(rule));
+            self.log.record(vec![(slot, event)]).await?;
+        }
+        Err(error)
     }
 
     fn outcome<T>(&mut self, result: &Result<T, Error>) -> Option<(A::Slot, Event)> {
@@ -273,6 +306,7 @@ impl SystemWork {
             Self::Canary => "system:canary",
             Self::Rotation => "system:scheduler",
             Self::Destruction => "system:scheduler",
+            Self::Epoch => "system:epoch",
         }
     }
 
@@ -282,6 +316,65 @@ impl SystemWork {
             Self::Canary => Action::Canary,
             Self::Rotation => Action::RotateKey,
             Self::Destruction => Action::ExecuteDestroy,
+            Self::Epoch => Action::FollowEpoch,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+
+    use super::*;
+    use crate::fakes::{ManualClock, MemoryLog, administrator};
+
+    /// What an administrator gets for an action on a store that is older than the token has seen.
+    const IN_RECOVERY: [(Action, &str); Action::ALL.len()] = [
+        (Action::Sign, "RECOVERY_MODE"),
+        (Action::SignJwt, "RECOVERY_MODE"),
+        (Action::Verify, ""),
+        (Action::GetPublicKey, ""),
+        (Action::GetKey, ""),
+        (Action::ListKeys, ""),
+        (Action::CreateKey, "RECOVERY_MODE"),
+        (Action::UpdateKey, "RECOVERY_MODE"),
+        (Action::RotateKey, "RECOVERY_MODE"),
+        (Action::DisableKeyVersion, ""),
+        (Action::EnableKeyVersion, "RECOVERY_MODE"),
+        (Action::DestroyKeyVersion, "RECOVERY_MODE"),
+        (Action::RestoreKeyVersion, ""),
+        (Action::CreateAccessToken, "RECOVERY_MODE"),
+        (Action::ListAccessTokens, ""),
+        (Action::RevokeAccessToken, ""),
+        (Action::ResumeBirth, "PERMISSION_DENIED"),
+        (Action::ExecuteDestroy, "PERMISSION_DENIED"),
+        (Action::Canary, "PERMISSION_DENIED"),
+        (Action::FollowEpoch, "PERMISSION_DENIED"),
+        (Action::AcceptOlderStore, ""),
+    ];
+
+    #[test]
+    fn an_older_store_may_be_read_and_lessened_by_callers_and_not_worked_on_by_ourselves() {
+        let log = Arc::new(MemoryLog::default());
+        let gate = Gate::new(Arc::clone(&log), 0);
+        let now = crate::Clock::now(&ManualClock::default());
+        let key: KeyId = "k".parse().expect("a key's name");
+        let reason = |outcome: Result<Admission<MemoryLog>, Error>| match outcome {
+            Ok(_) => "",
+            Err(error) => error.reason(),
+        };
+        gate.set_recovery(Some(Recovery { store: 1, token: 2 }));
+        assert_eq!(IN_RECOVERY.map(|(action, _)| action), Action::ALL);
+        for (action, expected) in IN_RECOVERY {
+            let admitted = block_on(gate.admit(&administrator(), action, Some(&key), now));
+            assert_eq!(reason(admitted), expected, "{action}");
+        }
+        for work in [SystemWork::Birth, SystemWork::Rotation, SystemWork::Destruction] {
+            assert_eq!(reason(block_on(gate.begin_system(work, &key, now))), "RECOVERY_MODE", "{work:?}");
+            let last = log.events().pop().expect("a record");
+            assert_eq!((last.outcome, last.reason), (Outcome::Denied, Some("RECOVERY_MODE")), "{work:?}");
+        }
+        gate.set_recovery(None);
+        assert_eq!(reason(block_on(gate.admit(&administrator(), Action::Sign, Some(&key), now))), "");
     }
 }

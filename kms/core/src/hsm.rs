@@ -9,6 +9,7 @@ use std::{fmt, future::Future, time::Duration};
 use crate::{
     Algorithm, Error, Grant, Unsettled,
     algorithm::{Hash, KeySpec},
+    epoch::{Mark, Step},
     error::Kind,
     time::Deadline,
 };
@@ -50,6 +51,15 @@ pub trait Hsm: Send + Sync + 'static {
         id: CkaId,
         deadline: Deadline,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Does `step` to the epoch's marks, and gives every mark that is there afterwards, of whatever installation,
+    /// read back from the token.
+    fn epoch(
+        &self,
+        grant: &Grant,
+        step: Step,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<Vec<Mark>, Fault>> + Send;
 
     /// The canary: one round trip to the token that touches no user's key.
     fn check(&self, grant: &Grant, deadline: Deadline) -> impl Future<Output = Result<(), Fault>> + Send;

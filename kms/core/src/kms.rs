@@ -26,6 +26,8 @@ pub struct Kms<H, S, A, C> {
     pub(crate) entropy: Entropy,
     /// Births under way.
     pub(crate) births: Mutex<Births>,
+    /// Held by whoever lets the token follow the epoch: one at a time.
+    pub(crate) following: futures::lock::Mutex<()>,
 }
 
 /// The outside, plugged in once by `kms/server`.
@@ -91,6 +93,8 @@ pub struct Readiness {
     pub hsm: Result<(), String>,
     /// The store.
     pub store: Result<(), String>,
+    /// Whether the store is as new as the token has seen: not in recovery mode.
+    pub epoch: Result<(), String>,
 }
 
 impl Default for Settings {
@@ -105,13 +109,14 @@ impl Default for Settings {
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// Loads the catalog and opens the door.
+    /// Loads the catalog, compares its epoch with the token's, and opens the door: for everything, or in recovery
+    /// mode. The token must be reachable.
     pub async fn open(ports: Ports<H, S, A, C>, settings: Settings) -> Result<Self, Error> {
         let Ports { hsm, store, audit, clock, entropy } = ports;
         let mut prefix = [0; 8];
         entropy(&mut prefix)?;
         let catalog = Catalog::new(store.load().await?)?;
-        Ok(Self {
+        let kms = Self {
             hsm,
             store,
             clock,
@@ -120,7 +125,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             settings,
             entropy,
             births: Mutex::default(),
-        })
+            following: futures::lock::Mutex::default(),
+        };
+        kms.compare_epochs().await?;
+        Ok(kms)
     }
 
     /// The link to the token, for status and metrics.
@@ -128,13 +136,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         &self.hsm
     }
 
-    /// Whether the store writes now and a canary comes back from the HSM before `deadline`: for readiness.
+    /// Whether the store writes now, a canary comes back from the HSM before `deadline`, and all may be done: for
+    /// readiness.
     pub async fn check(&self, deadline: Deadline) -> Readiness {
         let grant = self.gate.system(SystemWork::Canary, None, self.clock.now());
         let (hsm, store) = futures::join!(self.hsm.check(&grant, deadline), self.store.check());
         Readiness {
             hsm: hsm.map_err(|fault| fault.to_string()),
             store: store.map(drop).map_err(|fault| fault.to_string()),
+            epoch: self.recovery().map_or(Ok(()), |recovery| Err(recovery.to_string())),
         }
     }
 

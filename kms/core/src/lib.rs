@@ -12,6 +12,7 @@ pub mod audit;
 pub mod caller;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod epoch;
 pub mod error;
 #[cfg(any(test, feature = "conformance"))]
 pub mod fakes;

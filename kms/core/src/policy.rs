@@ -22,7 +22,7 @@ pub fn decide(caller: &Caller, action: Action, key: Option<&KeyId>) -> Decision 
     let out_of_scope = match key {
         Some(key) => !caller.keys().contains(key),
         // Who makes access tokens could make one that reaches every key.
-        None => is_about_access(action) && *caller.keys() != KeyScope::All,
+        None => is_about_everything(action) && *caller.keys() != KeyScope::All,
     };
     if out_of_scope {
         return Decision::Deny { rule: "KEY_OUT_OF_SCOPE" };
@@ -39,14 +39,48 @@ fn is_use(action: Action) -> bool {
     matches!(action, Action::Sign | Action::SignJwt | Action::Verify | Action::GetPublicKey | Action::GetKey)
 }
 
-/// Managing who may come in.
-fn is_about_access(action: Action) -> bool {
-    matches!(action, Action::CreateAccessToken | Action::ListAccessTokens | Action::RevokeAccessToken)
+/// Managing who may come in, and the store itself: matters of every key.
+fn is_about_everything(action: Action) -> bool {
+    matches!(
+        action,
+        Action::CreateAccessToken
+            | Action::ListAccessTokens
+            | Action::RevokeAccessToken
+            | Action::AcceptOlderStore
+    )
 }
 
 /// Work that only the service itself does.
 fn is_ours_alone(action: Action) -> bool {
-    matches!(action, Action::ResumeBirth | Action::ExecuteDestroy | Action::Canary)
+    matches!(action, Action::ResumeBirth | Action::ExecuteDestroy | Action::Canary | Action::FollowEpoch)
+}
+
+/// Whether it may be done on a store that is older than the token has seen: reading, and what only takes away.
+/// Signing may be what somebody was forbidden meanwhile; a new version would take a number that is used already.
+pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
+    match action {
+        Action::Verify
+        | Action::GetPublicKey
+        | Action::GetKey
+        | Action::ListKeys
+        | Action::ListAccessTokens
+        | Action::RevokeAccessToken
+        | Action::DisableKeyVersion
+        | Action::RestoreKeyVersion
+        | Action::Canary
+        | Action::FollowEpoch
+        | Action::AcceptOlderStore => true,
+        Action::Sign
+        | Action::SignJwt
+        | Action::CreateKey
+        | Action::UpdateKey
+        | Action::RotateKey
+        | Action::EnableKeyVersion
+        | Action::DestroyKeyVersion
+        | Action::CreateAccessToken
+        | Action::ResumeBirth
+        | Action::ExecuteDestroy => false,
+    }
 }
 
 #[cfg(test)]
@@ -75,7 +109,7 @@ mod tests {
         for action in Action::ALL {
             assert_ne!(decide(&caller, action, Some(&key("other"))), Decision::Allow, "{action} elsewhere");
             let on_none = decide(&caller, action, None) == Decision::Allow;
-            assert_eq!(on_none, !is_about_access(action) && !is_ours_alone(action), "{action} on no key");
+            assert_eq!(on_none, !is_about_everything(action) && !is_ours_alone(action), "{action} on no key");
         }
     }
 

@@ -8,6 +8,7 @@ use std::future::Future;
 use crate::{
     Error, Key, KeyId, KeyVersion,
     caller::{KeyScope, Role},
+    epoch::Epoch,
     error::Kind,
     time::Timestamp,
 };
@@ -44,6 +45,8 @@ pub struct Snapshot {
     pub keys: Vec<(Key, Vec<KeyVersion>)>,
     /// Access tokens, revoked ones included.
     pub access_tokens: Vec<AccessToken>,
+    /// The epoch; `None` before the first start of a service.
+    pub epoch: Option<Epoch>,
 }
 
 /// A named set of writes that happen together or not at all.
@@ -78,6 +81,19 @@ pub enum Write {
         name: String,
         /// When.
         at: Timestamp,
+    },
+    /// The first epoch. Fails with [`Fault::Exists`] when there is one.
+    InsertEpoch(Epoch),
+    /// Moves the epoch by one, to a value above `past`. Whatever its value was: of two changes at once both count.
+    /// Fails with [`Fault::Changed`] when there is none.
+    MoveEpoch {
+        /// 0 for a mere move.
+        past: u64,
+    },
+    /// The token holds this epoch. Fails with [`Fault::Changed`] when the store has not reached it.
+    ConfirmEpoch {
+        /// What the token holds.
+        value: u64,
     },
 }
 

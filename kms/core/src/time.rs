@@ -1,6 +1,6 @@
 //! Time is data and an argument: the wall clock enters core through [`Clock`], a deadline is a value.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use jiff::{SignedDuration, Timestamp};
 
@@ -8,11 +8,18 @@ pub use jiff::{SignedDuration, Timestamp};
 pub trait Clock: Send + Sync + 'static {
     /// The current time, UTC.
     fn now(&self) -> Timestamp;
+
+    /// The moment that lies so far ahead, on the monotonic clock.
+    fn within(&self, span: Duration) -> Deadline;
 }
 
 impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
     fn now(&self) -> Timestamp {
         (**self).now()
+    }
+
+    fn within(&self, span: Duration) -> Deadline {
+        (**self).within(span)
     }
 }
 
@@ -29,7 +36,7 @@ impl Deadline {
 
     /// The same, `grace` later: for work that its caller has asked for but should not cut short.
     #[must_use]
-    pub fn later(self, grace: std::time::Duration) -> Self {
+    pub fn later(self, grace: Duration) -> Self {
         Self(self.0.checked_add(grace).unwrap_or(self.0))
     }
 

@@ -56,7 +56,23 @@ async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<(), F
             let query = sqlx::query(update).bind(name).bind(at.as_microsecond());
             one_row(connection, query, || format!("access token {name}")).await
         }
+        Write::InsertEpoch(epoch) => {
+            let insert = "INSERT INTO epoch (one, installation, value, in_token) VALUES (1, $1, $2, $3)";
+            one_row(connection, rows::bind_epoch(sqlx::query(insert), epoch)?, the_epoch).await
+        }
+        Write::MoveEpoch { past } => {
+            let update = "UPDATE epoch SET value = max(value, $1) + 1";
+            one_row(connection, sqlx::query(update).bind(rows::count(*past)?), the_epoch).await
+        }
+        Write::ConfirmEpoch { value } => {
+            let update = "UPDATE epoch SET in_token = $1 WHERE value >= $1";
+            one_row(connection, sqlx::query(update).bind(rows::count(*value)?), the_epoch).await
+        }
     }
+}
+
+fn the_epoch() -> String {
+    "the epoch".to_owned()
 }
 
 async fn insert_key(connection: &mut SqliteConnection, key: &Key) -> Result<(), Fault> {

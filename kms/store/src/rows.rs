@@ -5,6 +5,7 @@ use std::fmt::Display;
 use kms_core::{
     Key, KeyId, KeyUid, KeyVersion, Kid,
     caller::KeyScope,
+    epoch::{Epoch, Installation},
     hsm::CkaId,
     key::{Born, Timeline},
     store::{AccessToken, Fault, Generation, RememberedRequest},
@@ -173,6 +174,26 @@ pub(crate) fn request(row: &SqliteRow) -> Result<RememberedRequest, Fault> {
         version: cells.parse_some("version", |number: i64| u32::try_from(number).ok())?,
         at: cells.parse("at_us", instant)?,
     })
+}
+
+pub(crate) fn bind_epoch<'q>(query: Statement<'q>, epoch: &'q Epoch) -> Result<Statement<'q>, Fault> {
+    let query = query.bind(&epoch.installation.0[..]);
+    Ok(query.bind(count(epoch.value)?).bind(count(epoch.in_token)?))
+}
+
+pub(crate) fn epoch(row: &SqliteRow) -> Result<Epoch, Fault> {
+    let cells = Cells { row, place: "the epoch".to_owned() };
+    Ok(Epoch {
+        installation: cells
+            .parse("installation", |bytes: Vec<u8>| bytes.try_into().ok().map(Installation))?,
+        value: cells.parse("value", |value: i64| u64::try_from(value).ok())?,
+        in_token: cells.parse("in_token", |value: i64| u64::try_from(value).ok())?,
+    })
+}
+
+/// An epoch as SQLite keeps it. No service lives to see one that does not fit; a forged mark may name one.
+pub(crate) fn count(epoch: u64) -> Result<i64, Fault> {
+    i64::try_from(epoch).map_err(|_| Fault::Corrupt(format!("the epoch {epoch} is out of range")))
 }
 
 pub(crate) fn generation(value: i64) -> Result<Generation, Fault> {

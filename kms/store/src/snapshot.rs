@@ -18,6 +18,7 @@ pub(crate) async fn load(readers: &SqlitePool) -> Result<Snapshot, Fault> {
     let versions =
         sqlx::query("SELECT * FROM key_versions ORDER BY key_id, number").fetch_all(&mut *tx).await;
     let tokens = sqlx::query("SELECT * FROM access_tokens ORDER BY name").fetch_all(&mut *tx).await;
+    let epoch = sqlx::query("SELECT * FROM epoch").fetch_optional(&mut *tx).await;
     drop(tx);
 
     let mut by_name: BTreeMap<KeyId, (Key, Vec<KeyVersion>)> = BTreeMap::new();
@@ -40,5 +41,6 @@ pub(crate) async fn load(readers: &SqlitePool) -> Result<Snapshot, Fault> {
             .iter()
             .map(rows::access_token)
             .collect::<Result<_, _>>()?,
+        epoch: epoch.map_err(fault::statement)?.as_ref().map(rows::epoch).transpose()?,
     })
 }

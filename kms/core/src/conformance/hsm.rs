@@ -2,6 +2,7 @@
 
 use crate::{
     Action, Algorithm, Grant, Hsm,
+    epoch::{Installation, Mark, Step},
     fakes::entropy,
     hsm::{CkaId, Fault, KeyRef, NewKeyPair, SignInput},
     signature,
@@ -13,6 +14,7 @@ pub async fn run<H: Hsm>(hsm: &H, algorithms: &[Algorithm], deadline: Deadline) 
     let suite = Suite { hsm, deadline, grant: Grant::for_conformance(Action::Sign) };
     suite.a_canary_comes_back().await;
     suite.an_unknown_key_is_not_found().await;
+    suite.marks_are_made_once_destroyed_and_told_apart_by_installation().await;
     for &algorithm in algorithms {
         assert!(hsm.supports(algorithm), "{algorithm} is declared and not supported");
         let key = suite.a_new_pair_is_found_with_the_right_template(algorithm).await;
@@ -43,6 +45,47 @@ impl<H: Hsm> Suite<'_, H> {
         let key = KeyRef::new(id, b"no such key");
         let signed = self.sign(&key, Algorithm::Es256, SignInput::Digest(vec![0; 32])).await;
         assert_eq!(signed, Err(Fault::KeyNotFound));
+    }
+
+    async fn marks_are_made_once_destroyed_and_told_apart_by_installation(&self) {
+        let [ours, theirs] = [(); 2].map(|()| Installation(*fresh_id().as_bytes()));
+        let mark = |installation, value| Mark { installation, value };
+        let of_both = |marks: Vec<Mark>| -> Vec<Mark> {
+            let mut marks: Vec<_> =
+                marks.into_iter().filter(|mark| [ours, theirs].contains(&mark.installation)).collect();
+            marks.sort();
+            marks
+        };
+        let sorted = |mut marks: Vec<Mark>| {
+            marks.sort();
+            marks
+        };
+        let gone = mark(ours, u64::MAX);
+        for step in [Step::Read, Step::Destroy(gone)] {
+            assert_eq!(of_both(self.epoch(step).await), [], "{step:?} of none");
+        }
+        self.epoch(Step::Create(mark(theirs, 1))).await;
+        for _ in 0..2 {
+            let marks = self.epoch(Step::Create(mark(ours, 1))).await;
+            assert_eq!(of_both(marks), sorted(vec![mark(ours, 1), mark(theirs, 1)]), "made once");
+        }
+        let marks = self.epoch(Step::Create(mark(ours, 0x0102_0304_0506_0708))).await;
+        let all = vec![mark(ours, 1), mark(ours, 0x0102_0304_0506_0708), mark(theirs, 1)];
+        assert_eq!(of_both(marks), sorted(all), "two of one installation");
+        for _ in 0..2 {
+            self.epoch(Step::Destroy(mark(ours, 1))).await;
+            let marks = self.epoch(Step::Destroy(mark(ours, 0x0102_0304_0506_0708))).await;
+            assert_eq!(of_both(marks), [mark(theirs, 1)], "another installation's stays");
+        }
+        assert_eq!(of_both(self.epoch(Step::Destroy(mark(theirs, 1))).await), []);
+        let past = Deadline::at(std::time::Instant::now());
+        let late = self.hsm.epoch(&self.grant, Step::Create(gone), past).await;
+        assert_eq!(late, Err(Fault::DeadlineExceeded), "expired work is not done");
+        assert_eq!(of_both(self.epoch(Step::Read).await), []);
+    }
+
+    async fn epoch(&self, step: Step) -> Vec<Mark> {
+        self.hsm.epoch(&self.grant, step, self.deadline).await.expect("a step of the epoch")
     }
 
     async fn a_new_pair_is_found_with_the_right_template(&self, algorithm: Algorithm) -> Pair {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{
     Key, KeyVersion, Kid, Store,
     caller::{KeyScope, Role},
+    epoch::{Epoch, Installation},
     fakes::{a_key, entropy},
     hsm::CkaId,
     key::{Born, Timeline},
@@ -22,6 +23,7 @@ pub async fn run<S: Store>(store: &S) {
     of_two_that_change_a_key_at_once_one_wins(store).await;
     a_request_is_remembered_once_and_forgotten_in_time(store).await;
     there_is_one_bootstrap_ever_and_revocation_stays(store).await;
+    an_epoch_moves_with_its_transaction_and_each_move_counts(store).await;
 }
 
 async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
@@ -172,6 +174,39 @@ async fn there_is_one_bootstrap_ever_and_revocation_stays<S: Store>(store: &S) {
     tokens.sort_by(|a, b| a.name.cmp(&b.name));
     let revoked = AccessToken { revoked_at: Some(at(5)), ..first };
     assert_eq!(tokens, vec![revoked, token("user-token", false)]);
+}
+
+async fn an_epoch_moves_with_its_transaction_and_each_move_counts<S: Store>(store: &S) {
+    let commit = |writes| store.commit(transaction(writes));
+    let read = || async { store.load().await.expect("load").epoch };
+    let moved = Write::MoveEpoch { past: 0 };
+    assert_eq!(read().await, None);
+    for write in [moved.clone(), Write::ConfirmEpoch { value: 0 }] {
+        let outcome = commit(vec![Write::InsertKey(a_key("must-not-stay")), write]).await;
+        assert!(matches!(outcome, Err(Fault::Changed(_))), "there is no epoch: {outcome:?}");
+    }
+    let first = Epoch { installation: Installation([3; 16]), value: 1, in_token: 0 };
+    commit(vec![Write::InsertEpoch(first)]).await.expect("commit");
+    assert_eq!(read().await, Some(first));
+    let other = Epoch { installation: Installation([4; 16]), ..first };
+    let second = commit(vec![Write::InsertEpoch(other)]).await;
+    assert!(matches!(second, Err(Fault::Exists(_))), "a second epoch: {second:?}");
+
+    let one = || commit(vec![moved.clone()]);
+    let both = futures::join!(one(), one());
+    assert!(both.0.is_ok() && both.1.is_ok(), "{both:?}");
+    assert_eq!(read().await, Some(Epoch { value: 3, ..first }), "each of two at once counts");
+    let failing = commit(vec![moved.clone(), Write::UpdateKey(a_key("unknown-to-all"))]).await;
+    assert!(failing.is_err(), "{failing:?}");
+    assert_eq!(read().await, Some(Epoch { value: 3, ..first }), "a failed change moves nothing");
+
+    commit(vec![Write::ConfirmEpoch { value: 2 }]).await.expect("commit");
+    assert_eq!(read().await, Some(Epoch { value: 3, in_token: 2, ..first }));
+    let early = commit(vec![Write::ConfirmEpoch { value: 4 }]).await;
+    assert!(matches!(early, Err(Fault::Changed(_))), "it is not reached yet: {early:?}");
+    commit(vec![Write::MoveEpoch { past: 9 }]).await.expect("commit");
+    commit(vec![Write::MoveEpoch { past: 9 }]).await.expect("commit");
+    assert_eq!(read().await, Some(Epoch { value: 11, in_token: 2, ..first }), "past what was named");
 }
 
 fn transaction(writes: Vec<Write>) -> Transaction {

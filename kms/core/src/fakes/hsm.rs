@@ -1,7 +1,7 @@
 //! A token in memory: real keys and real signatures, and faults that are set by hand.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use aws_lc_rs::{
 use crate::{
     Algorithm, Grant, Hsm, Unsettled,
     algorithm::{Curve, Hash, KeySpec, Modulus, Scheme},
+    epoch::{Mark, Step},
     hsm::{CkaId, Fault, Found, Health, KeyRef, NewKeyPair, PrivateObject, SignInput},
     time::Deadline,
 };
@@ -27,8 +28,10 @@ pub struct SoftHsm(Mutex<State>);
 #[derive(Default)]
 struct State {
     pairs: HashMap<CkaId, Pair>,
+    marks: BTreeSet<Mark>,
     faults: Vec<HsmFault>,
     generated: u64,
+    down: bool,
 }
 
 /// What goes wrong at the next call that it fits.
@@ -48,6 +51,14 @@ pub enum HsmFault {
     SignFails,
     /// Sign flips one bit.
     SignFlipsBit,
+    /// Reading the marks fails.
+    EpochReadFails,
+    /// A mark is not made.
+    EpochCreateFails,
+    /// A mark is made, but the answer is lost.
+    EpochCreateLosesAnswer,
+    /// A mark is not destroyed.
+    EpochDestroyFails,
 }
 
 struct Pair {
@@ -74,6 +85,33 @@ impl SoftHsm {
         (state.pairs.len(), state.generated)
     }
 
+    /// Makes it unreachable, or reachable again.
+    pub fn set_down(&self, down: bool) {
+        self.lock().down = down;
+    }
+
+    /// The epoch's marks in the token.
+    pub fn marks(&self) -> Vec<Mark> {
+        self.lock().marks.iter().copied().collect()
+    }
+
+    /// Puts a mark there, or takes it away, as somebody with the PIN could.
+    pub fn set_mark(&self, mark: Mark, present: bool) {
+        let mut state = self.lock();
+        if present {
+            state.marks.insert(mark)
+        } else {
+            state.marks.remove(&mark)
+        };
+    }
+
+    /// The state, for an operation that is in time.
+    fn reach(&self, deadline: Deadline) -> Result<MutexGuard<'_, State>, Fault> {
+        check_deadline(deadline)?;
+        let state = self.lock();
+        if state.down { Err(Fault::Unavailable("set by the test".to_owned())) } else { Ok(state) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,8 +119,7 @@ impl SoftHsm {
 
 impl Hsm for Arc<SoftHsm> {
     async fn generate(&self, _: &Grant, new: &NewKeyPair, deadline: Deadline) -> Result<(), Fault> {
-        check_deadline(deadline)?;
-        let mut state = self.lock();
+        let mut state = self.reach(deadline)?;
         if state.takes(HsmFault::GenerateFails) {
             return Err(Fault::Unavailable("set by the test".to_owned()));
         }
@@ -100,8 +137,7 @@ impl Hsm for Arc<SoftHsm> {
     }
 
     async fn find(&self, _: &Grant, id: CkaId, deadline: Deadline) -> Result<Found, Fault> {
-        check_deadline(deadline)?;
-        let mut state = self.lock();
+        let mut state = self.reach(deadline)?;
         if state.takes(HsmFault::FindFails) {
             return Err(Fault::Unavailable("set by the test".to_owned()));
         }
@@ -119,8 +155,7 @@ impl Hsm for Arc<SoftHsm> {
         input: SignInput,
         deadline: Deadline,
     ) -> Result<Unsettled<Vec<u8>>, Fault> {
-        check_deadline(deadline)?;
-        let mut state = self.lock();
+        let mut state = self.reach(deadline)?;
         if state.takes(HsmFault::SignFails) {
             return Err(Fault::Failed("C_Sign: CKR_DEVICE_ERROR, set by the test".to_owned()));
         }
@@ -137,13 +172,33 @@ impl Hsm for Arc<SoftHsm> {
     }
 
     async fn destroy(&self, _: &Grant, id: CkaId, deadline: Deadline) -> Result<(), Fault> {
-        check_deadline(deadline)?;
-        self.lock().pairs.remove(&id);
+        self.reach(deadline)?.pairs.remove(&id);
         Ok(())
     }
 
+    async fn epoch(&self, _: &Grant, step: Step, deadline: Deadline) -> Result<Vec<Mark>, Fault> {
+        let mut state = self.reach(deadline)?;
+        let fails = match step {
+            Step::Read => HsmFault::EpochReadFails,
+            Step::Create(_) => HsmFault::EpochCreateFails,
+            Step::Destroy(_) => HsmFault::EpochDestroyFails,
+        };
+        if state.takes(fails) {
+            return Err(Fault::Unavailable("set by the test".to_owned()));
+        }
+        match step {
+            Step::Read => false,
+            Step::Create(mark) => state.marks.insert(mark),
+            Step::Destroy(mark) => state.marks.remove(&mark),
+        };
+        if matches!(step, Step::Create(_)) && state.takes(HsmFault::EpochCreateLosesAnswer) {
+            return Err(Fault::Unavailable("the answer was lost".to_owned()));
+        }
+        Ok(state.marks.iter().copied().collect())
+    }
+
     async fn check(&self, _: &Grant, deadline: Deadline) -> Result<(), Fault> {
-        check_deadline(deadline)
+        self.reach(deadline).map(drop)
     }
 
     fn supports(&self, _: Algorithm) -> bool {
@@ -155,7 +210,7 @@ impl Hsm for Arc<SoftHsm> {
     }
 
     fn health(&self) -> Health {
-        Health { workers_ready: 1, workers_wanted: 1, ..Health::default() }
+        Health { workers_ready: u32::from(!self.lock().down), workers_wanted: 1, ..Health::default() }
     }
 }
 

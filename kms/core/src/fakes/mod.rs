@@ -72,6 +72,10 @@ impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_second(self.0.load(Ordering::SeqCst)).unwrap_or(Timestamp::MAX)
     }
+
+    fn within(&self, span: std::time::Duration) -> Deadline {
+        Deadline::at(std::time::Instant::now() + span)
+    }
 }
 
 /// The operating system's generator.

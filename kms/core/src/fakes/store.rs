@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     Key, KeyId, KeyVersion,
+    epoch::Epoch,
     store::{AccessToken, Fault, Generation, RememberedRequest, Snapshot, Store, Transaction, Write},
     time::Timestamp,
 };
@@ -21,26 +22,31 @@ struct Rows {
     keys: BTreeMap<KeyId, (Key, Vec<KeyVersion>)>,
     access_tokens: Vec<AccessToken>,
     requests: HashMap<String, RememberedRequest>,
-    next_fault: Option<(Fault, Written)>,
+    epoch: Option<Epoch>,
+    /// The fault of a commit to come, and how many come before it.
+    fault: Option<(u32, Fault)>,
     next_load_fails: bool,
 }
 
-/// Whether a failing commit was written all the same.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Written {
-    Yes,
-    No,
-}
-
 impl MemoryStore {
-    /// The next commit fails with `fault` and writes nothing.
+    /// The next commit fails with `fault`, as in [`MemoryStore::fail_after`].
     pub fn fail_next(&self, fault: Fault) {
-        self.lock().next_fault = Some((fault, Written::No));
+        self.fail_after(0, fault);
+    }
+
+    /// After `commits` that succeed, one fails with `fault`. It writes nothing, unless its outcome is unknown.
+    pub fn fail_after(&self, commits: u32, fault: Fault) {
+        self.lock().fault = Some((commits, fault));
     }
 
     /// The next commit is written, but its answer is lost.
     pub fn lose_next_answer(&self) {
-        self.lock().next_fault = Some((Fault::Unknown("the answer was lost".to_owned()), Written::Yes));
+        self.fail_next(Fault::Unknown("the answer was lost".to_owned()));
+    }
+
+    /// The rows as they are now, in a store of their own: a backup.
+    pub fn copy(&self) -> Self {
+        Self(Mutex::new(self.lock().clone()))
     }
 
     /// The next load fails.
@@ -63,15 +69,21 @@ impl Store for Arc<MemoryStore> {
             generation: rows.generation,
             keys: rows.keys.values().cloned().collect(),
             access_tokens: rows.access_tokens.clone(),
+            epoch: rows.epoch,
         })
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Generation, Fault> {
         let mut rows = self.lock();
-        let fault = rows.next_fault.take();
-        if let Some((fault, Written::No)) = fault {
-            return Err(fault);
-        }
+        let fault = match rows.fault.take() {
+            Some((0, fault @ Fault::Unknown(_))) => Some(fault),
+            Some((0, fault)) => return Err(fault),
+            Some((more, fault)) => {
+                rows.fault = Some((more - 1, fault));
+                None
+            }
+            None => None,
+        };
         let mut next = rows.clone();
         for write in transaction.writes {
             next.apply(write)?;
@@ -83,7 +95,7 @@ impl Store for Arc<MemoryStore> {
         }
         next.generation.0 += 1;
         *rows = next;
-        fault.map_or(Ok(rows.generation), |(fault, _)| Err(fault))
+        fault.map_or(Ok(rows.generation), Err)
     }
 
     async fn request(&self, id: &str) -> Result<Option<RememberedRequest>, Fault> {
@@ -154,6 +166,23 @@ impl Rows {
                 row.ok_or_else(|| Fault::Changed(format!("accessTokens/{name}")))?.revoked_at = Some(at);
                 Ok(())
             }
+            Write::InsertEpoch(_) if self.epoch.is_some() => Err(Fault::Exists("the epoch".to_owned())),
+            Write::InsertEpoch(epoch) => {
+                self.epoch = Some(epoch);
+                Ok(())
+            }
+            Write::MoveEpoch { past } => {
+                let epoch = self.epoch.as_mut().ok_or_else(|| Fault::Changed("the epoch".to_owned()))?;
+                epoch.value = epoch.value.max(past) + 1;
+                Ok(())
+            }
+            Write::ConfirmEpoch { value } => match &mut self.epoch {
+                Some(epoch) if epoch.value >= value => {
+                    epoch.in_token = value;
+                    Ok(())
+                }
+                _ => Err(Fault::Changed("the epoch".to_owned())),
+            },
         }
     }
 

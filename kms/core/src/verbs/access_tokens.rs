@@ -152,8 +152,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             ));
         }
         let revocation = Write::RevokeAccessToken { name: token.name, at: self.clock.now() };
-        self.commit(Transaction { name: "revoke an access token", writes: vec![revocation], request: None })
-            .await?;
+        let writes = vec![revocation];
+        self.commit_moving(Transaction { name: "revoke an access token", writes, request: None }).await?;
         find().ok_or_else(absent)
     }
 }

@@ -60,6 +60,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Finishes every birth that was cut short. Returns how many were finished; failures are logged and will
     /// be tried again.
     pub async fn resume_births(&self, deadline: Deadline) -> usize {
+        if self.recovery().is_some() {
+            return 0;
+        }
         let mut finished = 0;
         for (id, number) in self.unborn() {
             let result = self.resume_birth(&id, number, deadline).await;
@@ -235,7 +238,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let born = Born { spki: Arc::clone(pair.spki()), kid: pair.jwk().kid(), timeline };
         let born = KeyVersion { born: Some(born), ..row.clone() };
         let changed = timeline::with(&entry, born, now);
-        self.write_versions("end birth", &entry.key, changed, None).await
+        // A first version takes nothing from anybody; a later one takes over.
+        match number {
+            1 => self.write_versions("end birth", &entry.key, changed, None).await,
+            _ => self.write_versions_moving("end birth", &entry.key, changed, None).await,
+        }
     }
 
     /// Marks the birth as ours, before its row is written: the resumer must not take it for one cut short.

@@ -4,6 +4,7 @@ mod access_tokens;
 mod birth;
 mod create_key;
 mod due;
+mod epoch;
 mod jwks;
 mod read;
 mod requests;

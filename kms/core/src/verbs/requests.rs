@@ -115,10 +115,31 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         versions: Vec<KeyVersion>,
         request: Option<RememberedRequest>,
     ) -> Result<(), Error> {
+        self.commit(self.versions_written(name, key, versions, request)).await
+    }
+
+    /// The same, for a change that moves the epoch.
+    pub(super) async fn write_versions_moving(
+        &self,
+        name: &'static str,
+        key: &Key,
+        versions: Vec<KeyVersion>,
+        request: Option<RememberedRequest>,
+    ) -> Result<(), Error> {
+        self.commit_moving(self.versions_written(name, key, versions, request)).await
+    }
+
+    fn versions_written(
+        &self,
+        name: &'static str,
+        key: &Key,
+        versions: Vec<KeyVersion>,
+        request: Option<RememberedRequest>,
+    ) -> Transaction {
         let key = Key { revision: key.revision + 1, updated_at: self.clock.now(), ..key.clone() };
         let id = key.id.clone();
         let mut writes = vec![Write::UpdateKey(key)];
         writes.extend(versions.into_iter().map(|version| Write::UpdateVersion(id.clone(), version)));
-        self.commit(Transaction { name, writes, request }).await
+        Transaction { name, writes, request }
     }
 }

@@ -109,7 +109,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let changed = timeline::with(&entry, change(&entry, version, now)?, now);
         // A request that changes nothing is remembered all the same: its retry must not change anything later.
-        if !changed.is_empty() || remembered.is_some() {
+        if !changed.is_empty() {
+            self.write_versions_moving(transaction, &entry.key, changed, remembered).await?;
+        } else if remembered.is_some() {
             self.write_versions(transaction, &entry.key, changed, remembered).await?;
         }
         let entry = self.catalog.entry(&request.id)?;

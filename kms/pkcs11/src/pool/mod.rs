@@ -30,6 +30,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use kms_core::{
     Algorithm, Grant, Hsm, Unsettled,
     algorithm::KeySpec,
+    epoch::{Mark, Step},
     hsm::{CkaId, Fault, Found, Health, KeyRef, NewKeyPair, SignInput},
     time::Deadline,
 };
@@ -256,6 +257,13 @@ impl Hsm for Pool {
 
     async fn destroy(&self, _grant: &Grant, id: CkaId, deadline: Deadline) -> Result<(), Fault> {
         done(self.call(Operation::Destroy(id), deadline).await?)
+    }
+
+    async fn epoch(&self, _grant: &Grant, step: Step, deadline: Deadline) -> Result<Vec<Mark>, Fault> {
+        match self.call(Operation::Epoch(step), deadline).await? {
+            Outcome::Marks(marks) => Ok(marks),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn check(&self, _grant: &Grant, deadline: Deadline) -> Result<(), Fault> {

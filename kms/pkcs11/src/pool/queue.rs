@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kms_core::hsm::Fault;
+use kms_core::{epoch::Step, hsm::Fault};
 
 use crate::wire::Operation;
 
@@ -53,7 +53,11 @@ impl Queue {
             self.counts.calls.fetch_sub(1, Ordering::Relaxed);
             return Err(Fault::Busy { retry_after: RETRY_AFTER });
         }
-        let changes = matches!(operation, Operation::Generate(_) | Operation::Destroy(_));
+        let changes = match operation {
+            Operation::Generate(_) | Operation::Destroy(_) => true,
+            Operation::Epoch(step) => *step != Step::Read,
+            Operation::Find(_) | Operation::Sign { .. } | Operation::Check => false,
+        };
         if changes {
             self.counts.changes.fetch_add(1, Ordering::Relaxed);
         }

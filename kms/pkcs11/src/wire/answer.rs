@@ -4,6 +4,7 @@ use std::{fmt, time::Duration};
 
 use kms_core::{
     Algorithm,
+    epoch::Mark,
     hsm::{Fault, Found, PrivateObject},
 };
 
@@ -29,6 +30,8 @@ pub enum Outcome {
     Found(Found),
     /// Of sign.
     Signature(Vec<u8>),
+    /// Of a step of the epoch.
+    Marks(Vec<Mark>),
 }
 
 /// The first frame of a worker.
@@ -97,6 +100,8 @@ pub enum FromWorker {
 
 /// Most objects that one CKA_ID may have in an answer: it should be one of each class.
 const OBJECTS_MAX: u32 = 64;
+/// Most marks of the epoch in an answer.
+const MARKS_MAX: u32 = Mark::COUNT_MAX as u32;
 
 impl FromWorker {
     /// Appends the body of the message.
@@ -184,6 +189,11 @@ fn encode_result(result: &Result<Outcome, Fault>, out: &mut Vec<u8>) {
             out.put_u8(2);
             return encode_found(found, out);
         }
+        Ok(Outcome::Marks(marks)) => {
+            out.put_u8(10);
+            out.put_u32(u32::try_from(marks.len()).unwrap_or(u32::MAX));
+            return marks.iter().for_each(|mark| out.put_mark(mark));
+        }
         Err(Fault::Busy { retry_after }) => {
             out.put_u8(3);
             return out.put_u64(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX));
@@ -211,6 +221,7 @@ fn decode_result(body: &mut Body<'_>) -> Result<Result<Outcome, Fault>, Malforme
         7 => Err(Fault::KeyMismatch(body.text()?)),
         8 => Err(Fault::Unsupported(body.text()?)),
         9 => Err(Fault::Failed(body.text()?)),
+        10 => Ok(Outcome::Marks(body.list(MARKS_MAX, Body::mark)?)),
         _ => return Err(Malformed),
     })
 }
@@ -269,6 +280,7 @@ impl fmt::Debug for Outcome {
             Self::Found(found) => {
                 write!(f, "Found({} private, {} public)", found.private.len(), found.public.len())
             }
+            Self::Marks(marks) => write!(f, "Marks({})", marks.len()),
             Self::Signature(signature) => write!(f, "Signature([{} bytes])", signature.len()),
         }
     }
@@ -304,10 +316,13 @@ mod tests {
             private: vec![object, PrivateObject { copyable: None, ..object }],
             public: vec![vec![1, 2]],
         };
+        let mark = Mark { installation: kms_core::epoch::Installation([5; 16]), value: 6 };
         let results = [
             Ok(Outcome::Done),
             Ok(Outcome::Signature(vec![4; 64])),
             Ok(Outcome::Found(found)),
+            Ok(Outcome::Marks(vec![])),
+            Ok(Outcome::Marks(vec![mark; Mark::COUNT_MAX])),
             Err(Fault::Busy { retry_after: Duration::from_millis(3) }),
             Err(Fault::DeadlineExceeded),
             Err(Fault::KeyNotFound),

@@ -1,5 +1,7 @@
 //! Numbers, bytes and texts in a frame's body: little-endian, each length a u32 before its bytes.
 
+use kms_core::epoch::{Installation, Mark};
+
 /// A frame that its sender cannot have meant: the link is closed, for nothing after it can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed frame")]
@@ -13,6 +15,7 @@ pub(super) trait Put {
     fn put_u64(&mut self, value: u64);
     fn put_bytes(&mut self, value: &[u8]);
     fn put_raw(&mut self, value: &[u8]);
+    fn put_mark(&mut self, mark: &Mark);
 }
 
 impl Put for Vec<u8> {
@@ -40,6 +43,11 @@ impl Put for Vec<u8> {
 
     fn put_raw(&mut self, value: &[u8]) {
         self.extend_from_slice(value);
+    }
+
+    fn put_mark(&mut self, mark: &Mark) {
+        self.put_raw(&mark.installation.0);
+        self.put_u64(mark.value);
     }
 }
 
@@ -96,6 +104,10 @@ impl<'a> Body<'a> {
 
     pub(super) fn text(&mut self) -> Result<String, Malformed> {
         std::str::from_utf8(self.bytes()?).map(str::to_owned).map_err(|_| Malformed)
+    }
+
+    pub(super) fn mark(&mut self) -> Result<Mark, Malformed> {
+        Ok(Mark { installation: Installation(self.array()?), value: self.u64()? })
     }
 
     /// A list of at most `len_max` entries; nothing is reserved ahead, so a lying length costs nothing.

@@ -3,6 +3,7 @@
 use kms_core::{
     Algorithm,
     algorithm::{Curve, KeySpec, Modulus},
+    epoch::Step,
     hsm::{CkaId, KeyRef, NewKeyPair, SignInput},
 };
 
@@ -37,6 +38,8 @@ pub enum Operation {
     },
     /// Destroy a pair.
     Destroy(CkaId),
+    /// A step of the epoch.
+    Epoch(Step),
     /// The canary.
     Check,
 }
@@ -94,6 +97,20 @@ impl Request {
                 out.put_raw(id.as_bytes());
             }
             Operation::Check => out.put_u8(4),
+            Operation::Epoch(step) => {
+                out.put_u8(5);
+                match step {
+                    Step::Read => out.put_u8(0),
+                    Step::Create(mark) => {
+                        out.put_u8(1);
+                        out.put_mark(mark);
+                    }
+                    Step::Destroy(mark) => {
+                        out.put_u8(2);
+                        out.put_mark(mark);
+                    }
+                }
+            }
         }
     }
 
@@ -119,6 +136,12 @@ impl Request {
                 },
                 3 => Operation::Destroy(CkaId::from_bytes(body.array()?)),
                 4 => Operation::Check,
+                5 => Operation::Epoch(match body.u8()? {
+                    0 => Step::Read,
+                    1 => Step::Create(body.mark()?),
+                    2 => Step::Destroy(body.mark()?),
+                    _ => return Err(Malformed),
+                }),
                 _ => return Err(Malformed),
             };
             Ok(Self { id, deadline_ns, operation })
@@ -128,6 +151,7 @@ impl Request {
 
 #[cfg(test)]
 mod tests {
+    use kms_core::epoch::{Installation, Mark};
     use proptest::prelude::*;
 
     use super::*;
@@ -141,6 +165,8 @@ mod tests {
     fn requests() -> Vec<Request> {
         let id = CkaId::from_bytes([7; 16]);
         let mut operations = vec![Operation::Find(id), Operation::Destroy(id), Operation::Check];
+        let mark = Mark { installation: Installation([3; 16]), value: u64::MAX };
+        operations.extend([Step::Read, Step::Create(mark), Step::Destroy(mark)].map(Operation::Epoch));
         operations.extend(
             SPECS.map(|spec| Operation::Generate(NewKeyPair { id, label: "orders/1".to_owned(), spec })),
         );

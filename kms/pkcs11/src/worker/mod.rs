@@ -4,6 +4,7 @@
 //! into C calls until its socket closes. Whatever it cannot cure it answers once and then exits: a fresh process is
 //! the cure for a lost HSM link. It is never killed before READY (see [`crate::profile`]); after that, at any moment.
 
+mod epoch;
 mod handles;
 mod link;
 pub(crate) mod locks;

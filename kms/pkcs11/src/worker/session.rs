@@ -1,4 +1,4 @@
-//! One PKCS#11 session and what it does: generate, find, sign, destroy, check.
+//! One PKCS#11 session and what it does: generate, find, sign, destroy, check; the epoch's marks are in `epoch`.
 //!
 //! After any error the session is replaced, for SoftHSM leaves the failed operation active in it. The login is held
 //! by a session of its own, so that replacing never logs out.
@@ -40,15 +40,15 @@ pub(super) struct Token {
 /// A session and its view of the token. Belongs to one thread.
 pub(super) struct TokenSession {
     token: Arc<Token>,
-    session: Session,
-    changes: ChangeLock,
+    pub(super) session: Session,
+    pub(super) changes: ChangeLock,
 }
 
 /// The HSM link is gone: answer with the fault, then exit.
 pub(super) struct LinkLost(pub(super) Fault);
 
 /// Why an operation did not succeed.
-enum Trouble {
+pub(super) enum Trouble {
     /// Something that we found out ourselves: the session is as it was.
     Fault(Fault),
     /// A C function failed.
@@ -98,6 +98,7 @@ impl TokenSession {
                 self.sign(request, key, *algorithm, input).map(Outcome::Signature)
             }
             Operation::Destroy(id) => self.destroy(request, *id).map(|()| Outcome::Done),
+            Operation::Epoch(step) => self.epoch(request, *step).map(Outcome::Marks),
             Operation::Check => self.check().map(|()| Outcome::Done),
         });
         match result {
@@ -314,7 +315,7 @@ impl TokenSession {
         Ok(PublicKey::from_attributes(&attributes).map_err(Fault::Failed)?)
     }
 
-    fn is_stale(&self, error: &Error) -> bool {
+    pub(super) fn is_stale(&self, error: &Error) -> bool {
         matches!(self.token.module.profile.meaning(error), Meaning::StaleHandle)
     }
 
@@ -325,7 +326,7 @@ impl TokenSession {
 }
 
 /// Work whose caller has gone is dropped before it reaches the token.
-fn in_time(request: &Request) -> Result<(), Trouble> {
+pub(super) fn in_time(request: &Request) -> Result<(), Trouble> {
     if request.deadline_ns <= crate::clock::monotonic_ns() {
         return Err(Fault::DeadlineExceeded.into());
     }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod conformance;
+mod epoch;
 mod failures;
 mod faults;
 mod keys;
