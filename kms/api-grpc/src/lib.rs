@@ -11,6 +11,7 @@ mod access;
 mod call;
 mod crypto;
 mod guards;
+mod hsm;
 mod keys;
 mod mask;
 mod message;
@@ -24,11 +25,12 @@ use std::{sync::Arc, time::Duration};
 use kms_core::{AuditLog, Clock, Hsm, Kms, Store};
 use kms_proto::v1::{
     access_service_server::AccessServiceServer, crypto_service_server::CryptoServiceServer,
-    key_service_server::KeyServiceServer,
+    hsm_service_server::HsmServiceServer, key_service_server::KeyServiceServer,
 };
 
 pub use access::AccessService;
 pub use crypto::CryptoService;
+pub use hsm::HsmService;
 pub use keys::KeyService;
 pub use status::{status, unauthenticated};
 
@@ -37,7 +39,7 @@ pub const REQUEST_LEN_MAX: usize = 1024 * 1024;
 /// Bound on every call when the server's configuration names none: an RSA-4096 pair takes many seconds to generate.
 pub const DEADLINE_MAX_DEFAULT: Duration = Duration::from_secs(60);
 
-/// The three services over one core, ready to be authenticated and routed.
+/// The services over one core, ready to be authenticated and routed.
 pub struct Services<H: Hsm, S: Store, A: AuditLog, C: Clock> {
     /// `kms.v1.KeyService`.
     pub keys: KeyServiceServer<KeyService<H, S, A, C>>,
@@ -45,6 +47,8 @@ pub struct Services<H: Hsm, S: Store, A: AuditLog, C: Clock> {
     pub crypto: CryptoServiceServer<CryptoService<H, S, A, C>>,
     /// `kms.v1.AccessService`.
     pub access: AccessServiceServer<AccessService<H, S, A, C>>,
+    /// `kms.v1.HsmService`.
+    pub hsm: HsmServiceServer<HsmService<H, S, A, C>>,
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Services<H, S, A, C> {
@@ -57,6 +61,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Services<H, S, A, C> {
                 .max_decoding_message_size(REQUEST_LEN_MAX),
             access: AccessServiceServer::new(AccessService(door()))
                 .max_decoding_message_size(REQUEST_LEN_MAX),
+            hsm: HsmServiceServer::new(HsmService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
         }
     }
 }

@@ -1,4 +1,7 @@
-//! `kms hsm`: preparing a production token, and logging in once on purpose. The PINs come from files.
+//! `kms hsm`: preparing a production token, and logging in once on purpose, with PINs from files; and what an
+//! administrator decides about the token through the server.
+
+mod older_store;
 
 use std::path::PathBuf;
 
@@ -15,7 +18,7 @@ use crate::{
     output::{self, Format},
 };
 
-/// Prepare a token
+/// Prepare a token, and decide about it
 #[derive(Debug, Args)]
 pub(crate) struct Hsm {
     #[command(subcommand)]
@@ -26,6 +29,7 @@ pub(crate) struct Hsm {
 enum Verb {
     Init(Init),
     Login(Login),
+    AcceptOlderStore(older_store::AcceptOlderStore),
 }
 
 /// Initialise a blank token and print the URI that names it; never touches one that is initialised
@@ -62,13 +66,18 @@ struct Login {
 
 impl Hsm {
     pub(crate) fn run(self, format: Format) -> Result<(), Failure> {
-        // PINs are read by this process.
-        hygiene::establish()?;
         match self.verb {
-            Verb::Init(verb) => verb.run(format),
-            Verb::Login(verb) => verb.run(),
+            Verb::Init(verb) => with_pins(|| verb.run(format)),
+            Verb::Login(verb) => with_pins(|| verb.run()),
+            Verb::AcceptOlderStore(verb) => crate::block_on(verb.run(format)),
         }
     }
+}
+
+/// PINs are read by this process.
+fn with_pins(command: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    hygiene::establish()?;
+    command()
 }
 
 impl Init {

@@ -142,6 +142,8 @@ mod tests {
             "kms access-token create ci --role user --all-keys --key web",
             "kms access-token create ci --role root --all-keys",
             "kms dev --grpc-addr 192.0.2.1:8443",
+            "kms hsm accept-older-store",
+            "kms hsm accept-older-store --confirm yes",
             "kms keys list -o xml",
         ] {
             assert_eq!(parse(line).err().map(|error| error.exit_code()), Some(2), "{line}");
@@ -165,6 +167,7 @@ mod tests {
             "kms serve --config kms.toml --workers 4 --log-level debug",
             "kms config check --config kms.toml",
             "kms hsm init --module-path m.so --label l --so-pin-file s --pin-file p",
+            "kms hsm accept-older-store --confirm 7 --addr localhost:8443",
             "kms completions bash",
         ] {
             if let Err(error) = parse(line) {

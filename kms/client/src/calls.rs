@@ -82,3 +82,8 @@ calls!(access: repeatable {
     /// Revokes an access token; doing it again changes nothing.
     revoke_access_token(RevokeAccessTokenRequest) -> AccessToken;
 });
+
+calls!(hsm: once {
+    /// Accepts a database that is older than the HSM has seen. Never repeated: after a lost answer, look first.
+    accept_older_store(AcceptOlderStoreRequest) -> AcceptOlderStoreResponse;
+});

@@ -11,7 +11,7 @@ use crate::{
     Authenticated, Authentication, Error, Kind, tls,
     v1::{
         access_service_client::AccessServiceClient, crypto_service_client::CryptoServiceClient,
-        key_service_client::KeyServiceClient,
+        hsm_service_client::HsmServiceClient, key_service_client::KeyServiceClient,
     },
 };
 
@@ -42,6 +42,7 @@ pub struct Client {
     keys: KeyServiceClient<Authenticated>,
     crypto: CryptoServiceClient<Authenticated>,
     access: AccessServiceClient<Authenticated>,
+    hsm: HsmServiceClient<Authenticated>,
     pub(crate) timeout: Duration,
     pub(crate) provider: Arc<CryptoProvider>,
 }
@@ -78,6 +79,7 @@ impl Client {
             keys: KeyServiceClient::new(channel.clone()),
             crypto: CryptoServiceClient::new(channel.clone()),
             access: AccessServiceClient::new(channel.clone()),
+            hsm: HsmServiceClient::new(channel.clone()),
             channel,
             timeout: options.timeout,
             provider,
@@ -102,6 +104,11 @@ impl Client {
     /// The generated client of `AccessService`.
     pub fn access(&self) -> AccessServiceClient<Authenticated> {
         self.access.clone()
+    }
+
+    /// The generated client of `HsmService`.
+    pub fn hsm(&self) -> HsmServiceClient<Authenticated> {
+        self.hsm.clone()
     }
 }
 

@@ -22,7 +22,7 @@ pub fn decide(caller: &Caller, action: Action, key: Option<&KeyId>) -> Decision 
     let out_of_scope = match key {
         Some(key) => !caller.keys().contains(key),
         // Who makes access tokens could make one that reaches every key.
-        None => is_about_everything(action) && *caller.keys() != KeyScope::All,
+        None => needs_every_key(action) && *caller.keys() != KeyScope::All,
     };
     if out_of_scope {
         return Decision::Deny { rule: "KEY_OUT_OF_SCOPE" };
@@ -39,8 +39,8 @@ fn is_use(action: Action) -> bool {
     matches!(action, Action::Sign | Action::SignJwt | Action::Verify | Action::GetPublicKey | Action::GetKey)
 }
 
-/// Managing who may come in, and the store itself: matters of every key.
-fn is_about_everything(action: Action) -> bool {
+/// Managing who may come in, and the store as a whole.
+fn needs_every_key(action: Action) -> bool {
     matches!(
         action,
         Action::CreateAccessToken
@@ -109,7 +109,7 @@ mod tests {
         for action in Action::ALL {
             assert_ne!(decide(&caller, action, Some(&key("other"))), Decision::Allow, "{action} elsewhere");
             let on_none = decide(&caller, action, None) == Decision::Allow;
-            assert_eq!(on_none, !is_about_everything(action) && !is_ours_alone(action), "{action} on no key");
+            assert_eq!(on_none, !needs_every_key(action) && !is_ours_alone(action), "{action} on no key");
         }
     }
 

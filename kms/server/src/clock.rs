@@ -1,7 +1,9 @@
 //! Where time and randomness enter: nowhere else are the system's clock and generator asked.
 
+use std::time::{Duration, Instant};
+
 use jiff::{Timestamp, TimestampRound, Unit};
-use kms_core::{Clock, Error};
+use kms_core::{Clock, Error, time::Deadline};
 
 /// The system's clock, in whole microseconds: what a store can keep and give back unchanged.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,6 +16,10 @@ impl Clock for SystemClock {
         let truncate = TimestampRound::new().smallest(Unit::Microsecond).mode(jiff::RoundMode::Trunc);
         // Rounding fails only beyond the calendar's end; then the unrounded time is as good.
         now.round(truncate).unwrap_or(now)
+    }
+
+    fn within(&self, span: Duration) -> Deadline {
+        Deadline::at(Instant::now() + span)
     }
 }
 

@@ -64,7 +64,13 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         }
     }
     let ports = Ports { hsm: pool.clone(), store, audit: Arc::clone(&audit), clock: SystemClock, entropy };
-    let service = Arc::new(Kms::open(ports, settings(config)?).await.context("the store cannot be read")?);
+    let service = tokio::select! {
+        service = Kms::open(ports, settings(config)?) => Arc::new(service.context("the service cannot be opened")?),
+        signal = end.signal() => {
+            tracing::info!(signal, "stopped before the store was compared with the HSM");
+            return Ok(());
+        }
+    };
     if !service.has_administrator() {
         tracing::warn!("there is no administrator; stop the server and run `kms bootstrap`");
     }

@@ -41,6 +41,8 @@ pub(crate) struct Levels {
     pub(crate) hsm: kms_core::hsm::Health,
     pub(crate) audit: kms_audit::Health,
     pub(crate) store_generation: u64,
+    pub(crate) recovery_mode: bool,
+    pub(crate) epoch_pending: u64,
     /// Per listener.
     pub(crate) certificates_expire: Vec<(&'static str, Timestamp)>,
 }
@@ -131,7 +133,8 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
     for LevelsCollector<F>
 {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Levels { hsm, audit, store_generation, certificates_expire } = (self.0)();
+        let Levels { hsm, audit, store_generation, recovery_mode, epoch_pending, certificates_expire } =
+            (self.0)();
         let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: f64| {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
@@ -177,6 +180,18 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             audit.last_sync_seconds,
         )?;
         gauge("store_generation", "Transactions committed to the store", None, store_generation as f64)?;
+        gauge(
+            "recovery_mode",
+            "1 while the store is older than the HSM has seen, and nothing is signed",
+            None,
+            f64::from(u8::from(recovery_mode)),
+        )?;
+        gauge(
+            "epoch_pending",
+            "Moves of the epoch that the HSM does not hold yet",
+            None,
+            epoch_pending as f64,
+        )?;
         let mut expiry = encoder.encode_descriptor(
             "tls_certificate_expiry_timestamp",
             "When the served certificate expires, since 1970",
@@ -257,6 +272,8 @@ impl Levels {
                 records_lost: 11,
             },
             store_generation: 12,
+            recovery_mode: true,
+            epoch_pending: 13,
             certificates_expire: vec![("grpc", Timestamp::UNIX_EPOCH)],
         }
     }

@@ -34,7 +34,10 @@ const READINESS_KEPT: Duration = Duration::from_secs(1);
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// What works at this moment, part by part; the texts are for operators.
-pub(crate) type Readiness = [(&'static str, Result<(), String>); 3];
+pub(crate) type Readiness = [(&'static str, Result<(), String>); 4];
+
+/// The part that is not ready in recovery mode.
+pub(crate) const EPOCH: &str = "epoch";
 
 /// Asks every part; bounded by itself.
 pub(crate) type Probe = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Readiness> + Send>> + Send + Sync>;
@@ -81,7 +84,13 @@ async fn readyz(State(ops): State<Arc<Ops>>) -> Response {
     let ready = readiness.iter().all(|(_, result)| result.is_ok());
     let mut body = serde_json::json!({ "ready": ready });
     for (part, result) in readiness {
-        body[part] = if result.is_ok() { "ok" } else { "not ready" }.into();
+        body[part] = match (result, part) {
+            (Ok(()), _) => "ok",
+            // Nothing is broken: an administrator must decide.
+            (Err(_), EPOCH) => "recovery mode: the database is older than the HSM has seen",
+            (Err(_), _) => "not ready",
+        }
+        .into();
     }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], body.to_string())
@@ -145,14 +154,19 @@ mod tests {
         let probe: Probe = Box::new(|| {
             PROBES.fetch_add(1, Ordering::Relaxed);
             Box::pin(async {
-                [("hsm", Err("slot 7 is on fire".into())), ("store", Ok(())), ("audit", Ok(()))]
+                [
+                    ("hsm", Err("slot 7 is on fire".into())),
+                    ("store", Ok(())),
+                    ("audit", Ok(())),
+                    (EPOCH, Ok(())),
+                ]
             })
         });
         let router = router(probe, metrics());
         for _ in 0..3 {
             let (status, body) = fetch(&router, "/readyz").await;
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-            assert_eq!(body, r#"{"audit":"ok","hsm":"not ready","ready":false,"store":"ok"}"#);
+            assert_eq!(body, r#"{"audit":"ok","epoch":"ok","hsm":"not ready","ready":false,"store":"ok"}"#);
         }
         assert_eq!(PROBES.load(Ordering::Relaxed), 1);
         assert_eq!(fetch(&router, "/livez").await.0, StatusCode::OK);
@@ -175,8 +189,8 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_openmetrics_with_base_units() {
-        let probe: Probe =
-            Box::new(|| Box::pin(async { [("hsm", Ok(())), ("store", Ok(())), ("audit", Ok(()))] }));
+        let parts = ["hsm", "store", "audit", EPOCH];
+        let probe: Probe = Box::new(move || Box::pin(async move { parts.map(|part| (part, Ok(()))) }));
         let router = router(probe, metrics());
         let (status, text) = fetch(&router, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
@@ -188,6 +202,8 @@ mod tests {
             "kms_audit_syncs_total 7",
             "kms_audit_free_bytes 10.0",
             "kms_store_generation 12.0",
+            "kms_recovery_mode 1.0",
+            "kms_epoch_pending 13.0",
             "kms_tls_certificate_expiry_timestamp_seconds{listener=\"grpc\"} 0",
             "kms_tls_reload_failures_total 0",
             "# EOF",

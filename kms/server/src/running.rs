@@ -163,6 +163,8 @@ fn metrics(service: &Arc<Service>, audit: &Arc<FileLog>, certificates: &Certific
         hsm: service.hsm().health(),
         audit: audit.health(),
         store_generation: service.generation().0,
+        recovery_mode: service.recovery().is_some(),
+        epoch_pending: service.epoch_pending(),
         certificates_expire: pairs.iter().map(|(name, pair)| (*name, pair.expires_at())).collect(),
     })
 }
@@ -173,11 +175,13 @@ fn probe(service: &Arc<Service>, audit: &Arc<FileLog>) -> ops::Probe {
         let (service, audit) = (Arc::clone(&service), Arc::clone(&audit));
         Box::pin(async move {
             let checked = timeout(PROBE_MAX, service.check(Deadline::at(Instant::now() + CANARY_MAX))).await;
-            let Readiness { hsm, store } = checked.unwrap_or_else(|_| Readiness {
+            let Readiness { hsm, store, epoch } = checked.unwrap_or_else(|_| Readiness {
                 hsm: Err(format!("not known: the store gave no answer within {PROBE_MAX:?}")),
                 store: Err(format!("no answer within {PROBE_MAX:?}")),
+                epoch: Ok(()),
             });
-            [("hsm", hsm), ("store", store), ("audit", audit.health().refusal.map_or(Ok(()), Err))]
+            let audit = audit.health().refusal.map_or(Ok(()), Err);
+            [("hsm", hsm), ("store", store), ("audit", audit), (ops::EPOCH, epoch)]
         })
     })
 }

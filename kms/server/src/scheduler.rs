@@ -1,4 +1,5 @@
-//! What nobody asks for: finishing births that were cut short, then whatever is due.
+//! What nobody asks for: finishing births that were cut short, then whatever is due, then letting the token follow
+//! the epoch where it could not at once.
 //!
 //! The work and its rules are core's; here is only the clockwork. A failure is core's to log, comes up again at
 //! the next tick, and ends nothing. Cutting the work off at any point is safe: it is all resumable.
@@ -27,6 +28,9 @@ pub(crate) async fn run(service: Arc<Service>) {
         let deadline = || Deadline::at(Instant::now() + ROUND_TIMEOUT);
         let births = service.resume_births(deadline()).await;
         let due = service.run_due(deadline()).await;
+        if let Err(error) = service.follow_epoch(deadline()).await {
+            tracing::warn!(pending = service.epoch_pending(), %error, "the HSM does not hold the epoch yet");
+        }
         if births + due > 0 {
             tracing::info!(births, due, "scheduled work done");
         }

@@ -45,10 +45,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether it may be made again when nobody knows whether it was made: it leaves nothing behind.
+    /// Whether it may be made again when nobody knows whether it was made: it leaves nothing behind, or looks first.
     pub fn is_repeatable(&self) -> bool {
         match self {
-            Self::Find(_) | Self::Sign { .. } | Self::Check => true,
+            Self::Find(_) | Self::Sign { .. } | Self::Check | Self::Epoch(_) => true,
             Self::Generate(_) | Self::Destroy(_) => false,
         }
     }

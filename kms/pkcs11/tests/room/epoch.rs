@@ -79,7 +79,7 @@ fn pkcs11_tool(rig: &Rig, arguments: &[&str]) -> String {
         .arg(fs::read_to_string(rig.token.pin_file()).unwrap().trim_end())
         .args(arguments)
         .output()
-        .expect("opensc's pkcs11-tool is needed: apt-get install opensc");
+        .unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
