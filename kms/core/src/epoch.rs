@@ -3,7 +3,7 @@
 //! It moves by one with every change that a restored backup must not undo unseen: a destruction, a revocation, a
 //! version's change of state, a rotation. The change's own transaction moves the store's number; the token follows
 //! with one data object, a [`Mark`]. A mark above the store's number means that the store is an older copy: the
-//! service then goes into [`Recovery`] until an administrator accepts that (docs/decisions/0010-epoch.md).
+//! service then goes into [`Recovery`] until an administrator accepts that (docs/decisions/0008-epoch.md).
 //!
 //! It is no proof against somebody who has the PIN and can remove or forge marks.
 
