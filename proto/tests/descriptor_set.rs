@@ -49,7 +49,7 @@ fn the_services_and_their_methods_are_all_there() {
     let expected = [
         ("AccessService", vec!["CreateAccessToken", "ListAccessTokens", "RevokeAccessToken"]),
         ("CryptoService", vec!["Sign", "Verify", "SignJwt", "BatchSign"]),
-        ("HsmService", vec!["AcceptOlderStore"]),
+        ("HsmService", vec!["GetInventory", "QuarantineObject", "AcceptOlderStore"]),
         (
             "KeyService",
             vec![

@@ -114,7 +114,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::key_service_server::KeyService
     ) -> Result<Response<v1::KeyVersion>, Status> {
         let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::EnableKeyVersionRequest| async move {
             let change = parse_change(&request.name, &request.request_id, &request.etag)?;
-            kms.enable_key_version(&call.caller, change).await.map(message::key_version)
+            kms.enable_key_version(&call.caller, change, call.deadline).await.map(message::key_version)
         };
         self.0.run_detached(request, verb).await
     }

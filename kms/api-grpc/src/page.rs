@@ -5,8 +5,8 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use kms_core::{Error, algorithm::Hash, verbs::PAGE_LEN_MAX};
 
 const PAGE_LEN_DEFAULT: usize = 100;
-/// Longest token in characters: version, fingerprint and the longest id.
-const TOKEN_LEN_MAX: usize = 128;
+/// Longest token in characters: version, fingerprint and the longest id, a CKA_ID of 64 bytes in hexadecimal.
+const TOKEN_LEN_MAX: usize = 192;
 const VERSION: u8 = 1;
 /// Bytes of the list's fingerprint. It guards against mistakes; access is the gate's business.
 const FINGERPRINT_LEN: usize = 8;

@@ -1,7 +1,9 @@
-//! `kms hsm`: preparing a production token, and logging in once on purpose, with PINs from files; and what an
-//! administrator decides about the token through the server.
+//! `kms hsm`: preparing a production token, and logging in once on purpose, both beside the server, with PINs from
+//! files; and what the token holds and what an administrator decides about it, through the running server.
 
+mod inventory;
 mod older_store;
+mod quarantine;
 
 use std::path::PathBuf;
 
@@ -18,7 +20,7 @@ use crate::{
     output::{self, Format},
 };
 
-/// Prepare a token, and decide about it
+/// Prepare a token, see what it holds, and decide about it
 #[derive(Debug, Args)]
 pub(crate) struct Hsm {
     #[command(subcommand)]
@@ -30,9 +32,11 @@ enum Verb {
     Init(Init),
     Login(Login),
     AcceptOlderStore(older_store::AcceptOlderStore),
+    Inventory(inventory::Inventory),
+    Quarantine(quarantine::Quarantine),
 }
 
-/// Initialise a blank token and print the URI that names it; never touches one that is initialised
+/// Initialise a blank token and print the URI that names it; never touches one that is initialised. Needs no server
 #[derive(Debug, Args)]
 struct Init {
     /// The vendor's PKCS#11 module, a shared library
@@ -56,7 +60,8 @@ struct Init {
     lock_dir: Option<PathBuf>,
 }
 
-/// Log in once and out again, which clears the warning that a wrong PIN left on the token; spends one try
+/// Log in once and out again, which clears the warning that a wrong PIN left on the token; spends one try. Works
+/// beside the server
 #[derive(Debug, Args)]
 struct Login {
     /// The server's configuration, which names the token and the file of its PIN
@@ -70,6 +75,8 @@ impl Hsm {
             Verb::Init(verb) => with_pins(|| verb.run(format)),
             Verb::Login(verb) => with_pins(|| verb.run()),
             Verb::AcceptOlderStore(verb) => crate::block_on(verb.run(format)),
+            Verb::Inventory(verb) => crate::block_on(verb.run(format)),
+            Verb::Quarantine(verb) => crate::block_on(verb.run(format)),
         }
     }
 }

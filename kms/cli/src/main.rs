@@ -145,6 +145,9 @@ mod tests {
             "kms hsm accept-older-store",
             "kms hsm accept-older-store --confirm yes",
             "kms keys list -o xml",
+            "kms hsm inventory --state lost",
+            "kms hsm quarantine 0a1b",
+            "kms hsm quarantine web --note n",
         ] {
             assert_eq!(parse(line).err().map(|error| error.exit_code()), Some(2), "{line}");
         }
@@ -168,6 +171,8 @@ mod tests {
             "kms config check --config kms.toml",
             "kms hsm init --module-path m.so --label l --so-pin-file s --pin-file p",
             "kms hsm accept-older-store --confirm 7 --addr localhost:8443",
+            "kms hsm inventory --state orphan -o json --addr localhost:8443",
+            "kms hsm quarantine 0a1b --note n --token-file t",
             "kms completions bash",
         ] {
             if let Err(error) = parse(line) {

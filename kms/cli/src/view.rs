@@ -92,6 +92,21 @@ pub(crate) struct AccessToken {
     revoke_time: Option<String>,
 }
 
+/// The objects under one CKA_ID of the token.
+#[derive(Debug, Serialize)]
+pub(crate) struct HsmObject {
+    cka_id: String,
+    state: String,
+    label: Option<String>,
+    private_objects: u32,
+    public_objects: u32,
+    key_version: Option<String>,
+    finding: Option<String>,
+    quarantine_note: Option<String>,
+    quarantined_by: Option<String>,
+    quarantine_time: Option<String>,
+}
+
 impl From<v1::Key> for Key {
     fn from(key: v1::Key) -> Self {
         Self {
@@ -114,7 +129,7 @@ impl From<v1::Key> for Key {
 impl From<v1::KeyVersion> for KeyVersion {
     fn from(version: v1::KeyVersion) -> Self {
         Self {
-            state: version.state().as_str_name().to_ascii_lowercase(),
+            state: lower(version.state().as_str_name()),
             name: version.name,
             number: version.number,
             primary: version.primary,
@@ -185,6 +200,23 @@ impl From<v1::AccessToken> for AccessToken {
     }
 }
 
+impl From<v1::HsmObject> for HsmObject {
+    fn from(object: v1::HsmObject) -> Self {
+        Self {
+            state: lower(object.state().as_str_name()),
+            cka_id: object.cka_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            label: some(object.label),
+            private_objects: object.private_objects,
+            public_objects: object.public_objects,
+            key_version: some(object.key_version),
+            finding: some(object.finding),
+            quarantine_note: some(object.quarantine_note),
+            quarantined_by: some(object.quarantined_by),
+            quarantine_time: object.quarantine_time.and_then(time_text),
+        }
+    }
+}
+
 impl PublicKey {
     /// The key alone, as other tools read it.
     pub(crate) fn pem(&self) -> &str {
@@ -204,6 +236,11 @@ impl Jwt {
     pub(crate) fn token(&self) -> &str {
         &self.token
     }
+}
+
+/// A state's name, as it is shown.
+pub(crate) fn lower(state: &str) -> String {
+    state.to_ascii_lowercase()
 }
 
 fn some(text: String) -> Option<String> {

@@ -87,3 +87,10 @@ calls!(hsm: once {
     /// Accepts a database that is older than the HSM has seen. Never repeated: after a lost answer, look first.
     accept_older_store(AcceptOlderStoreRequest) -> AcceptOlderStoreResponse;
 });
+
+calls!(hsm: repeatable {
+    /// Compares what the HSM's token holds with what the service knows, one page at a time.
+    get_inventory(GetInventoryRequest) -> GetInventoryResponse;
+    /// Puts an orphan or foreign object on record; doing it again changes nothing.
+    quarantine_object(QuarantineObjectRequest) -> HsmObject;
+});

@@ -40,6 +40,10 @@ pub enum Action {
     ListAccessTokens,
     /// Revoke one.
     RevokeAccessToken,
+    /// Compare what the token holds with what the store knows.
+    GetInventory,
+    /// Put an object in the token on record as one to be left alone.
+    QuarantineObject,
     /// Finish a birth that was cut short (our own work).
     ResumeBirth,
     /// Carry out a destruction that is due (our own work).
@@ -54,7 +58,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for tables and matrices.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Sign,
         Self::SignJwt,
         Self::Verify,
@@ -71,6 +75,8 @@ impl Action {
         Self::CreateAccessToken,
         Self::ListAccessTokens,
         Self::RevokeAccessToken,
+        Self::GetInventory,
+        Self::QuarantineObject,
         Self::ResumeBirth,
         Self::ExecuteDestroy,
         Self::Canary,

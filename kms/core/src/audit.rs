@@ -51,7 +51,8 @@ pub struct Event {
     pub version: Option<u32>,
     /// How it ended; for an intent, that it was allowed.
     pub outcome: Outcome,
-    /// Machine-readable reason of a denial or failure; for a denial the rule that denied.
+    /// Machine-readable reason of a denial or failure; for a denial the rule that denied. Also why a version was
+    /// taken out of service by the attribute audit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
 }

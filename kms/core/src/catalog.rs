@@ -13,7 +13,7 @@ use crate::{
     error::Kind,
     key::later,
     signature::PublicKey,
-    store::{AccessToken, Generation, Snapshot},
+    store::{AccessToken, Generation, QuarantinedObject, Snapshot},
     time::{SignedDuration, Timestamp},
     verbs::MAX_AGE_MAX,
 };
@@ -29,6 +29,7 @@ pub(crate) struct Picture {
     pub(crate) keys: BTreeMap<KeyId, Arc<Entry>>,
     access_tokens: HashMap<[u8; 32], Arc<AccessToken>>,
     pub(crate) epoch: Option<Epoch>,
+    quarantined: Vec<QuarantinedObject>,
 }
 
 /// A key with its versions, and their public keys parsed once.
@@ -93,7 +94,13 @@ impl Picture {
             .collect::<Result<_, Error>>()?;
         let access_tokens =
             snapshot.access_tokens.into_iter().map(|token| (token.sha256, Arc::new(token))).collect();
-        Ok(Self { generation: snapshot.generation, keys, access_tokens, epoch: snapshot.epoch })
+        let quarantined = snapshot.quarantined;
+        Ok(Self { generation: snapshot.generation, keys, access_tokens, epoch: snapshot.epoch, quarantined })
+    }
+
+    /// The record of a quarantined object.
+    pub(crate) fn quarantined(&self, token_serial: &str, cka_id: &[u8]) -> Option<&QuarantinedObject> {
+        self.quarantined.iter().find(|record| record.cka_id == cka_id && record.token_serial == token_serial)
     }
 
     /// Every access token.

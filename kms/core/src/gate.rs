@@ -40,6 +40,8 @@ pub struct Grant {
     action: Action,
     key: Option<KeyId>,
     version: Option<u32>,
+    /// Why our own work is done, where that is not plain.
+    reason: Option<&'static str>,
     at: Timestamp,
 }
 
@@ -68,6 +70,10 @@ pub enum SystemWork {
     Destruction,
     /// Letting the token follow the store's epoch. Writes no record: the change that moved it has one.
     Epoch,
+    /// Comparing what the token holds with what the store knows.
+    Reconciliation,
+    /// Taking a version out of service whose objects in the token differ; the reason, for the record.
+    AttributeAudit(&'static str),
 }
 
 impl<A: AuditLog> Gate<A> {
@@ -118,10 +124,17 @@ impl<A: AuditLog> Gate<A> {
         self.intend(self.unless_in_recovery(admission).await?).await
     }
 
+    /// Like [`Gate::admit`], for our own work that reads only and is about no key alone.
+    pub fn admit_system(&self, work: SystemWork, now: Timestamp) -> Result<Admission<A>, Error> {
+        let slot = self.log.reserve()?;
+        Ok(Admission { grant: self.system(work, None, now), log: Arc::clone(&self.log), slot: Some(slot) })
+    }
+
     /// A grant for our own work that writes no record of its own: the canary, the epoch, and the steps inside a
     /// birth whose intent and outcome are recorded already.
     pub fn system(&self, work: SystemWork, key: Option<&KeyId>, now: Timestamp) -> Grant {
-        self.grant(work.caller().into(), work.action(), key, now)
+        let grant = self.grant(work.caller().into(), work.action(), key, now);
+        Grant { reason: work.reason(), ..grant }
     }
 
     /// Why and since which epoch the service is in recovery mode, if it is.
@@ -153,7 +166,7 @@ impl<A: AuditLog> Gate<A> {
 
     fn grant(&self, caller: Arc<str>, action: Action, key: Option<&KeyId>, at: Timestamp) -> Grant {
         let operation = OperationId::new(self.prefix, self.counter.fetch_add(1, Ordering::Relaxed));
-        Grant { operation, caller, action, key: key.cloned(), version: None, at }
+        Grant { operation, caller, action, key: key.cloned(), version: None, reason: None, at }
     }
 }
 
@@ -250,7 +263,7 @@ impl Grant {
             key: self.key.clone(),
             version: self.version,
             outcome,
-            reason,
+            reason: reason.or(self.reason),
         }
     }
 
@@ -263,6 +276,7 @@ impl Grant {
             action,
             key: None,
             version: None,
+            reason: None,
             at: Timestamp::UNIX_EPOCH,
         }
     }
@@ -307,6 +321,8 @@ impl SystemWork {
             Self::Rotation => "system:scheduler",
             Self::Destruction => "system:scheduler",
             Self::Epoch => "system:epoch",
+            Self::Reconciliation => "system:reconciliation",
+            Self::AttributeAudit(_) => "system:attribute-audit",
         }
     }
 
@@ -317,6 +333,15 @@ impl SystemWork {
             Self::Rotation => Action::RotateKey,
             Self::Destruction => Action::ExecuteDestroy,
             Self::Epoch => Action::FollowEpoch,
+            Self::Reconciliation => Action::GetInventory,
+            Self::AttributeAudit(_) => Action::DisableKeyVersion,
+        }
+    }
+
+    fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::AttributeAudit(reason) => Some(reason),
+            _ => None,
         }
     }
 }
@@ -346,6 +371,8 @@ mod tests {
         (Action::CreateAccessToken, "RECOVERY_MODE"),
         (Action::ListAccessTokens, ""),
         (Action::RevokeAccessToken, ""),
+        (Action::GetInventory, ""),
+        (Action::QuarantineObject, "RECOVERY_MODE"),
         (Action::ResumeBirth, "PERMISSION_DENIED"),
         (Action::ExecuteDestroy, "PERMISSION_DENIED"),
         (Action::Canary, "PERMISSION_DENIED"),

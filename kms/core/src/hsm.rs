@@ -4,7 +4,13 @@
 //! `conformance::hsm`. Every method takes a [`Grant`], which only the gate makes: there is no way to
 //! reach the token around policy and audit.
 
+mod listing;
+
 use std::{fmt, future::Future, time::Duration};
+
+pub use listing::{
+    CKA_ID_LEN_MAX, Cursor, Half, LABEL_LEN_MAX, Object, PAGE_OBJECTS_MAX, Page, SPKI_LEN_MAX, cut_text,
+};
 
 use crate::{
     Algorithm, Error, Grant, Unsettled,
@@ -32,6 +38,16 @@ pub trait Hsm: Send + Sync + 'static {
         id: CkaId,
         deadline: Deadline,
     ) -> impl Future<Output = Result<Found, Fault>> + Send;
+
+    /// The private and public key objects of the token, ours or not, from `after` on: one page. Read from the
+    /// token and never from a cache, but page by page, so what is missing may have come meanwhile: ask
+    /// [`Hsm::find`] before anything is made of it.
+    fn list(
+        &self,
+        grant: &Grant,
+        after: Option<Cursor>,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<Page, Fault>> + Send;
 
     /// Signs. The signature is as JOSE writes it (`r ‖ s` for ECDSA), of exactly
     /// [`Algorithm::signature_len`] bytes, and not yet verified: core does that.
@@ -112,7 +128,7 @@ pub enum SignInput {
 pub struct Found {
     /// One entry per private key object.
     pub private: Vec<PrivateObject>,
-    /// One SubjectPublicKeyInfo (DER) per public key object.
+    /// One SubjectPublicKeyInfo (DER) per public key object; empty where that is of no kind that is ours.
     pub public: Vec<Vec<u8>>,
 }
 
@@ -237,8 +253,13 @@ impl CkaId {
 
 impl fmt::Display for CkaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
+}
+
+/// A CKA_ID of any length, as it is shown: in lower-case hexadecimal.
+pub fn hex(cka_id: &[u8]) -> String {
+    cka_id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl fmt::Debug for CkaId {

@@ -12,7 +12,7 @@ use crate::{
     gate::SystemWork,
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
-    verbs::Births,
+    verbs::{AttributeAudits, Births},
 };
 
 /// The service, over its four ports.
@@ -28,6 +28,8 @@ pub struct Kms<H, S, A, C> {
     pub(crate) births: Mutex<Births>,
     /// Held by whoever lets the token follow the epoch: one at a time.
     pub(crate) following: futures::lock::Mutex<()>,
+    /// What attribute audits found.
+    pub(crate) audits: Mutex<AttributeAudits>,
 }
 
 /// The outside, plugged in once by `kms/server`.
@@ -125,6 +127,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             settings,
             entropy,
             births: Mutex::default(),
+            audits: Mutex::default(),
             following: futures::lock::Mutex::default(),
         };
         kms.compare_epochs().await?;

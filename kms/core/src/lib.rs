@@ -18,6 +18,7 @@ pub mod error;
 pub mod fakes;
 pub mod gate;
 pub mod hsm;
+pub mod inventory;
 pub mod jwk;
 pub mod key;
 pub mod kms;

@@ -21,7 +21,7 @@ pub enum Decision {
 pub fn decide(caller: &Caller, action: Action, key: Option<&KeyId>) -> Decision {
     let out_of_scope = match key {
         Some(key) => !caller.keys().contains(key),
-        // Who makes access tokens could make one that reaches every key.
+        // Who makes access tokens could make one that reaches every key, and the token holds every key.
         None => needs_every_key(action) && *caller.keys() != KeyScope::All,
     };
     if out_of_scope {
@@ -39,7 +39,7 @@ fn is_use(action: Action) -> bool {
     matches!(action, Action::Sign | Action::SignJwt | Action::Verify | Action::GetPublicKey | Action::GetKey)
 }
 
-/// Managing who may come in, and the store as a whole.
+/// Managing who may come in, the store and the token as a whole.
 fn needs_every_key(action: Action) -> bool {
     matches!(
         action,
@@ -47,6 +47,8 @@ fn needs_every_key(action: Action) -> bool {
             | Action::ListAccessTokens
             | Action::RevokeAccessToken
             | Action::AcceptOlderStore
+            | Action::GetInventory
+            | Action::QuarantineObject
     )
 }
 
@@ -69,6 +71,7 @@ pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
         | Action::RestoreKeyVersion
         | Action::Canary
         | Action::FollowEpoch
+        | Action::GetInventory
         | Action::AcceptOlderStore => true,
         Action::Sign
         | Action::SignJwt
@@ -78,6 +81,7 @@ pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
         | Action::EnableKeyVersion
         | Action::DestroyKeyVersion
         | Action::CreateAccessToken
+        | Action::QuarantineObject
         | Action::ResumeBirth
         | Action::ExecuteDestroy => false,
     }
@@ -103,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn an_administrator_of_some_keys_manages_those_and_no_access_tokens() {
+    fn an_administrator_of_some_keys_manages_those_and_neither_access_tokens_nor_the_hsm() {
         let scope = KeyScope::Only([key("mine")].into());
         let caller = Caller::new("access-token:a", Role::Administrator, scope);
         for action in Action::ALL {

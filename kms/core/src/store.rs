@@ -47,6 +47,8 @@ pub struct Snapshot {
     pub access_tokens: Vec<AccessToken>,
     /// The epoch; `None` before the first start of a service.
     pub epoch: Option<Epoch>,
+    /// Objects in the token that are to be left alone, in the order of token and CKA_ID.
+    pub quarantined: Vec<QuarantinedObject>,
 }
 
 /// A named set of writes that happen together or not at all.
@@ -95,6 +97,8 @@ pub enum Write {
         /// What the token holds.
         value: u64,
     },
+    /// Puts an object in the token on record. Fails with [`Fault::Exists`] when it is already.
+    Quarantine(QuarantinedObject),
 }
 
 /// A mutation that was asked for with a `request_id`, so that a retry finds it (AIP-155).
@@ -131,6 +135,21 @@ pub struct AccessToken {
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
+}
+
+/// An object in the token that no row needs, put on record by an administrator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuarantinedObject {
+    /// Serial number of the token that holds it.
+    pub token_serial: String,
+    /// CKA_ID, of 1 to [`crate::hsm::CKA_ID_LEN_MAX`] bytes.
+    pub cka_id: Vec<u8>,
+    /// Why.
+    pub note: String,
+    /// Canonical name of the caller that did it.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// Why the store did not do it. Nothing was written, except after [`Fault::Unknown`].

@@ -158,6 +158,7 @@ mod tests {
             "/kms.v1.CryptoService/Sign",
             "/kms.v1.AccessService/CreateAccessToken",
             "/kms.v1.HsmService/AcceptOlderStore",
+            "/kms.v1.HsmService/GetInventory",
         ] {
             assert_eq!(call(&router, path, None).await, (Code::Unauthenticated, false), "{path}");
             assert_eq!(

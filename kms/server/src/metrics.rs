@@ -9,6 +9,7 @@ use axum::{
     response::Response,
 };
 use jiff::Timestamp;
+use kms_core::verbs::AttributeAudits;
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
     metrics::{
@@ -39,6 +40,7 @@ pub(crate) struct Metrics {
 #[derive(Debug, Clone)]
 pub(crate) struct Levels {
     pub(crate) hsm: kms_core::hsm::Health,
+    pub(crate) attribute_audits: AttributeAudits,
     pub(crate) audit: kms_audit::Health,
     pub(crate) store_generation: u64,
     pub(crate) recovery_mode: bool,
@@ -133,8 +135,15 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
     for LevelsCollector<F>
 {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Levels { hsm, audit, store_generation, recovery_mode, epoch_pending, certificates_expire } =
-            (self.0)();
+        let Levels {
+            hsm,
+            attribute_audits,
+            audit,
+            store_generation,
+            recovery_mode,
+            epoch_pending,
+            certificates_expire,
+        } = (self.0)();
         let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: f64| {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
@@ -201,10 +210,16 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
         for (listener, at) in certificates_expire {
             ConstGauge::new(at.as_second()).encode(expiry.encode_family(&[("listener", listener)])?)?;
         }
+        encode_counts(&mut encoder, &attribute_audits)?;
         let mut counter = |name: &str, help: &str, value: u64| {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
         };
+        counter(
+            "key_versions_suspended_by_audit",
+            "Key versions that the attribute audit took out of service",
+            attribute_audits.suspended,
+        )?;
         counter("hsm_respawns", "Workers that had to be replaced", hsm.respawns)?;
         counter("hsm_recycled", "Workers that were replaced for their age or memory", hsm.recycled)?;
         counter(
@@ -220,6 +235,25 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             audit.records_lost,
         )
     }
+}
+
+/// Nothing before the first look at the token: no number is better than a wrong one.
+fn encode_counts(encoder: &mut DescriptorEncoder<'_>, audits: &AttributeAudits) -> fmt::Result {
+    if let Some(counts) = audits.counts {
+        let help = "CKA_IDs in the token, or missing there, by what they mean";
+        let mut objects = encoder.encode_descriptor("hsm_objects", help, None, MetricType::Gauge)?;
+        for (state, count) in counts.iter() {
+            let state = state.to_string();
+            ConstGauge::new(count as f64).encode(objects.encode_family(&[("state", state.as_str())])?)?;
+        }
+    }
+    if let Some(at) = audits.last_success {
+        let gauge = ConstGauge::new(at.as_second());
+        let help = "When an attribute audit last came to its end, since 1970";
+        let name = "attribute_audit_last_success_timestamp";
+        gauge.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), gauge.metric_type())?)?;
+    }
+    Ok(())
 }
 
 /// The codes as gRPC's documents write them.
@@ -259,6 +293,11 @@ impl Levels {
                 spares_wanted: 16,
                 recycled: 14,
                 repeated: 15,
+            },
+            attribute_audits: AttributeAudits {
+                counts: Some(kms_core::inventory::Inventory::default().counts()),
+                last_success: Some(Timestamp::UNIX_EPOCH),
+                suspended: 17,
             },
             audit: kms_audit::Health {
                 refusal: None,

@@ -92,6 +92,8 @@ impl Starting {
         let addresses = addresses::File::write(config.store_dir(), grpc_addr, http_addr)?;
         let mut background = JoinSet::new();
         background.spawn(scheduler::run(Arc::clone(service)));
+        let period = config.keys.attribute_audit_period;
+        background.spawn(scheduler::audit_attributes(Arc::clone(service), period));
         for (_, pair) in certificates.all() {
             let metrics = Arc::clone(&metrics);
             background.spawn(Arc::clone(pair).follow(move || metrics.count_reload_failure()));
@@ -162,6 +164,7 @@ fn metrics(service: &Arc<Service>, audit: &Arc<FileLog>, certificates: &Certific
     Metrics::new(move || Levels {
         hsm: service.hsm().health(),
         audit: audit.health(),
+        attribute_audits: service.attribute_audits(),
         store_generation: service.generation().0,
         recovery_mode: service.recovery().is_some(),
         epoch_pending: service.epoch_pending(),

@@ -1,5 +1,5 @@
 //! What nobody asks for: finishing births that were cut short, then whatever is due, then letting the token follow
-//! the epoch where it could not at once.
+//! the epoch where it could not at once; and the audit of attributes.
 //!
 //! The work and its rules are core's; here is only the clockwork. A failure is core's to log, comes up again at
 //! the next tick, and ends nothing. Cutting the work off at any point is safe: it is all resumable.
@@ -10,7 +10,7 @@ use std::{
 };
 
 use kms_core::time::Deadline;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::Service;
 
@@ -18,6 +18,26 @@ use crate::Service;
 const INTERVAL: Duration = Duration::from_secs(5);
 /// How long one round may wait for the HSM.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long one attribute audit may take: it reads the whole token.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(600);
+/// An audit that failed is tried again after this time.
+const AUDIT_RETRY: Duration = Duration::from_secs(60);
+
+/// Audits the attributes of all keys at once, and then after each `period`. Runs until it is dropped.
+pub(crate) async fn audit_attributes(service: Arc<Service>, period: Duration) {
+    loop {
+        let audited = service.audit_attributes(Deadline::at(Instant::now() + AUDIT_TIMEOUT)).await;
+        let pause = match audited {
+            Ok(_) => period,
+            Err(error) => {
+                tracing::warn!(%error, "the attribute audit failed; it will be tried again");
+                period.min(AUDIT_RETRY)
+            }
+        };
+        sleep(pause).await;
+    }
+}
 
 /// Runs until it is dropped.
 pub(crate) async fn run(service: Arc<Service>) {

@@ -2,7 +2,7 @@
 
 use kms_core::{
     Key, KeyId, KeyVersion,
-    store::{AccessToken, Fault, Generation, RememberedRequest, Transaction, Write},
+    store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Transaction, Write},
 };
 use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, query::Query, sqlite::SqliteArguments};
 
@@ -68,6 +68,7 @@ async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<(), F
             let update = "UPDATE epoch SET in_token = $1 WHERE value >= $1";
             one_row(connection, sqlx::query(update).bind(rows::count(*value)?), the_epoch).await
         }
+        Write::Quarantine(object) => insert_quarantined(connection, object).await,
     }
 }
 
@@ -135,6 +136,17 @@ async fn insert_access_token(connection: &mut SqliteConnection, token: &AccessTo
         false => format!("access token {}", token.name),
     };
     one_row(connection, rows::bind_access_token(query, token), what).await
+}
+
+async fn insert_quarantined(
+    connection: &mut SqliteConnection,
+    object: &QuarantinedObject,
+) -> Result<(), Fault> {
+    let query = sqlx::query(
+        "INSERT INTO quarantined_objects (token_serial, cka_id, note, \"by\", at_us) VALUES ($1, $2, $3, $4, $5)",
+    );
+    let what = || "the record of this quarantined object".to_owned();
+    one_row(connection, rows::bind_quarantined(query, object), what).await
 }
 
 async fn remember(connection: &mut SqliteConnection, request: &RememberedRequest) -> Result<(), Fault> {

@@ -1,4 +1,5 @@
-//! The store on SQLite: keys, versions, access tokens and remembered requests, as plain columns.
+//! The store on SQLite: keys, versions, access tokens, quarantined objects and remembered requests, as plain
+//! columns.
 //!
 //! [`SqliteStore`] implements [`kms_core::Store`]. One connection writes (WAL, `synchronous=FULL`, `BEGIN
 //! IMMEDIATE`), others read beside it, and `kms.lock` beside the database keeps a second server out. Times are

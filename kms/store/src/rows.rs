@@ -8,7 +8,7 @@ use kms_core::{
     epoch::{Epoch, Installation},
     hsm::CkaId,
     key::{Born, Timeline},
-    store::{AccessToken, Fault, Generation, RememberedRequest},
+    store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest},
     time::{SignedDuration, Timestamp},
 };
 use sqlx::{
@@ -194,6 +194,26 @@ pub(crate) fn epoch(row: &SqliteRow) -> Result<Epoch, Fault> {
 /// An epoch as SQLite keeps it. No service lives to see one that does not fit; a forged mark may name one.
 pub(crate) fn count(epoch: u64) -> Result<i64, Fault> {
     i64::try_from(epoch).map_err(|_| Fault::Corrupt(format!("the epoch {epoch} is out of range")))
+}
+
+pub(crate) fn bind_quarantined<'q>(query: Statement<'q>, object: &'q QuarantinedObject) -> Statement<'q> {
+    query
+        .bind(&object.token_serial)
+        .bind(&object.cka_id)
+        .bind(&object.note)
+        .bind(&object.by)
+        .bind(object.at.as_microsecond())
+}
+
+pub(crate) fn quarantined(row: &SqliteRow) -> Result<QuarantinedObject, Fault> {
+    let cells = Cells::of(row, "quarantined object in token", "token_serial")?;
+    Ok(QuarantinedObject {
+        token_serial: cells.get("token_serial")?,
+        cka_id: cells.get("cka_id")?,
+        note: cells.get("note")?,
+        by: cells.get("by")?,
+        at: cells.parse("at_us", instant)?,
+    })
 }
 
 pub(crate) fn generation(value: i64) -> Result<Generation, Fault> {

@@ -19,6 +19,9 @@ pub(crate) async fn load(readers: &SqlitePool) -> Result<Snapshot, Fault> {
         sqlx::query("SELECT * FROM key_versions ORDER BY key_id, number").fetch_all(&mut *tx).await;
     let tokens = sqlx::query("SELECT * FROM access_tokens ORDER BY name").fetch_all(&mut *tx).await;
     let epoch = sqlx::query("SELECT * FROM epoch").fetch_optional(&mut *tx).await;
+    let quarantined = sqlx::query("SELECT * FROM quarantined_objects ORDER BY token_serial, cka_id")
+        .fetch_all(&mut *tx)
+        .await;
     drop(tx);
 
     let mut by_name: BTreeMap<KeyId, (Key, Vec<KeyVersion>)> = BTreeMap::new();
@@ -42,5 +45,10 @@ pub(crate) async fn load(readers: &SqlitePool) -> Result<Snapshot, Fault> {
             .map(rows::access_token)
             .collect::<Result<_, _>>()?,
         epoch: epoch.map_err(fault::statement)?.as_ref().map(rows::epoch).transpose()?,
+        quarantined: quarantined
+            .map_err(fault::statement)?
+            .iter()
+            .map(rows::quarantined)
+            .collect::<Result<_, _>>()?,
     })
 }

@@ -2,9 +2,10 @@
 
 use crate::{
     Action, Algorithm, Grant, Hsm,
+    algorithm::KeySpec,
     epoch::{Installation, Mark, Step},
     fakes::entropy,
-    hsm::{CkaId, Fault, KeyRef, NewKeyPair, SignInput},
+    hsm::{CkaId, Fault, Half, KeyRef, NewKeyPair, Object, PAGE_OBJECTS_MAX, SignInput},
     signature,
     time::Deadline,
 };
@@ -18,11 +19,17 @@ pub async fn run<H: Hsm>(hsm: &H, algorithms: &[Algorithm], deadline: Deadline) 
     for &algorithm in algorithms {
         assert!(hsm.supports(algorithm), "{algorithm} is declared and not supported");
         let key = suite.a_new_pair_is_found_with_the_right_template(algorithm).await;
+        suite.it_is_listed_as_it_is_found(algorithm, &key).await;
         suite.its_signatures_verify_under_its_public_key(algorithm, &key).await;
         suite.input_that_does_not_suit_the_algorithm_is_refused(algorithm, &key).await;
         suite.another_public_key_on_record_is_a_mismatch(algorithm, &key).await;
         suite.expired_work_is_not_done(algorithm, &key).await;
         suite.a_destroyed_pair_is_gone_and_may_be_destroyed_again(algorithm, &key).await;
+    }
+    // Where there is only RSA it would take too long.
+    if let Some(quick) = algorithms.iter().find(|algorithm| !matches!(algorithm.key_spec(), KeySpec::Rsa(_)))
+    {
+        suite.more_objects_than_one_page_are_all_listed(*quick).await;
     }
 }
 
@@ -101,6 +108,49 @@ impl<H: Hsm> Suite<'_, H> {
         Pair { key: KeyRef::new(id, spki), spki: spki.clone() }
     }
 
+    async fn it_is_listed_as_it_is_found(&self, algorithm: Algorithm, pair: &Pair) {
+        let found = self.hsm.find(&self.grant, pair.key.id, self.deadline).await.expect("find");
+        let halves = [Half::Private(found.private[0]), Half::Public(Some(pair.spki.clone()))];
+        let (cka_id, label) = (pair.key.id.as_bytes().to_vec(), format!("conformance/{algorithm}"));
+        let expected = halves.map(|half| Object { cka_id: cka_id.clone(), label: label.clone(), half });
+        let listed: Vec<_> =
+            self.listed().await.into_iter().filter(|object| object.cka_id == cka_id).collect();
+        assert_eq!(listed, expected, "{algorithm}");
+    }
+
+    async fn more_objects_than_one_page_are_all_listed(&self, algorithm: Algorithm) {
+        let mut ids: Vec<_> = (0..=PAGE_OBJECTS_MAX / 2).map(|_| fresh_id()).collect();
+        for &id in &ids {
+            let new = NewKeyPair { id, label: "conformance/many".to_owned(), spec: algorithm.key_spec() };
+            self.hsm.generate(&self.grant, &new, self.deadline).await.expect("generate");
+        }
+        ids.sort_unstable();
+        let twice: Vec<_> =
+            ids.iter().flat_map(|id| [id.as_bytes().to_vec(), id.as_bytes().to_vec()]).collect();
+        for _ in 0..4 {
+            let mut listed: Vec<_> = self.listed().await.into_iter().map(|object| object.cka_id).collect();
+            assert!(listed.is_sorted(), "a listing is in the order of CKA_ID");
+            listed.retain(|cka_id| twice.binary_search(cka_id).is_ok());
+            assert_eq!(listed, twice, "each object is listed exactly once");
+        }
+        for &id in &ids {
+            self.hsm.destroy(&self.grant, id, self.deadline).await.expect("destroy");
+        }
+    }
+
+    async fn listed(&self) -> Vec<Object> {
+        let (mut objects, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.hsm.list(&self.grant, after, self.deadline).await.expect("list");
+            assert!(page.objects.len() <= PAGE_OBJECTS_MAX, "a page of {} objects", page.objects.len());
+            objects.extend(page.objects);
+            after = page.next;
+            if after.is_none() {
+                return objects;
+            }
+        }
+    }
+
     async fn its_signatures_verify_under_its_public_key(&self, algorithm: Algorithm, pair: &Pair) {
         for message in [&b""[..], b"m", &[0x5a; 4096]] {
             let input = signature::input_of(algorithm, message);
@@ -149,6 +199,8 @@ impl<H: Hsm> Suite<'_, H> {
         }
         let found = self.hsm.find(&self.grant, pair.key.id, self.deadline).await.expect("find");
         assert_eq!((found.private.len(), found.public.len()), (0, 0), "{algorithm}: still there");
+        let listed = self.listed().await.iter().any(|object| object.cka_id == pair.key.id.as_bytes());
+        assert!(!listed, "{algorithm}: still listed");
         let signed = self.sign(&pair.key, algorithm, signature::input_of(algorithm, b"m")).await;
         assert_eq!(signed, Err(Fault::KeyNotFound), "{algorithm}: a cached handle outlived its key");
     }

@@ -9,7 +9,7 @@ use crate::{
     fakes::{a_key, entropy},
     hsm::CkaId,
     key::{Born, Timeline},
-    store::{AccessToken, Fault, RememberedRequest, Transaction, Write},
+    store::{AccessToken, Fault, QuarantinedObject, RememberedRequest, Transaction, Write},
     time::{SignedDuration, Timestamp},
 };
 
@@ -24,6 +24,7 @@ pub async fn run<S: Store>(store: &S) {
     a_request_is_remembered_once_and_forgotten_in_time(store).await;
     there_is_one_bootstrap_ever_and_revocation_stays(store).await;
     an_epoch_moves_with_its_transaction_and_each_move_counts(store).await;
+    an_object_is_quarantined_once_and_stays_so(store).await;
 }
 
 async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
@@ -207,6 +208,22 @@ async fn an_epoch_moves_with_its_transaction_and_each_move_counts<S: Store>(stor
     commit(vec![Write::MoveEpoch { past: 9 }]).await.expect("commit");
     commit(vec![Write::MoveEpoch { past: 9 }]).await.expect("commit");
     assert_eq!(read().await, Some(Epoch { value: 11, in_token: 2, ..first }), "past what was named");
+}
+
+async fn an_object_is_quarantined_once_and_stays_so<S: Store>(store: &S) {
+    let object = |token_serial: &str, cka_id: &[u8]| QuarantinedObject {
+        token_serial: token_serial.to_owned(),
+        cka_id: cka_id.to_vec(),
+        note: "left by the vendor's tool".to_owned(),
+        by: "access-token:admin".to_owned(),
+        at: at(7),
+    };
+    let objects = [object("a", &[0; 64]), object("a", &[1]), object("a", &[1, 0]), object("b", &[1])];
+    let writes = objects.iter().rev().cloned().map(Write::Quarantine).collect();
+    store.commit(transaction(writes)).await.expect("commit");
+    let again = store.commit(transaction(vec![Write::Quarantine(object("b", &[1]))])).await;
+    assert!(matches!(again, Err(Fault::Exists(_))), "quarantined twice: {again:?}");
+    assert_eq!(store.load().await.expect("load").quarantined, objects);
 }
 
 fn transaction(writes: Vec<Write>) -> Transaction {

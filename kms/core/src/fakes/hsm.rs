@@ -17,7 +17,7 @@ use crate::{
     Algorithm, Grant, Hsm, Unsettled,
     algorithm::{Curve, Hash, KeySpec, Modulus, Scheme},
     epoch::{Mark, Step},
-    hsm::{CkaId, Fault, Found, Health, KeyRef, NewKeyPair, PrivateObject, SignInput},
+    hsm::{CkaId, Cursor, Fault, Found, Health, KeyRef, NewKeyPair, Object, Page, PrivateObject, SignInput},
     time::Deadline,
 };
 
@@ -26,8 +26,10 @@ use crate::{
 pub struct SoftHsm(Mutex<State>);
 
 #[derive(Default)]
-struct State {
-    pairs: HashMap<CkaId, Pair>,
+pub(super) struct State {
+    pub(super) pairs: HashMap<CkaId, Pair>,
+    /// Objects that were not generated here; none of them signs.
+    pub(super) planted: Vec<Object>,
     marks: BTreeSet<Mark>,
     faults: Vec<HsmFault>,
     generated: u64,
@@ -47,6 +49,10 @@ pub enum HsmFault {
     GenerateHalf,
     /// Find fails.
     FindFails,
+    /// List fails.
+    ListFails,
+    /// List leaves out every object: it came while others were read.
+    ListMisses,
     /// Sign fails.
     SignFails,
     /// Sign flips one bit.
@@ -61,13 +67,14 @@ pub enum HsmFault {
     EpochDestroyFails,
 }
 
-struct Pair {
-    key: PrivateKey,
-    object: PrivateObject,
-    public: Vec<Vec<u8>>,
+pub(super) struct Pair {
+    pub(super) key: PrivateKey,
+    pub(super) label: String,
+    pub(super) object: PrivateObject,
+    pub(super) public: Vec<Vec<u8>>,
 }
 
-enum PrivateKey {
+pub(super) enum PrivateKey {
     Ec(EcdsaKeyPair),
     Rsa(RsaKeyPair),
     Ed25519(Ed25519KeyPair),
@@ -112,7 +119,7 @@ impl SoftHsm {
         if state.down { Err(Fault::Unavailable("set by the test".to_owned())) } else { Ok(state) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -126,9 +133,8 @@ impl Hsm for Arc<SoftHsm> {
         let (key, spki) = generate(new.spec)?;
         let extractable = state.takes(HsmFault::GenerateExtractable);
         let public = if state.takes(HsmFault::GenerateHalf) { vec![] } else { vec![spki] };
-        state
-            .pairs
-            .insert(new.id, Pair { key, object: PrivateObject { extractable, ..AS_IT_MUST_BE }, public });
+        let object = PrivateObject { extractable, ..PrivateObject::AS_IT_MUST_BE };
+        state.pairs.insert(new.id, Pair { key, label: new.label.clone(), object, public });
         state.generated += 1;
         if state.takes(HsmFault::GenerateLosesAnswer) {
             return Err(Fault::Unavailable("the answer was lost".to_owned()));
@@ -141,10 +147,18 @@ impl Hsm for Arc<SoftHsm> {
         if state.takes(HsmFault::FindFails) {
             return Err(Fault::Unavailable("set by the test".to_owned()));
         }
-        Ok(state.pairs.get(&id).map_or_else(Found::default, |pair| Found {
-            private: vec![pair.object],
-            public: pair.public.clone(),
-        }))
+        Ok(state.find(id))
+    }
+
+    async fn list(&self, _: &Grant, after: Option<Cursor>, deadline: Deadline) -> Result<Page, Fault> {
+        let mut state = self.reach(deadline)?;
+        if state.takes(HsmFault::ListFails) {
+            return Err(Fault::Unavailable("set by the test".to_owned()));
+        }
+        if state.takes(HsmFault::ListMisses) {
+            return Ok(Page::default());
+        }
+        Ok(state.list(after.as_ref()))
     }
 
     async fn sign(
@@ -214,19 +228,22 @@ impl Hsm for Arc<SoftHsm> {
     }
 }
 
-const AS_IT_MUST_BE: PrivateObject = PrivateObject {
-    token: true,
-    private: true,
-    sensitive: true,
-    extractable: false,
-    always_sensitive: true,
-    never_extractable: true,
-    local: true,
-    modifiable: false,
-    copyable: Some(false),
-    sign: true,
-    other_use: false,
-};
+impl PrivateObject {
+    /// A private key as its template asks for.
+    pub const AS_IT_MUST_BE: Self = Self {
+        token: true,
+        private: true,
+        sensitive: true,
+        extractable: false,
+        always_sensitive: true,
+        never_extractable: true,
+        local: true,
+        modifiable: false,
+        copyable: Some(false),
+        sign: true,
+        other_use: false,
+    };
+}
 
 impl State {
     fn takes(&mut self, fault: HsmFault) -> bool {
@@ -235,7 +252,7 @@ impl State {
     }
 }
 
-fn generate(spec: KeySpec) -> Result<(PrivateKey, Vec<u8>), Fault> {
+pub(super) fn generate(spec: KeySpec) -> Result<(PrivateKey, Vec<u8>), Fault> {
     let failed = |_| Fault::Failed("key generation".to_owned());
     Ok(match spec {
         KeySpec::Ec(curve) => {

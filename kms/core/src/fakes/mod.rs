@@ -3,6 +3,7 @@
 //! implementations, and refuse to compile into a release.
 
 mod audit;
+mod contents;
 mod hsm;
 mod store;
 

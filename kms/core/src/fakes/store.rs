@@ -8,7 +8,10 @@ use std::{
 use crate::{
     Key, KeyId, KeyVersion,
     epoch::Epoch,
-    store::{AccessToken, Fault, Generation, RememberedRequest, Snapshot, Store, Transaction, Write},
+    store::{
+        AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Snapshot, Store, Transaction,
+        Write,
+    },
     time::Timestamp,
 };
 
@@ -21,6 +24,7 @@ struct Rows {
     generation: Generation,
     keys: BTreeMap<KeyId, (Key, Vec<KeyVersion>)>,
     access_tokens: Vec<AccessToken>,
+    quarantined: BTreeMap<(String, Vec<u8>), QuarantinedObject>,
     requests: HashMap<String, RememberedRequest>,
     epoch: Option<Epoch>,
     /// The fault of a commit to come, and how many come before it.
@@ -70,6 +74,7 @@ impl Store for Arc<MemoryStore> {
             keys: rows.keys.values().cloned().collect(),
             access_tokens: rows.access_tokens.clone(),
             epoch: rows.epoch,
+            quarantined: rows.quarantined.values().cloned().collect(),
         })
     }
 
@@ -183,6 +188,14 @@ impl Rows {
                 }
                 _ => Err(Fault::Changed("the epoch".to_owned())),
             },
+            Write::Quarantine(object) => {
+                let place = (object.token_serial.clone(), object.cka_id.clone());
+                if self.quarantined.contains_key(&place) {
+                    return Err(Fault::Exists("the record of this object".to_owned()));
+                }
+                self.quarantined.insert(place, object);
+                Ok(())
+            }
         }
     }
 

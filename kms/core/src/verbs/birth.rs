@@ -133,7 +133,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let entry = self.catalog.entry(id)?;
         let row = &entry.version(number)?.row;
         let found = self.hsm.find(grant, row.cka_id, deadline).await?;
-        match whole_pair(&found) {
+        let token_serial = self.hsm.token_serial();
+        let pair = match self.catalog.now().quarantined(&token_serial, row.cka_id.as_bytes()) {
+            Some(_) => Err("its CKA_ID is quarantined"),
+            None => whole_pair(&found),
+        };
+        match pair {
             Ok(spki) => PublicKey::from_spki(entry.key.algorithm, row.cka_id, &spki).map(Some),
             Err(reason) => {
                 tracing::warn!(key = %id, version = number, cka_id = %row.cka_id, reason, "giving up an attempt");
@@ -295,6 +300,7 @@ impl Births {
 fn whole_pair(found: &Found) -> Result<Vec<u8>, &'static str> {
     match (found.private.as_slice(), found.public.as_slice()) {
         ([private], [spki]) => match private.deviation() {
+            None if spki.is_empty() => Err("its public key is of no kind that is ours"),
             None => Ok(spki.clone()),
             Some(deviation) => Err(deviation),
         },

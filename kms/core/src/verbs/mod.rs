@@ -1,11 +1,14 @@
 //! The verbs: one file each, all of one shape. Read `sign.rs` first.
 
 mod access_tokens;
+mod attribute_audit;
 mod birth;
 mod create_key;
 mod due;
 mod epoch;
+mod inventory;
 mod jwks;
+mod quarantine;
 mod read;
 mod requests;
 mod rotate_key;
@@ -19,8 +22,10 @@ pub(crate) use birth::Births;
 pub(crate) use jwks::MAX_AGE_MAX;
 
 pub use access_tokens::{CREDENTIAL_PREFIX, CreateAccessToken, bootstrap};
+pub use attribute_audit::AttributeAudits;
 pub use create_key::{CreateKey, MAX_TOKEN_TTL_DEFAULT, PUBLISH_LEAD_DEFAULT};
 pub use jwks::PublishedKeys;
+pub use quarantine::{NOTE_LEN_MAX, Quarantine};
 pub use read::{KeyPage, ListKeys, PAGE_LEN_MAX, PublicKeyView};
 pub use requests::{ChangeVersion, Request};
 pub use rotate_key::{PUBLISHED_VERSIONS_MAX, RotateKey};

@@ -5,7 +5,7 @@ use crate::{
     catalog::{Entry, Version},
     key::{Born, Timeline},
     kms::VersionView,
-    time::Timestamp,
+    time::{Deadline, Timestamp},
     timeline,
     verbs::requests::{ChangeVersion, Fingerprint},
 };
@@ -21,13 +21,23 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.change_version(caller, Action::DisableKeyVersion, "disable a version", request, suspend).await
     }
 
-    /// Brings a disabled version back. While another version signs, it first stands in the JWKS for the lead.
+    /// Brings a disabled version back, if its objects in the token are as they must be. While another version
+    /// signs, it first stands in the JWKS for the lead.
     pub async fn enable_key_version(
         &self,
         caller: &Caller,
         request: ChangeVersion,
+        deadline: Deadline,
     ) -> Result<VersionView, Error> {
-        self.change_version(caller, Action::EnableKeyVersion, "enable a version", request, resume).await
+        let now = self.clock.now();
+        let mut admission = self.gate.begin(caller, Action::EnableKeyVersion, Some(&request.id), now).await?;
+        admission.uses_version(request.number);
+        let result = async {
+            self.check_objects(&admission, &request, deadline).await?;
+            self.change_admitted(caller, "enable a version", request, resume).await
+        }
+        .await;
+        admission.settle(result.map(Unsettled::new)).await
     }
 
     /// Schedules a version's destruction. `confirm` must be its full name: destruction cannot be undone.

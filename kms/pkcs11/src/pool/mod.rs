@@ -31,7 +31,7 @@ use kms_core::{
     Algorithm, Grant, Hsm, Unsettled,
     algorithm::KeySpec,
     epoch::{Mark, Step},
-    hsm::{CkaId, Fault, Found, Health, KeyRef, NewKeyPair, SignInput},
+    hsm::{CkaId, Cursor, Fault, Found, Health, KeyRef, NewKeyPair, Page, SignInput},
     time::Deadline,
 };
 use tokio::{net::UnixStream, sync::watch as watch_channel, task::AbortHandle};
@@ -63,7 +63,7 @@ pub struct Config {
     pub sessions_per_worker: u16,
     /// How long a worker may be silent on a signature, a search or a check before it is replaced.
     pub call_timeout: Duration,
-    /// The same while a key pair is being generated or destroyed (a 4096-bit modulus takes seconds).
+    /// The same while a key pair is being generated or destroyed, or the token listed (a 4096-bit modulus takes seconds).
     pub change_timeout: Duration,
     /// After this time a start is reported as hanging.
     pub startup_timeout: Duration,
@@ -235,6 +235,13 @@ impl Hsm for Pool {
     async fn find(&self, _grant: &Grant, id: CkaId, deadline: Deadline) -> Result<Found, Fault> {
         match self.call(Operation::Find(id), deadline).await? {
             Outcome::Found(found) => Ok(found),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn list(&self, _grant: &Grant, after: Option<Cursor>, deadline: Deadline) -> Result<Page, Fault> {
+        match self.call(Operation::List(after), deadline).await? {
+            Outcome::Page(page) => Ok(page),
             other => Err(unexpected(&other)),
         }
     }

@@ -29,7 +29,7 @@ pub(super) struct Place {
 
 struct Counts {
     calls: AtomicU32,
-    /// Generations and destructions: others may wait for their lock.
+    /// Generations and destructions, for whose lock others may wait, and listings, which take as long.
     changes: AtomicU32,
     /// When the last of them ended, in nanoseconds after `epoch`.
     changed_ns: AtomicU64,
@@ -54,7 +54,7 @@ impl Queue {
             return Err(Fault::Busy { retry_after: RETRY_AFTER });
         }
         let changes = match operation {
-            Operation::Generate(_) | Operation::Destroy(_) => true,
+            Operation::Generate(_) | Operation::Destroy(_) | Operation::List(_) => true,
             Operation::Epoch(step) => *step != Step::Read,
             Operation::Find(_) | Operation::Sign { .. } | Operation::Check => false,
         };
@@ -69,7 +69,7 @@ impl Queue {
         self.counts.calls.load(Ordering::Relaxed)
     }
 
-    /// Whether a change of the token waits or runs.
+    /// Whether a change of the token, or a listing, waits or runs.
     pub(super) fn is_changing(&self) -> bool {
         self.counts.changes.load(Ordering::Relaxed) > 0
     }
@@ -81,7 +81,7 @@ impl Queue {
 }
 
 impl Place {
-    /// Whether this call changes the token.
+    /// Whether this call changes the token, or takes as long.
     pub(super) fn changes(&self) -> bool {
         self.changes
     }

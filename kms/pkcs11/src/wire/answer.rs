@@ -5,12 +5,13 @@ use std::{fmt, time::Duration};
 use kms_core::{
     Algorithm,
     epoch::Mark,
-    hsm::{Fault, Found, PrivateObject},
+    hsm::{Fault, Found, Page, PrivateObject},
 };
 
 use super::{
     Secret,
     codec::{Body, Malformed, Put, entry_of, index_of},
+    listing,
 };
 
 /// What came of a request.
@@ -32,6 +33,8 @@ pub enum Outcome {
     Signature(Vec<u8>),
     /// Of a step of the epoch.
     Marks(Vec<Mark>),
+    /// Of list.
+    Page(Page),
 }
 
 /// The first frame of a worker.
@@ -98,8 +101,8 @@ pub enum FromWorker {
     Answer(Answer),
 }
 
-/// Most objects that one CKA_ID may have in an answer: it should be one of each class.
-const OBJECTS_MAX: u32 = 64;
+/// Most objects of one class that an answer tells of one CKA_ID: it should be one.
+pub(crate) const FOUND_OBJECTS_MAX: u16 = 64;
 /// Most marks of the epoch in an answer.
 const MARKS_MAX: u32 = Mark::COUNT_MAX as u32;
 
@@ -194,6 +197,10 @@ fn encode_result(result: &Result<Outcome, Fault>, out: &mut Vec<u8>) {
             out.put_u32(u32::try_from(marks.len()).unwrap_or(u32::MAX));
             return marks.iter().for_each(|mark| out.put_mark(mark));
         }
+        Ok(Outcome::Page(page)) => {
+            out.put_u8(11);
+            return listing::encode_page(page, out);
+        }
         Err(Fault::Busy { retry_after }) => {
             out.put_u8(3);
             return out.put_u64(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX));
@@ -222,54 +229,59 @@ fn decode_result(body: &mut Body<'_>) -> Result<Result<Outcome, Fault>, Malforme
         8 => Err(Fault::Unsupported(body.text()?)),
         9 => Err(Fault::Failed(body.text()?)),
         10 => Ok(Outcome::Marks(body.list(MARKS_MAX, Body::mark)?)),
+        11 => Ok(Outcome::Page(listing::decode_page(body)?)),
         _ => return Err(Malformed),
     })
 }
 
 fn encode_found(found: &Found, out: &mut Vec<u8>) {
     out.put_u32(u32::try_from(found.private.len()).unwrap_or(u32::MAX));
-    for object in &found.private {
-        let copyable = [object.copyable.is_some(), object.copyable == Some(true)];
-        let flags = [
-            object.token,
-            object.private,
-            object.sensitive,
-            object.extractable,
-            object.always_sensitive,
-            object.never_extractable,
-            object.local,
-            object.modifiable,
-            object.sign,
-            object.other_use,
-        ];
-        flags.iter().chain(&copyable).for_each(|flag| out.put_u8((*flag).into()));
-    }
+    found.private.iter().for_each(|object| encode_private(object, out));
     out.put_u32(u32::try_from(found.public.len()).unwrap_or(u32::MAX));
     found.public.iter().for_each(|spki| out.put_bytes(spki));
 }
 
 fn decode_found(body: &mut Body<'_>) -> Result<Found, Malformed> {
     Ok(Found {
-        private: body.list(OBJECTS_MAX, |body| {
-            Ok(PrivateObject {
-                token: body.flag()?,
-                private: body.flag()?,
-                sensitive: body.flag()?,
-                extractable: body.flag()?,
-                always_sensitive: body.flag()?,
-                never_extractable: body.flag()?,
-                local: body.flag()?,
-                modifiable: body.flag()?,
-                sign: body.flag()?,
-                other_use: body.flag()?,
-                copyable: match (body.flag()?, body.flag()?) {
-                    (true, copyable) => Some(copyable),
-                    (false, false) => None,
-                    (false, true) => return Err(Malformed),
-                },
-            })
-        })?,
-        public: body.list(OBJECTS_MAX, |body| Ok(body.bytes()?.to_vec()))?,
+        private: body.list(FOUND_OBJECTS_MAX.into(), decode_private)?,
+        public: body.list(FOUND_OBJECTS_MAX.into(), |body| Ok(body.bytes()?.to_vec()))?,
+    })
+}
+
+pub(super) fn encode_private(object: &PrivateObject, out: &mut Vec<u8>) {
+    let copyable = [object.copyable.is_some(), object.copyable == Some(true)];
+    let flags = [
+        object.token,
+        object.private,
+        object.sensitive,
+        object.extractable,
+        object.always_sensitive,
+        object.never_extractable,
+        object.local,
+        object.modifiable,
+        object.sign,
+        object.other_use,
+    ];
+    flags.iter().chain(&copyable).for_each(|flag| out.put_u8((*flag).into()));
+}
+
+pub(super) fn decode_private(body: &mut Body<'_>) -> Result<PrivateObject, Malformed> {
+    Ok(PrivateObject {
+        token: body.flag()?,
+        private: body.flag()?,
+        sensitive: body.flag()?,
+        extractable: body.flag()?,
+        always_sensitive: body.flag()?,
+        never_extractable: body.flag()?,
+        local: body.flag()?,
+        modifiable: body.flag()?,
+        sign: body.flag()?,
+        other_use: body.flag()?,
+        copyable: match (body.flag()?, body.flag()?) {
+            (true, copyable) => Some(copyable),
+            (false, false) => None,
+            (false, true) => return Err(Malformed),
+        },
     })
 }
 
@@ -282,12 +294,14 @@ impl fmt::Debug for Outcome {
             }
             Self::Marks(marks) => write!(f, "Marks({})", marks.len()),
             Self::Signature(signature) => write!(f, "Signature([{} bytes])", signature.len()),
+            Self::Page(page) => write!(f, "Page({} objects)", page.objects.len()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use kms_core::hsm::{Cursor, Half, Object};
     use proptest::prelude::*;
 
     use super::*;
@@ -317,7 +331,13 @@ mod tests {
             public: vec![vec![1, 2]],
         };
         let mark = Mark { installation: kms_core::epoch::Installation([5; 16]), value: 6 };
+        let object = |half| Object { cka_id: vec![5; 20], label: "l\u{e9}".to_owned(), half };
+        let objects =
+            [Half::Private(found.private[1]), Half::Public(None), Half::Public(Some(vec![6]))].map(object);
+        let next = Some(Cursor { cka_id: vec![5; 20], listed: 2 });
         let results = [
+            Ok(Outcome::Page(Page::default())),
+            Ok(Outcome::Page(Page { objects: objects.into(), next })),
             Ok(Outcome::Done),
             Ok(Outcome::Signature(vec![4; 64])),
             Ok(Outcome::Found(found)),

@@ -8,8 +8,10 @@ mod answer;
 mod codec;
 mod control;
 mod frame;
+mod listing;
 mod request;
 
+pub(crate) use answer::FOUND_OBJECTS_MAX;
 pub use answer::{Answer, FromWorker, Hello, Outcome, Ready, Refusal, RefusalKind};
 pub use codec::Malformed;
 pub use control::{Exit, FromSupervisor, Order, Secret, ToSupervisor};

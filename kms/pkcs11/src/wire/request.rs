@@ -4,10 +4,13 @@ use kms_core::{
     Algorithm,
     algorithm::{Curve, KeySpec, Modulus},
     epoch::Step,
-    hsm::{CkaId, KeyRef, NewKeyPair, SignInput},
+    hsm::{CkaId, Cursor, KeyRef, NewKeyPair, SignInput},
 };
 
-use super::codec::{Body, Malformed, Put, entry_of, index_of};
+use super::{
+    codec::{Body, Malformed, Put, entry_of, index_of},
+    listing,
+};
 
 /// One operation, as it crosses the wire.
 #[derive(Debug)]
@@ -42,13 +45,15 @@ pub enum Operation {
     Epoch(Step),
     /// The canary.
     Check,
+    /// Read one page of what is there, from this place on.
+    List(Option<Cursor>),
 }
 
 impl Operation {
     /// Whether it may be made again when nobody knows whether it was made: it leaves nothing behind, or looks first.
     pub fn is_repeatable(&self) -> bool {
         match self {
-            Self::Find(_) | Self::Sign { .. } | Self::Check | Self::Epoch(_) => true,
+            Self::Find(_) | Self::Sign { .. } | Self::Check | Self::Epoch(_) | Self::List(_) => true,
             Self::Generate(_) | Self::Destroy(_) => false,
         }
     }
@@ -111,6 +116,10 @@ impl Request {
                     }
                 }
             }
+            Operation::List(after) => {
+                out.put_u8(6);
+                listing::encode_cursor(after.as_ref(), out);
+            }
         }
     }
 
@@ -142,6 +151,7 @@ impl Request {
                     2 => Step::Destroy(body.mark()?),
                     _ => return Err(Malformed),
                 }),
+                6 => Operation::List(listing::decode_cursor(body)?),
                 _ => return Err(Malformed),
             };
             Ok(Self { id, deadline_ns, operation })
@@ -167,6 +177,8 @@ mod tests {
         let mut operations = vec![Operation::Find(id), Operation::Destroy(id), Operation::Check];
         let mark = Mark { installation: Installation([3; 16]), value: u64::MAX };
         operations.extend([Step::Read, Step::Create(mark), Step::Destroy(mark)].map(Operation::Epoch));
+        let cursor = Cursor { cka_id: vec![1, 2], listed: 3 };
+        operations.extend([None, Some(cursor)].map(Operation::List));
         operations.extend(
             SPECS.map(|spec| Operation::Generate(NewKeyPair { id, label: "orders/1".to_owned(), spec })),
         );

@@ -7,6 +7,7 @@
 mod epoch;
 mod handles;
 mod link;
+mod listing;
 pub(crate) mod locks;
 mod session;
 mod template;

@@ -27,7 +27,7 @@ use crate::{
     module::Module,
     profile::{Meaning, text},
     public_key::PublicKey,
-    wire::{Operation, Outcome, Request},
+    wire::{FOUND_OBJECTS_MAX, Operation, Outcome, Request},
 };
 
 /// The token of this process, shared by its sessions.
@@ -100,6 +100,7 @@ impl TokenSession {
             Operation::Destroy(id) => self.destroy(request, *id).map(|()| Outcome::Done),
             Operation::Epoch(step) => self.epoch(request, *step).map(Outcome::Marks),
             Operation::Check => self.check().map(|()| Outcome::Done),
+            Operation::List(after) => self.list(request, after.as_ref()).map(Outcome::Page),
         });
         match result {
             Ok(outcome) => Ok(Ok(outcome)),
@@ -169,12 +170,13 @@ impl TokenSession {
         let _searching = self.changes.searching()?;
         let pair = self.objects(id)?;
         let mut found = Found::default();
-        for handle in pair.private {
+        // Whoever has the PIN may have put any number there.
+        for handle in pair.private.into_iter().take(FOUND_OBJECTS_MAX.into()) {
             let attributes = self.session.get_attributes(handle, &template::PRIVATE_ATTRIBUTES)?;
             found.private.push(template::private_object(&attributes));
         }
-        for handle in pair.public {
-            found.public.push(self.public_key(handle)?.spki().map_err(Fault::Failed)?);
+        for handle in pair.public.into_iter().take(FOUND_OBJECTS_MAX.into()) {
+            found.public.push(self.spki(handle)?.unwrap_or_default());
         }
         Ok(found)
     }
@@ -286,7 +288,7 @@ impl TokenSession {
     }
 
     /// Without login private objects cannot be seen, and no search may be taken for proof that there is none.
-    fn logged_in(&self) -> Result<(), Trouble> {
+    pub(super) fn logged_in(&self) -> Result<(), Trouble> {
         match self.session.get_session_info()?.session_state() {
             SessionState::RwUser => Ok(()),
             _ => Err(Fault::Unavailable("the token has logged us out".to_owned()).into()),

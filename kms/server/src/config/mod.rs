@@ -162,6 +162,9 @@ pub struct Keys {
     /// From the request to the destruction. Default: 30d.
     #[serde(deserialize_with = "duration::deserialize")]
     pub destroy_delay: Duration,
+    /// From one audit of the attributes of all keys in the token to the next; the first is at start. Default: 1h.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub attribute_audit_period: Duration,
 }
 
 /// `[log]`: what is told on standard error.
@@ -247,7 +250,8 @@ impl<'de> Deserialize<'de> for Issuer {
 impl Default for Keys {
     fn default() -> Self {
         let destroy_delay = Duration::from_secs(30 * 24 * 60 * 60);
-        Self { verify_before_release: true, allow_destroy: false, destroy_delay }
+        let attribute_audit_period = Duration::from_secs(60 * 60);
+        Self { verify_before_release: true, allow_destroy: false, destroy_delay, attribute_audit_period }
     }
 }
 

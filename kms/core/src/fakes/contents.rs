@@ -1,0 +1,79 @@
+//! What lies in the token in memory: listing it, and tampering with it as somebody with the PIN could.
+
+use super::hsm::{SoftHsm, State, generate};
+use crate::{
+    algorithm::KeySpec,
+    hsm::{CkaId, Cursor, Found, Half, Object, PAGE_OBJECTS_MAX, Page, PrivateObject},
+};
+
+impl SoftHsm {
+    /// Puts an object into the token that nobody generated through us.
+    pub fn plant(&self, object: Object) {
+        self.lock().planted.push(object);
+    }
+
+    /// Removes both halves of a pair behind our back.
+    pub fn lose(&self, id: CkaId) {
+        self.lock().pairs.remove(&id);
+    }
+
+    /// Changes the attributes of a private key behind our back.
+    pub fn tamper(&self, id: CkaId, change: impl FnOnce(&mut PrivateObject)) {
+        if let Some(pair) = self.lock().pairs.get_mut(&id) {
+            change(&mut pair.object);
+        }
+    }
+
+    /// Puts another pair of the right template in the place of one.
+    #[expect(clippy::expect_used, reason = "a fake: generating works")]
+    pub fn replace(&self, id: CkaId, spec: KeySpec) {
+        let (key, spki) = generate(spec).expect("a pair");
+        if let Some(pair) = self.lock().pairs.get_mut(&id) {
+            (pair.key, pair.public) = (key, vec![spki]);
+        }
+    }
+
+    /// Every CKA_ID of a pair, in order.
+    pub fn ids(&self) -> Vec<CkaId> {
+        let mut ids: Vec<_> = self.lock().pairs.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+}
+
+impl State {
+    pub(super) fn find(&self, id: CkaId) -> Found {
+        let mut found = Found::default();
+        for object in self.objects().into_iter().filter(|object| object.cka_id == id.as_bytes()) {
+            match object.half {
+                Half::Private(private) => found.private.push(private),
+                Half::Public(spki) => found.public.push(spki.unwrap_or_default()),
+            }
+        }
+        found
+    }
+
+    pub(super) fn list(&self, after: Option<&Cursor>) -> Page {
+        let mut objects = self.objects();
+        objects.sort_by(|a, b| (&a.cka_id, is_public(a)).cmp(&(&b.cka_id, is_public(b))));
+        let ids = || objects.iter().map(|object| object.cka_id.as_slice());
+        let start = after.map_or(0, |cursor| cursor.position(ids()));
+        let end = objects.len().min(start + PAGE_OBJECTS_MAX);
+        let next = if end < objects.len() { Cursor::behind(ids().take(end)) } else { None };
+        Page { objects: objects.drain(start..end).collect(), next }
+    }
+
+    fn objects(&self) -> Vec<Object> {
+        let mut objects = self.planted.clone();
+        for (id, pair) in &self.pairs {
+            let object = |half| Object { cka_id: id.as_bytes().to_vec(), label: pair.label.clone(), half };
+            objects.push(object(Half::Private(pair.object)));
+            objects.extend(pair.public.iter().map(|spki| object(Half::Public(Some(spki.clone())))));
+        }
+        objects
+    }
+}
+
+fn is_public(object: &Object) -> bool {
+    matches!(object.half, Half::Public(_))
+}
