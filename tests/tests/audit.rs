@@ -34,7 +34,7 @@ async fn denials_are_recorded_with_the_rule_that_denied() -> anyhow::Result<()> 
 async fn every_verb_leaves_its_record_and_a_change_also_its_intent() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let secret = service.dir().join("carol").display().to_string();
-    let verbs: [(&str, bool, &[&str]); 11] = [
+    let verbs: [(&str, bool, &[&str]); 12] = [
         ("create_key", true, &["keys", "create", "orders", "--algorithm", "ES256"]),
         ("get_key", false, &["keys", "get", "orders"]),
         ("list_keys", false, &["keys", "list"]),
@@ -45,6 +45,7 @@ async fn every_verb_leaves_its_record_and_a_change_also_its_intent() -> anyhow::
         ("sign_jwt", false, &["jwt", "sign", "orders", "--claims", "{}", "--ttl", "1m"]),
         ("disable_key_version", true, &["keys", "disable", "orders", "--version", "2"]),
         ("enable_key_version", true, &["keys", "enable", "orders", "--version", "2"]),
+        ("get_inventory", false, &["hsm", "inventory"]),
         (
             "create_access_token",
             true,

@@ -74,7 +74,11 @@ async fn disable(kms: &FakeKms) {
 }
 
 async fn enable(kms: &FakeKms) {
-    kms.enable_key_version(&administrator(), version(1)).await.expect("enabled");
+    kms.enable_key_version(&administrator(), version(1), soon()).await.expect("enabled");
+}
+
+async fn revoke(kms: &FakeKms, name: &str) {
+    kms.revoke_access_token(&administrator(), name).await.expect("revoked");
 }
 
 async fn rotate(kms: &FakeKms) -> Result<(), Error> {
@@ -174,12 +178,16 @@ fn each_change_that_must_not_be_undone_moves_it_and_no_other_does() {
 fn a_change_is_effective_while_the_hsm_is_down_and_the_token_follows_later() {
     block_on(async {
         let (world, kms) = with_key().await;
-        world.hsm.set_down(true);
-        for _ in 0..2 {
-            disable(&kms).await;
-            enable(&kms).await;
+        let names = ["a", "b", "c", "d", "e"];
+        for name in names {
+            kms.create_access_token(&administrator(), token(name)).await.expect("made");
         }
+        world.hsm.set_down(true);
         disable(&kms).await;
+        let (last, before) = names.split_last().expect("names");
+        for name in before {
+            revoke(&kms, name).await;
+        }
         assert_eq!((epoch(&world).await.value, kms.epoch_pending()), (6, 5));
         kms.follow_epoch(soon()).await.expect_err("the HSM is down");
         world.hsm.set_down(false);
@@ -188,7 +196,7 @@ fn a_change_is_effective_while_the_hsm_is_down_and_the_token_follows_later() {
         assert_eq!(kms.epoch_pending(), 0);
 
         world.hsm.set_down(true);
-        enable(&kms).await;
+        revoke(&kms, last).await;
         drop(kms);
         world.hsm.set_down(false);
         let kms = open(&world).await;
@@ -244,10 +252,11 @@ fn changes_at_once_each_count_and_the_token_holds_the_last() {
 fn a_backup_taken_while_the_token_had_yet_to_follow_is_older_all_the_same() {
     block_on(async {
         let (world, kms) = with_key().await;
+        kms.create_access_token(&administrator(), token("leaked")).await.expect("made");
         world.hsm.set_down(true);
         disable(&kms).await;
         let backup = world.store.copy();
-        enable(&kms).await;
+        revoke(&kms, "leaked").await;
         world.hsm.set_down(false);
         kms.follow_epoch(soon()).await.expect("it follows");
         let kms = open(&restored(&world, backup)).await;
@@ -315,7 +324,7 @@ fn an_older_store_does_nothing_but_read_and_take_away_until_it_is_accepted() {
         assert_eq!(reason(kms.sign_jwt(&admin, jwt, soon()).await), Err("RECOVERY_MODE"));
         assert_eq!(reason(create(&kms, "l").await), Err("RECOVERY_MODE"));
         assert_eq!(reason(rotate(&kms).await), Err("RECOVERY_MODE"));
-        assert_eq!(reason(kms.enable_key_version(&admin, version(1)).await), Err("RECOVERY_MODE"));
+        assert_eq!(reason(kms.enable_key_version(&admin, version(1), soon()).await), Err("RECOVERY_MODE"));
         assert_eq!(
             reason(kms.destroy_key_version(&admin, version(1), "keys/k/versions/1").await),
             Err("RECOVERY_MODE")

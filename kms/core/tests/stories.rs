@@ -347,7 +347,7 @@ fn a_version_does_not_retire_when_its_successor_is_disabled_before_its_time() {
         world.clock.advance(hours(2));
         assert_eq!(signs(&kms, "k").await.expect("no outage").version, 1);
         // It comes back as any new version would: published first.
-        kms.enable_key_version(&administrator(), second()).await.expect("enables");
+        kms.enable_key_version(&administrator(), second(), soon()).await.expect("enables");
         assert_eq!(signs(&kms, "k").await.expect("signs").version, 1);
         world.clock.advance(hours(1));
         assert_eq!(signs(&kms, "k").await.expect("signs").version, 2);
@@ -386,7 +386,7 @@ fn a_reload_that_fails_after_a_commit_is_made_good_by_the_retry() {
         signs(&kms, "k").await.expect_err("disabled");
         let enable = ChangeVersion { id: id("k"), number: 1, request: Request::default() };
         world.store.fail_next_load();
-        kms.enable_key_version(&administrator(), enable).await.expect_err("the reload fails");
+        kms.enable_key_version(&administrator(), enable, soon()).await.expect_err("the reload fails");
         kms.run_due(soon()).await;
         signs(&kms, "k").await.expect("the scheduler has caught up");
     });
@@ -457,7 +457,7 @@ fn a_disabled_version_neither_signs_nor_verifies_nor_is_published_until_enabled(
         assert!(error.to_string().contains("version 1 is suspended; enable it"), "{error}");
         assert_eq!(&*kms.published_keys(Some(&id("k"))).expect("a set").body, br#"{"keys":[]}"#);
         kms.disable_key_version(&admin, change()).await.expect("twice does no harm");
-        kms.enable_key_version(&admin, change()).await.expect("enables");
+        kms.enable_key_version(&admin, change(), soon()).await.expect("enables");
         signs(&kms, "k").await.expect("signs again");
     });
 }
@@ -474,7 +474,10 @@ fn destruction_is_confirmed_delayed_can_be_called_off_and_is_real() {
         kms.disable_key_version(&admin, change()).await.expect("disables");
         assert_eq!(reason(kms.destroy_key_version(&admin, change(), "yes").await), Err("INVALID_ARGUMENT"));
         kms.destroy_key_version(&admin, change(), name).await.expect("scheduled");
-        assert_eq!(reason(kms.enable_key_version(&admin, change()).await), Err("DESTRUCTION_SCHEDULED"));
+        assert_eq!(
+            reason(kms.enable_key_version(&admin, change(), soon()).await),
+            Err("DESTRUCTION_SCHEDULED")
+        );
         world.clock.advance(hours(30 * 24) - SignedDuration::from_secs(1));
         assert_eq!(kms.run_due(soon()).await, 0, "not a second early");
         world.clock.advance(SignedDuration::from_secs(1));
@@ -487,7 +490,7 @@ fn destruction_is_confirmed_delayed_can_be_called_off_and_is_real() {
         kms.destroy_key_version(&admin, change(), name).await.expect("scheduled anew");
         world.clock.advance(hours(30 * 24));
         assert_eq!((kms.run_due(soon()).await, world.hsm.count().0), (1, 0));
-        assert_eq!(reason(kms.enable_key_version(&admin, change()).await), Err("DESTROYED"));
+        assert_eq!(reason(kms.enable_key_version(&admin, change(), soon()).await), Err("DESTROYED"));
         assert_eq!(kms.run_due(soon()).await, 0);
     });
 }

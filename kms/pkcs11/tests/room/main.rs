@@ -8,6 +8,7 @@ mod epoch;
 mod failures;
 mod faults;
 mod keys;
+mod listing;
 mod overtaking;
 mod recovery;
 mod startup;

@@ -127,6 +127,22 @@ async fn a_search_without_login_does_not_say_that_there_is_no_key() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_without_login_does_not_leave_private_keys_out() {
+    for when in ["C_FindObjectsInit nth 1", "C_GetAttributeValue nth 1", "C_GetAttributeValue nth 5"] {
+        let (rig, controller) = Rig::faulty_worker().await;
+        rig.key(Algorithm::Es256).await;
+        controller.set(&format!("{when} times 1: forget-login").parse().unwrap());
+        match rig.pool.list(&grant(), None, soon()).await {
+            Ok(page) => assert_eq!(page.objects.len(), 2, "{when}"),
+            Err(fault) => assert!(matches!(fault, Fault::Unavailable(_)), "{when}: {fault:?}"),
+        }
+        let page = served(async || rig.pool.list(&grant(), None, soon()).await).await;
+        assert_eq!((page.objects.len(), controller.fired()), (2, 1), "{when}");
+        rig.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destruction_without_login_does_not_pass_for_one() {
     let (rig, controller) = Rig::faulty_worker().await;
     let (key, _) = rig.key(Algorithm::Es256).await;
