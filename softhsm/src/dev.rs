@@ -13,7 +13,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
-    Error, Token,
+    Error, SOFTHSM_CONF, Token,
     program::{Program, Slot},
     secret,
     token::{self, Pins},
@@ -39,9 +39,9 @@ impl DevToken {
             create(&program, &dir, &tokens)?;
         }
         // Written anew each time: the directory may have been moved.
-        let conf = token::write_conf(&dir, &tokens)?;
+        let conf = token::write_softhsm_conf(&dir, &tokens)?;
         let slot = the_one_token(&dir, program.slots(&conf)?)?;
-        Ok(Self(Token::new(program.into_module(), conf, present_pin(&dir)?, slot)))
+        Ok(Self(Token::new(program.into_module(), SOFTHSM_CONF, conf, present_pin(&dir)?, slot)))
     }
 }
 
@@ -61,7 +61,7 @@ fn create(program: &Program, dir: &Path, tokens: &Path) -> Result<(), Error> {
     }
     token::make_private_dir(&staging)?;
     let staged = staging.join("tokens");
-    let conf = token::write_conf(&staging, &staged)?;
+    let conf = token::write_softhsm_conf(&staging, &staged)?;
     let pins = Pins::draw()?;
     pins.write(dir)?;
     program.init_token(&conf, &secret::label("kms-dev")?, &pins)?;

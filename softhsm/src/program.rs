@@ -19,7 +19,10 @@ pub(crate) struct Program {
     module: PathBuf,
 }
 
-/// What `--show-slots` says of one slot.
+/// Its name, for errors.
+const PROGRAM: &str = "softhsm2-util";
+
+/// What a program says of one slot.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) label: String,
@@ -30,7 +33,7 @@ pub(crate) struct Slot {
 
 impl Program {
     pub(crate) fn find() -> Result<Self, Error> {
-        Ok(Self { path: install::program()?, module: install::module()? })
+        Ok(Self { path: install::program(PROGRAM, "apt-get install softhsm2")?, module: install::softhsm()? })
     }
 
     pub(crate) fn into_module(self) -> PathBuf {
@@ -43,10 +46,11 @@ impl Program {
         let terminal = Terminal::with_input(&pins.as_typed())?;
         let mut command = self.command(conf, ACTION);
         command.args(["--free", "--label", label]).stdin(terminal.user_side);
-        run(command, ACTION)?;
+        run(command, PROGRAM, ACTION)?;
         drop(terminal.program_side);
         let made = self.slots(conf)?.into_iter().find(|slot| slot.label == label && slot.user_pin_set);
         made.ok_or_else(|| Error::Program {
+            program: PROGRAM,
             action: ACTION,
             output: format!("it reported success, but --show-slots shows no token {label:?} with a user PIN"),
         })
@@ -56,7 +60,7 @@ impl Program {
         const ACTION: &str = "--show-slots";
         let mut command = self.command(conf, ACTION);
         command.stdin(Stdio::null());
-        run(command, ACTION).map(|output| parse_slots(&output))
+        run(command, PROGRAM, ACTION).map(|output| parse_slots(&output))
     }
 
     fn command(&self, conf: &Path, action: &str) -> Command {
@@ -91,15 +95,20 @@ impl Terminal {
     }
 }
 
-fn run(mut command: Command, action: &'static str) -> Result<String, Error> {
-    let program = PathBuf::from(command.get_program());
-    let output = command.output().map_err(Error::io(&program))?;
+/// Runs `command` to its end and returns what it printed. `program` and `action` are for errors.
+pub(crate) fn run(
+    mut command: Command,
+    program: &'static str,
+    action: &'static str,
+) -> Result<String, Error> {
+    let path = PathBuf::from(command.get_program());
+    let output = command.output().map_err(Error::io(&path))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() {
         Ok(text(&output.stdout))
     } else {
         let output = format!("{} ({})", text(&output.stderr).replace('\n', " "), output.status);
-        Err(Error::Program { action, output })
+        Err(Error::Program { program, action, output })
     }
 }
 

@@ -1,6 +1,7 @@
-//! What both sorts of token have: module, configuration, PIN file, label and serial number.
+//! What every sort of token has: module, configuration, PIN file, label and serial number.
 
 use std::{
+    ffi::{OsStr, OsString},
     fmt::Write as _,
     fs::{self, DirBuilder, OpenOptions},
     io::Write as _,
@@ -13,34 +14,48 @@ use std::{
 
 use crate::{Error, program::Slot, secret};
 
-/// An initialised SoftHSM token, and what a PKCS#11 program needs to use it.
+/// An initialised token, and what a PKCS#11 program needs to use it.
 #[derive(Debug, Clone)]
 pub struct Token {
     module: PathBuf,
     conf: PathBuf,
+    env: (&'static str, OsString),
     pin_file: PathBuf,
     label: String,
     serial: String,
 }
 
 impl Token {
-    pub(crate) fn new(module: PathBuf, conf: PathBuf, pin_file: PathBuf, slot: Slot) -> Self {
-        Self { module, conf, pin_file, label: slot.label, serial: slot.serial }
+    /// A token of `module`, which `variable` leads to `conf`.
+    pub(crate) fn new(
+        module: PathBuf,
+        variable: &'static str,
+        conf: PathBuf,
+        pin_file: PathBuf,
+        slot: Slot,
+    ) -> Self {
+        let env = (variable, conf.clone().into_os_string());
+        Self { module, conf, env, pin_file, label: slot.label, serial: slot.serial }
     }
 
-    /// Path of the PKCS#11 module, `libsofthsm2.so`.
+    /// The same token as another module shows it.
+    pub(crate) fn through(&self, module: PathBuf, env: (&'static str, OsString)) -> Self {
+        Self { module, env, ..self.clone() }
+    }
+
+    /// Path of the PKCS#11 module.
     pub fn module(&self) -> &Path {
         &self.module
     }
 
-    /// Path of the token's own `softhsm2.conf`.
+    /// Path of the token's own configuration, e.g. `softhsm2.conf`. PINs lie beside it.
     pub fn conf(&self) -> &Path {
         &self.conf
     }
 
-    /// The environment variable that leads the module to this token. SoftHSM reads it at C_Initialize.
-    pub fn env(&self) -> (&'static str, &Path) {
-        ("SOFTHSM2_CONF", &self.conf)
+    /// The environment variable that leads the module to this token. It is read at C_Initialize.
+    pub fn env(&self) -> (&'static str, &OsStr) {
+        (self.env.0, &self.env.1)
     }
 
     /// Path of the file that holds the user PIN and nothing else, mode 0600.
@@ -81,6 +96,14 @@ impl Pins {
         Ok(Self { user: secret::pin()?, security_officer: secret::pin()? })
     }
 
+    pub(crate) fn user(&self) -> &str {
+        &self.user
+    }
+
+    pub(crate) fn security_officer(&self) -> &str {
+        &self.security_officer
+    }
+
     /// What `softhsm2-util --init-token` asks for: SO PIN and user PIN, each twice.
     pub(crate) fn as_typed(&self) -> String {
         let Self { user, security_officer: so } = self;
@@ -95,9 +118,8 @@ impl Pins {
 }
 
 /// Writes `dir/softhsm2.conf` for the tokens in `tokens`, and makes that directory.
-pub(crate) fn write_conf(dir: &Path, tokens: &Path) -> Result<PathBuf, Error> {
-    let fit = |text: &&str| !text.contains(|c: char| matches!(c, '#' | '=') || c.is_control());
-    let path = tokens.to_str().filter(fit).ok_or_else(|| Error::UnfitPath(tokens.to_owned()))?;
+pub(crate) fn write_softhsm_conf(dir: &Path, tokens: &Path) -> Result<PathBuf, Error> {
+    let path = fit(tokens)?;
     make_private_dir(tokens)?;
     let text = format!(
         "# Written by kms for one token of its own. Development and tests only.\n\
@@ -107,6 +129,26 @@ pub(crate) fn write_conf(dir: &Path, tokens: &Path) -> Result<PathBuf, Error> {
          slots.removable = false\n"
     );
     write_private(&dir.join("softhsm2.conf"), &text)
+}
+
+/// Writes `dir/kryoptic.toml` for the one token in the SQLite file `dir/token.db`.
+pub(crate) fn write_kryoptic_conf(dir: &Path) -> Result<PathBuf, Error> {
+    let tokens = dir.join("token.db");
+    let path = fit(&tokens)?;
+    let text = format!(
+        "# Written by kms for one token of its own. Tests only.\n\
+         [[slots]]\n\
+         slot = 0\n\
+         dbtype = \"sqlite\"\n\
+         dbargs = \"{path}\"\n"
+    );
+    write_private(&dir.join("kryoptic.toml"), &text)
+}
+
+/// A path that both sorts of configuration can hold as it is.
+fn fit(path: &Path) -> Result<&str, Error> {
+    let fits = |text: &&str| !text.contains(|c: char| matches!(c, '#' | '=' | '"' | '\\') || c.is_control());
+    path.to_str().filter(fits).ok_or_else(|| Error::UnfitPath(path.to_owned()))
 }
 
 /// Makes `dir` and its parents with mode 0700; one that is there already stays as it is.
@@ -150,9 +192,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_that_softhsm_would_misread_is_refused() {
-        for bad in ["/tmp/a#b", "/tmp/a=b", "/tmp/a\nb"] {
-            let refused = write_conf(Path::new("/nonexistent"), Path::new(bad));
+    fn a_path_that_a_configuration_would_misread_is_refused() {
+        for bad in ["/tmp/a#b", "/tmp/a=b", "/tmp/a\"b", "/tmp/a\\b", "/tmp/a\nb"] {
+            let refused = write_softhsm_conf(Path::new("/nonexistent"), Path::new(bad));
             assert!(matches!(refused, Err(Error::UnfitPath(_))), "{bad:?}");
         }
     }

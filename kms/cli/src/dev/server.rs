@@ -4,7 +4,9 @@
 //! killed, it hears of it (`--follow`) and drains.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     net::SocketAddr,
     path::Path,
     process::{ExitStatus, Stdio},
@@ -43,7 +45,7 @@ pub(super) struct Listening {
 
 impl Server {
     /// Starts `kms serve` with one more variable in its environment.
-    pub(super) fn spawn(config: &Path, variable: (&str, &Path)) -> Result<Self, Failure> {
+    pub(super) fn spawn(config: &Path, variable: (&str, &OsStr)) -> Result<Self, Failure> {
         let program = env::current_exe().map_err(Failure::about("cannot find this executable"))?;
         let child = Command::new(&program)
             .arg("serve")

@@ -8,20 +8,20 @@ use kms_pkcs11::{
     TokenError,
     token::{self, Preparation},
 };
-use kms_softhsm::EphemeralToken;
+use kms_softhsm::{EphemeralToken, Token};
 
 use rustix::process::Signal;
 
 use crate::support::{Rig, grant, signal, soon};
 
 /// What `examine` says of the token's user PIN.
-pub(crate) fn user_pin(token: &EphemeralToken) -> String {
+pub(crate) fn user_pin(token: &Token) -> String {
     let output = inner("examined", token, &token.uri());
     output.lines().find_map(|line| line.strip_prefix("user_pin=")).unwrap().to_owned()
 }
 
 /// Logs in once.
-pub(crate) fn login(token: &EphemeralToken) {
+pub(crate) fn login(token: &Token) {
     let output = inner("logged_in", token, &token.uri());
     assert!(output.contains("login=Ok") && output.contains("outlived=3"), "{output}");
 }
@@ -78,13 +78,13 @@ async fn examining_beside_a_serving_pool_disturbs_nothing() {
 }
 
 /// Runs an ignored test of this file in a process of its own and returns what it printed.
-fn inner(name: &str, token: &EphemeralToken, uri: &str) -> String {
-    let (variable, conf) = token.env();
+fn inner(name: &str, token: &Token, uri: &str) -> String {
+    let (variable, value) = token.env();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", &format!("admin::{name}"), "--ignored", "--nocapture"])
-        .env(variable, conf)
+        .env(variable, value)
         .env("TEST_URI", uri)
-        .env("TEST_DIR", conf.parent().unwrap())
+        .env("TEST_DIR", token.conf().parent().unwrap())
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();

@@ -72,7 +72,8 @@ async fn a_pin_that_was_changed_while_serving_is_tried_once_by_the_replacement()
     support::eventually("the last is gone", || rig.pool.health().workers_ready == 0).await;
     let Err(Fault::Unavailable(text)) = rig.pool.check(&grant(), soon()).await else { panic!("no link") };
     assert!(text.contains("exactly one try"), "{text}");
-    assert_eq!(admin::user_pin(&rig.close().await), "CountLow");
+    let token = rig.close().await;
+    assert_eq!(admin::user_pin(&token), "CountLow");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

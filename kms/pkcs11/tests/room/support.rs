@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    ops::Deref,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -28,33 +29,21 @@ use tokio::{net::UnixStream, task::JoinHandle};
 pub(crate) const WORKER: &str = env!("CARGO_BIN_EXE_kms-hsm-worker");
 
 /// Everything that a test of the whole room needs. The token goes last: workers must be gone before it.
-pub(crate) struct Rig {
+pub(crate) struct Rig<T = EphemeralToken> {
     pub(crate) pool: Pool,
     pub(crate) supervisor: JoinHandle<()>,
     pub(crate) dir: TempDir,
-    pub(crate) token: EphemeralToken,
+    pub(crate) token: T,
 }
 
 impl Rig {
-    /// Two READY workers with quick timeouts.
+    /// Two READY workers with quick timeouts, on a SoftHSM token.
     pub(crate) async fn new() -> Self {
         Self::with(|_| ()).await
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let token = EphemeralToken::new().unwrap();
-        let uri = token.uri();
-        let rig = Self::start(token, &uri, Vec::new(), change);
-        rig.pool.wait_ready().await.unwrap();
-        rig.workers_are(u32::from(rig.wanted())).await;
-        rig
-    }
-
-    /// A pool whose start must fail.
-    pub(crate) async fn refused(token: EphemeralToken, uri: &str) -> (Self, StartError) {
-        let rig = Self::start(token, uri, Vec::new(), |_| ());
-        let error = rig.pool.wait_ready().await.unwrap_err();
-        (rig, error)
+        Self::on(EphemeralToken::new().unwrap(), change).await
     }
 
     /// A pool whose workers load the fault shim before the module, under `script` from the first call on. It is not
@@ -73,9 +62,27 @@ impl Rig {
         rig.pool.wait_ready().await.unwrap();
         (rig, controller)
     }
+}
+
+impl<T: Deref<Target = Token>> Rig<T> {
+    /// Two READY workers, unless `change` says otherwise, on `token`.
+    pub(crate) async fn on(token: T, change: impl FnOnce(&mut Config)) -> Self {
+        let uri = token.uri();
+        let rig = Self::start(token, &uri, Vec::new(), change);
+        rig.pool.wait_ready().await.unwrap();
+        rig.workers_are(u32::from(rig.wanted())).await;
+        rig
+    }
+
+    /// A pool whose start must fail.
+    pub(crate) async fn refused(token: T, uri: &str) -> (Self, StartError) {
+        let rig = Self::start(token, uri, Vec::new(), |_| ());
+        let error = rig.pool.wait_ready().await.unwrap_err();
+        (rig, error)
+    }
 
     pub(crate) fn start(
-        token: EphemeralToken,
+        token: T,
         uri: &str,
         env: Vec<(OsString, OsString)>,
         change: impl FnOnce(&mut Config),
@@ -126,7 +133,7 @@ impl Rig {
     }
 
     /// Closes the pool and waits for the last worker.
-    pub(crate) async fn close(self) -> EphemeralToken {
+    pub(crate) async fn close(self) -> T {
         drop(self.pool);
         self.supervisor.await.unwrap();
         self.token
@@ -140,7 +147,7 @@ pub(crate) fn shim_uri(token: &Token) -> String {
 }
 
 /// Starts a supervisor and a pool for the token that `uri` names.
-pub(crate) fn link(token: &EphemeralToken, uri: &str, dir: &Path, config: Config) -> (Pool, JoinHandle<()>) {
+pub(crate) fn link(token: &Token, uri: &str, dir: &Path, config: Config) -> (Pool, JoinHandle<()>) {
     link_with(settings(token, uri, dir, &config), config)
 }
 
@@ -150,13 +157,13 @@ pub(crate) fn link_with(settings: Settings, config: Config) -> (Pool, JoinHandle
     (Pool::start(config, ours).unwrap(), supervisor)
 }
 
-pub(crate) fn settings(token: &EphemeralToken, uri: &str, dir: &Path, config: &Config) -> Settings {
-    let (name, conf) = token.env();
+pub(crate) fn settings(token: &Token, uri: &str, dir: &Path, config: &Config) -> Settings {
+    let (name, value) = token.env();
     Settings {
         program: PathBuf::from(WORKER),
         name: "kms".into(),
         args: Vec::new(),
-        env: vec![(name.into(), conf.into())],
+        env: vec![(name.into(), value.into())],
         uri: uri.parse::<Uri>().unwrap(),
         sessions_per_worker: config.sessions_per_worker,
         runtime_dir: config.runtime_dir.clone(),
