@@ -19,8 +19,9 @@ use kms_pkcs11::{
     supervisor::{self, Settings},
 };
 use kms_softhsm::{
-    EphemeralToken, Token,
+    EphemeralToken, RemoteToken, Token,
     faults::{self, Controller},
+    unless_left_out,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -144,6 +145,16 @@ impl<T: Deref<Target = Token>> Rig<T> {
 pub(crate) fn shim_uri(token: &Token) -> String {
     let (module, shim) = (token.module().display().to_string(), faults::module().unwrap());
     token.uri().replace(&module, &shim.display().to_string())
+}
+
+/// A Kryoptic token, unless such tests are left out.
+pub(crate) fn kryoptic() -> Option<EphemeralToken> {
+    unless_left_out(EphemeralToken::kryoptic()).unwrap()
+}
+
+/// A server in front of `behind`, unless such tests are left out.
+pub(crate) fn remote(behind: EphemeralToken) -> Option<RemoteToken> {
+    unless_left_out(RemoteToken::in_front_of(behind)).unwrap()
 }
 
 /// Starts a supervisor and a pool for the token that `uri` names.
