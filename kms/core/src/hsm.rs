@@ -204,6 +204,9 @@ pub enum Fault {
     /// The token lacks the mechanism.
     #[error("the HSM does not support this: {0}")]
     Unsupported(String),
+    /// The token has no room for this: sessions, memory or objects. Function and code, for operators.
+    #[error("the HSM has no room: {0}")]
+    Full(String),
     /// The token refused or failed; function and code, for operators.
     #[error("the HSM failed: {0}")]
     Failed(String),
@@ -303,6 +306,12 @@ impl From<Fault> for Error {
                 "UNSUPPORTED_BY_HSM",
                 "the HSM does not support this algorithm; `kms doctor` lists what it has",
             ),
+            Fault::Full(_) => Self::new(
+                Kind::ResourceExhausted,
+                "HSM_FULL",
+                "the HSM has no room for this; retry with backoff, and if it stays so an operator must make room",
+            )
+            .retry_after(Duration::from_secs(1)),
             Fault::Failed(_) => Self::internal("the HSM failed; the server's log has its code"),
         }
     }

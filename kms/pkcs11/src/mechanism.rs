@@ -61,7 +61,7 @@ pub(crate) fn generation(spec: KeySpec, profile: &Profile) -> Generation {
         },
         KeySpec::Ed25519 => Generation {
             mechanism: Mechanism::EccEdwardsKeyPairGen,
-            public: vec![Attribute::EcParams(profile.edwards_params.to_vec())],
+            public: vec![Attribute::EcParams(profile.ed25519_params().to_vec())],
             allowed: vec![MechanismType::EDDSA],
         },
     }

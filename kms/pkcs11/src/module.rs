@@ -134,6 +134,38 @@ pub enum TokenError {
     /// The PIN is locked; nothing was tried.
     #[error("the token's user PIN is locked; the security officer must set a new one")]
     PinLocked,
+    /// The profile file cannot be used.
+    #[error(
+        "the profile {path} cannot be used: {why}; correct hsm.profile_file, or write one with `kms hsm probe`"
+    )]
+    ProfileFile {
+        /// hsm.profile_file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The profile file is about another token.
+    #[error(
+        "the profile {path} is not of this token: {why}; measure the token anew with `kms hsm probe`, or leave \
+         hsm.profile_file out"
+    )]
+    ProfileContradicts {
+        /// hsm.profile_file.
+        path: PathBuf,
+        /// Where they differ.
+        why: String,
+    },
+    /// More sessions are asked for than the token gives.
+    #[error(
+        "hsm.sessions_per_worker = {wanted} needs one session more than that in every worker, and this token gives a \
+         process {cap}; lower hsm.sessions_per_worker"
+    )]
+    TooManySessions {
+        /// hsm.sessions_per_worker.
+        wanted: u16,
+        /// What the profile or CK_TOKEN_INFO allows.
+        cap: u64,
+    },
     /// The directory of the locks cannot be used.
     #[error("the lock directory {dir} cannot be used: {why}; give it to the user that runs kms")]
     LockDir {
@@ -173,6 +205,9 @@ impl TokenError {
             | Self::UserPinUnset
             | Self::PinSourceMissing
             | Self::PinFile { .. }
+            | Self::ProfileFile { .. }
+            | Self::ProfileContradicts { .. }
+            | Self::TooManySessions { .. }
             | Self::LockDir { .. }
             | Self::NotPreparable(_) => RefusalKind::Configuration,
             Self::SessionsUsedUp => RefusalKind::Capacity,
@@ -198,7 +233,11 @@ impl From<Error> for TokenError {
 /// A loaded and initialised module.
 pub(crate) struct Module {
     pub(crate) pkcs11: Pkcs11,
-    pub(crate) profile: &'static Profile,
+    pub(crate) profile: Profile,
+    /// Whether the profile comes from a file, and so may be wrong about the token.
+    told: Option<PathBuf>,
+    manufacturer: String,
+    description: String,
     /// Manufacturer, description and version.
     pub(crate) library: String,
 }
@@ -235,7 +274,19 @@ impl Module {
         let (manufacturer, description) = (info.manufacturer_id().trim(), info.library_description().trim());
         let library = format!("{manufacturer} {description} {}", info.library_version());
         let profile = Profile::detect(manufacturer, description);
-        Ok(Self { pkcs11, profile, library })
+        let (manufacturer, description) = (manufacturer.to_owned(), description.to_owned());
+        Ok(Self { pkcs11, profile, told: None, manufacturer, description, library })
+    }
+
+    /// With the profile in `file` instead of the built-in one. A profile of another module is refused.
+    pub(crate) fn profiled(self, file: Option<&Path>) -> Result<Self, TokenError> {
+        let Some(path) = file else { return Ok(self) };
+        let profile =
+            Profile::read(path).map_err(|why| TokenError::ProfileFile { path: path.to_owned(), why })?;
+        match profile.measured_on.module_deviation(&self.manufacturer, &self.description) {
+            Some(why) => Err(TokenError::ProfileContradicts { path: path.to_owned(), why }),
+            None => Ok(Self { profile, told: Some(path.to_owned()), ..self }),
+        }
     }
 
     /// Every slot with a token, initialised or not.
@@ -267,7 +318,10 @@ impl Module {
             uri.matches(info.label(), info.serial_number(), info.manufacturer_id(), info.model())
         });
         match (tokens.pop(), tokens.as_slice()) {
-            (Some(token), []) => Ok(token),
+            (Some((slot, info)), []) => match &self.told {
+                Some(path) => self.held_against(path, slot, &info).map(|()| (slot, info)),
+                None => Ok((slot, info)),
+            },
             (Some(last), others) => {
                 let serials: Vec<&str> =
                     others.iter().chain([&last]).map(|(_, info)| info.serial_number()).collect();
@@ -276,6 +330,14 @@ impl Module {
             (None, _) => {
                 Err(TokenError::TokenAbsent { wanted: uri.token_part(), present: present.join(", ") })
             }
+        }
+    }
+
+    fn held_against(&self, path: &Path, slot: Slot, info: &TokenInfo) -> Result<(), TokenError> {
+        let mechanism = |wanted| self.pkcs11.get_mechanism_info(slot, wanted).ok();
+        match self.profile.contradiction(info, mechanism) {
+            Some(why) => Err(TokenError::ProfileContradicts { path: path.to_owned(), why }),
+            None => Ok(()),
         }
     }
 }

@@ -54,6 +54,8 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Directory of the locks between all processes that use this token.
     pub lock_dir: PathBuf,
+    /// A profile of the token instead of the built-in one; see [`crate::profile`].
+    pub profile_file: Option<PathBuf>,
     /// How long workers may take to leave by themselves at the end.
     pub leave_timeout: Duration,
     /// How long a worker that is still starting is waited for at the end: it must not be killed.
@@ -198,6 +200,7 @@ impl Supervisor {
             uri: self.settings.uri.to_string(),
             sessions: self.settings.sessions_per_worker,
             lock_dir: self.settings.lock_dir.clone(),
+            profile_file: self.settings.profile_file.clone(),
         };
         let mut child = tokio::process::Command::new(&self.settings.program)
             .arg0(&self.settings.name)

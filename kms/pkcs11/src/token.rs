@@ -17,7 +17,9 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::{
     TokenError, Uri, mechanism,
     module::{self, Module},
-    pin, signals,
+    pin,
+    profile::Profile,
+    signals,
     worker::locks::{Locks, Starting},
 };
 
@@ -26,8 +28,8 @@ use crate::{
 pub struct Report {
     /// Manufacturer, description and version of the module.
     pub library: String,
-    /// Name of the profile that kms uses for it.
-    pub profile: &'static str,
+    /// The profile that kms uses for it.
+    pub profile: Profile,
     /// Every token, initialised or not.
     pub tokens: Vec<TokenReport>,
     /// Serial number of the token that the URI names, or why there is none.
@@ -88,13 +90,14 @@ pub struct Preparation {
 /// A token's label has at most this many bytes (CK_TOKEN_INFO).
 const LABEL_LEN_MAX: usize = 32;
 
-/// Looks at everything behind the URI's module. Spends no PIN try.
-pub fn examine(uri: &Uri, lock_dir: &Path) -> Result<Report, TokenError> {
+/// Looks at everything behind the URI's module, with the profile in `profile_file` or the built-in one. Spends no PIN
+/// try.
+pub fn examine(uri: &Uri, lock_dir: &Path, profile_file: Option<&Path>) -> Result<Report, TokenError> {
     let _starting = lock(lock_dir)?;
-    let module = Module::load(&uri.module_path)?;
+    let module = Module::load(&uri.module_path)?.profiled(profile_file)?;
     let tokens = module.tokens()?.iter().map(|(slot, info)| report(&module, *slot, info)).collect();
     let chosen = module.token(uri).map(|(_, info)| info.serial_number().trim().to_owned());
-    Ok(Report { library: module.library.clone(), profile: module.profile.name, tokens, chosen })
+    Ok(Report { library: module.library.clone(), profile: module.profile.clone(), tokens, chosen })
 }
 
 /// Initialises a blank token, sets both PINs, and returns the URI that names it. Never touches a token that is
@@ -176,6 +179,8 @@ fn blank<'a>(
 
 fn check_length(info: &TokenInfo, pin: &SecretString) -> Result<(), TokenError> {
     let (min, max) = (info.min_pin_length(), info.max_pin_length());
+    // A token that leaves the most at zero does not tell it.
+    let max = if max == 0 { usize::MAX } else { max };
     if (min..=max).contains(&pin.expose_secret().len()) {
         return Ok(());
     }

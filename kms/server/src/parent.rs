@@ -58,6 +58,7 @@ pub fn run(config: &Config, mut front: Command, worker: WorkerCommand) -> anyhow
         sessions_per_worker: config.hsm.sessions_per_worker.get(),
         runtime_dir: runtime_dir.path().to_owned(),
         lock_dir: config.lock_dir().to_owned(),
+        profile_file: config.hsm.profile_file.clone(),
         leave_timeout: LEAVE_TIMEOUT,
         startup_timeout: config.hsm.startup_timeout,
     };

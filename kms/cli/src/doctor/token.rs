@@ -12,14 +12,14 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     // A URI that does not parse is among the configuration's problems.
     let Ok(uri) = config.hsm.uri.parse::<Uri>() else { return };
     let lock_dir = config.hsm.lock_dir.as_deref().unwrap_or_else(|| config.store_dir());
-    let report = match token::examine(&uri, lock_dir) {
+    let report = match token::examine(&uri, lock_dir, config.hsm.profile_file.as_deref()) {
         Ok(report) => report,
         Err(error) => {
             findings.fail("module", error);
             return;
         }
     };
-    findings.ok("module", format_args!("{} (profile {})", report.library, report.profile));
+    findings.ok("module", format_args!("{} (profile {})", report.library, report.profile.name));
     let serial = match report.chosen {
         Ok(serial) => serial,
         Err(error) => {

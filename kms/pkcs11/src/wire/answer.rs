@@ -211,6 +211,7 @@ fn encode_result(result: &Result<Outcome, Fault>, out: &mut Vec<u8>) {
         Err(Fault::KeyMismatch(text)) => (7, text),
         Err(Fault::Unsupported(text)) => (8, text),
         Err(Fault::Failed(text)) => (9, text),
+        Err(Fault::Full(text)) => (12, text),
     };
     out.put_u8(tag);
     out.put_bytes(text.as_bytes());
@@ -230,6 +231,7 @@ fn decode_result(body: &mut Body<'_>) -> Result<Result<Outcome, Fault>, Malforme
         9 => Err(Fault::Failed(body.text()?)),
         10 => Ok(Outcome::Marks(body.list(MARKS_MAX, Body::mark)?)),
         11 => Ok(Outcome::Page(listing::decode_page(body)?)),
+        12 => Err(Fault::Full(body.text()?)),
         _ => return Err(Malformed),
     })
 }
@@ -350,6 +352,7 @@ mod tests {
             Err(Fault::KeyMismatch("b".to_owned())),
             Err(Fault::Unsupported("c".to_owned())),
             Err(Fault::Failed("d".to_owned())),
+            Err(Fault::Full("e".to_owned())),
         ];
         let mut messages: Vec<_> =
             results.into_iter().map(|result| FromWorker::Answer(Answer { id: 1, result })).collect();

@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     fmt,
     os::unix::ffi::{OsStrExt, OsStringExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use zeroize::Zeroize;
@@ -31,6 +31,8 @@ pub struct Order {
     pub sessions: u16,
     /// Directory of the locks between processes that use this token.
     pub lock_dir: PathBuf,
+    /// A profile instead of the built-in one.
+    pub profile_file: Option<PathBuf>,
 }
 
 /// What the pool asks of the supervisor.
@@ -126,6 +128,8 @@ impl Order {
         out.put_bytes(self.uri.as_bytes());
         out.put_u16(self.sessions);
         out.put_bytes(self.lock_dir.as_os_str().as_bytes());
+        // No path is empty.
+        out.put_bytes(self.profile_file.as_deref().unwrap_or(Path::new("")).as_os_str().as_bytes());
     }
 
     /// Reads a body. An order of another build is malformed too.
@@ -141,6 +145,7 @@ impl Order {
                 uri: body.text()?,
                 sessions: body.u16()?,
                 lock_dir: path(body.bytes()?),
+                profile_file: Some(path(body.bytes()?)).filter(|path| !path.as_os_str().is_empty()),
             })
         })
     }
@@ -228,6 +233,7 @@ mod tests {
             uri: "pkcs11:token=a?module-path=/m.so".to_owned(),
             sessions: 1,
             lock_dir: "/run/lock".into(),
+            profile_file: Some("/etc/kms/profile.toml".into()),
         }
         .encode(&mut out);
         out

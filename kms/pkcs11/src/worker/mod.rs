@@ -136,7 +136,7 @@ fn start(order: &Order, stream: &mut UnixStream) -> Result<(Session, Vec<TokenSe
     if has_hung_up(stream) {
         return Err(Halt::PoolGone);
     }
-    let (login, token, ready) = log_in(&uri, stream)?;
+    let (login, token, ready) = log_in(&uri, order, stream)?;
     let token = Arc::new(token);
     let sessions = (0..order.sessions.max(1))
         .map(|_| TokenSession::open(Arc::clone(&token), &locks, &order.lock_dir))
@@ -146,9 +146,13 @@ fn start(order: &Order, stream: &mut UnixStream) -> Result<(Session, Vec<TokenSe
     Ok((login, sessions, ready))
 }
 
-fn log_in(uri: &Uri, stream: &mut UnixStream) -> Result<(Session, Token, Ready), Halt> {
-    let module = Module::load(&uri.module_path)?;
+fn log_in(uri: &Uri, order: &Order, stream: &mut UnixStream) -> Result<(Session, Token, Ready), Halt> {
+    let module = Module::load(&uri.module_path)?.profiled(order.profile_file.as_deref())?;
     let (slot, info) = module.token(uri)?;
+    let cap = module.profile.session_cap(&info);
+    if let Some(cap) = cap.filter(|cap| u64::from(order.sessions) >= *cap) {
+        return Err(TokenError::TooManySessions { wanted: order.sessions, cap }.into());
+    }
     module::check_pin_flags(&info)?;
     let pin = pin::read(uri.pin_source.as_deref().ok_or(TokenError::PinSourceMissing)?)?;
     let login = module.pkcs11.open_rw_session(slot).map_err(TokenError::from)?;
@@ -168,7 +172,8 @@ fn log_in(uri: &Uri, stream: &mut UnixStream) -> Result<(Session, Token, Ready),
         may_die_starting: module.profile.may_die_starting,
         algorithms,
     };
-    Ok((login, Token::new(module, slot), ready))
+    let token = Token::new(module, slot, ready.token_serial.clone());
+    Ok((login, token, ready))
 }
 
 /// Returns once the pool knows that C_Login is next: should this process die in it, there must be no second try.

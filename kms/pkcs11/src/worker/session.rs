@@ -25,7 +25,7 @@ use super::{
 use crate::{
     TokenError, mechanism,
     module::Module,
-    profile::{Meaning, text},
+    profile::{Class, text},
     public_key::PublicKey,
     wire::{FOUND_OBJECTS_MAX, Operation, Outcome, Request},
 };
@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Token {
     module: Module,
     slot: Slot,
+    /// At the time of the login.
+    serial: String,
     handles: Handles,
 }
 
@@ -62,8 +64,8 @@ struct Pair {
 }
 
 impl Token {
-    pub(super) fn new(module: Module, slot: Slot) -> Self {
-        Self { module, slot, handles: Handles::default() }
+    pub(super) fn new(module: Module, slot: Slot, serial: String) -> Self {
+        Self { module, slot, serial, handles: Handles::default() }
     }
 
     fn open(&self) -> Result<Session, Error> {
@@ -110,33 +112,27 @@ impl TokenSession {
         }
     }
 
-    /// Replaces the session after a failed C function, and says what the caller gets.
+    /// Replaces the session after a failed C function, and says what the caller gets. See [`Class`].
     fn recover(&mut self, request: &Request, error: &Error) -> Result<Fault, LinkLost> {
-        let signed_with = match &request.operation {
-            Operation::Sign { key, .. } => Some(key.id),
-            _ => None,
-        };
-        match (self.token.module.profile.meaning(error), signed_with) {
-            (Meaning::LinkLost(fault), _) => Err(LinkLost(fault)),
-            (Meaning::Failed(fault), _) => self.replace().map(|()| fault),
-            (Meaning::StaleHandle, Some(_)) => self.replace().map(|()| Fault::KeyNotFound),
-            (Meaning::StaleHandle, None) => self.replace().map(|()| Fault::Failed(text(error))),
-            (Meaning::Ambiguous(fault), key) => {
-                // On some tokens this is how a stale handle looks.
-                key.into_iter().for_each(|id| self.token.handles.forget(id));
-                self.replace()?;
-                match self.check() {
-                    Ok(()) => Ok(fault),
-                    Err(_) => {
-                        Err(LinkLost(Fault::Unavailable(format!("{fault}, and the canary after it too"))))
-                    }
+        let class = self.token.module.profile.class(error);
+        let fault = class.fault(error);
+        match class {
+            Class::Session | Class::Device => return Err(LinkLost(fault)),
+            Class::Input | Class::Configuration | Class::Capacity => {}
+            Class::Ambiguous | Class::StaleHandle => {
+                if let Operation::Sign { key, .. } = &request.operation {
+                    self.token.handles.forget(key.id);
                 }
+                self.replace()?;
+                let lost = |_| LinkLost(Fault::Unavailable(format!("{fault}, and the canary after it too")));
+                return self.check().map(|()| fault.clone()).map_err(lost);
             }
         }
+        self.replace().map(|()| fault)
     }
 
     fn generate(&self, request: &Request, new: &NewKeyPair) -> Result<(), Trouble> {
-        let generation = mechanism::generation(new.spec, self.token.module.profile);
+        let generation = mechanism::generation(new.spec, &self.token.module.profile);
         let public = template::public(new, &generation);
         let make = |with_allowed| {
             let private = template::private(new, &generation, with_allowed);
@@ -281,6 +277,16 @@ impl TokenSession {
 
     fn check(&self) -> Result<(), Trouble> {
         self.logged_in()?;
+        // A token that was initialised anew keeps its slot, its label perhaps, and none of our keys.
+        let info = self.token.module.pkcs11.get_token_info(self.token.slot)?;
+        let (serial, found) = (&self.token.serial, info.serial_number().trim());
+        if found != serial {
+            let text = format!(
+                "the token with the serial number {serial} is gone, in its slot is {found:?} now: was it initialised \
+                 anew? Its keys are gone then; restore it, or correct serial= in hsm.uri"
+            );
+            return Err(Fault::Unavailable(text).into());
+        }
         match self.session.generate_random_vec(16) {
             Ok(_) | Err(Error::Pkcs11(RvError::RandomNoRng, _)) => Ok(()),
             Err(error) => Err(error.into()),
@@ -318,7 +324,7 @@ impl TokenSession {
     }
 
     pub(super) fn is_stale(&self, error: &Error) -> bool {
-        matches!(self.token.module.profile.meaning(error), Meaning::StaleHandle)
+        self.token.module.profile.class(error) == Class::StaleHandle
     }
 
     fn replace(&mut self) -> Result<(), LinkLost> {

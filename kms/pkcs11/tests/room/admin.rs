@@ -41,7 +41,7 @@ fn examining_lists_token_pin_and_mechanisms_without_a_try() {
 fn a_missing_module_is_an_error_of_its_own() {
     let uri = "pkcs11:token=a?module-path=/nonexistent/module.so".parse().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let error = token::examine(&uri, dir.path()).unwrap_err();
+    let error = token::examine(&uri, dir.path(), None).unwrap_err();
     assert!(matches!(error, TokenError::ModuleMissing { .. }), "{error}");
 }
 
@@ -104,12 +104,12 @@ fn dir() -> std::path::PathBuf {
 #[ignore = "run by other tests, in a process of its own"]
 fn examined() {
     let uri = uri();
-    let report = token::examine(&uri, &dir().join("lock")).unwrap();
+    let report = token::examine(&uri, &dir().join("lock"), None).unwrap();
     let token = report.tokens.iter().find(|token| Some(&token.serial) == uri.serial.as_ref()).unwrap();
     let lacking: Vec<_> = token.algorithms.iter().filter(|(_, lacking)| !lacking.is_empty()).collect();
     println!(
         "\nprofile={}\nuser_pin={:?}\nlacking={lacking:?}\nchosen={:?}",
-        report.profile, token.user_pin, report.chosen
+        report.profile.name, token.user_pin, report.chosen
     );
 }
 

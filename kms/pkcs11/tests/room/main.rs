@@ -11,6 +11,7 @@ mod keys;
 mod listing;
 mod overtaking;
 mod recovery;
+mod reinitialised;
 mod startup;
 mod support;
 mod tree;

@@ -213,6 +213,7 @@ fn a_worker_whose_pool_went_while_it_waited_to_start_leaves_the_token_alone() {
         uri: "pkcs11:token=a?module-path=/nonexistent/module.so".to_owned(),
         sessions: 1,
         lock_dir: dir.path().to_owned(),
+        profile_file: None,
     };
     let mut bytes = Vec::new();
     wire::frame(&mut bytes, |body| order.encode(body));

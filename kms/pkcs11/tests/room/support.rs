@@ -179,6 +179,7 @@ pub(crate) fn settings(token: &Token, uri: &str, dir: &Path, config: &Config) ->
         sessions_per_worker: config.sessions_per_worker,
         runtime_dir: config.runtime_dir.clone(),
         lock_dir: dir.join("lock"),
+        profile_file: None,
         leave_timeout: Duration::from_secs(2),
         startup_timeout: Duration::from_secs(30),
     }

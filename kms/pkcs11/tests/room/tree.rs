@@ -125,6 +125,7 @@ async fn supervisor_process() {
         sessions_per_worker: 1,
         runtime_dir: dir.join("run"),
         lock_dir: dir.join("lock"),
+        profile_file: None,
         leave_timeout: std::time::Duration::from_millis(500),
         startup_timeout: std::time::Duration::from_secs(30),
     };

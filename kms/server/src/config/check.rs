@@ -59,6 +59,11 @@ impl Config {
         if let Some(dir) = &self.hsm.lock_dir {
             problems.directory("hsm.lock_dir", dir);
         }
+        if let Some(file) = &self.hsm.profile_file
+            && let Err(why) = kms_pkcs11::profile::Profile::read(file)
+        {
+            problems.error("hsm.profile_file", format!("{} cannot be used: {why}", file.display()));
+        }
         problems.parent("audit.dir", &self.audit.dir);
         if let Some(dir) = &self.runtime.dir {
             problems.parent("runtime.dir", dir);
@@ -194,6 +199,7 @@ mod tests {
             .with("http", "tls_cert_file", "tls.crt", "flag")
             .with("hsm", "uri", "pkcs11:token=t?module-path=/absent.so", "flag")
             .with("hsm", "lock_dir", "absent", "flag")
+            .with("hsm", "profile_file", "absent.toml", "flag")
             .with("store", "path", "absent/kms.db", "flag")
             .with("audit", "dir", "absent/audit", "flag")
             .with("runtime", "dir", "absent/run", "flag")
@@ -205,6 +211,7 @@ mod tests {
             "audit.dir",
             "grpc.tls_key_file",
             "hsm.lock_dir",
+            "hsm.profile_file",
             "hsm.uri",
             "http.tls_cert_file",
             "log.level",

@@ -120,6 +120,8 @@ pub struct Hsm {
     /// Where the locks lie under which processes of this host log in one after another; all that use one
     /// token must name the same directory. Default: the directory of the store.
     pub lock_dir: Option<PathBuf>,
+    /// A profile of the token, as `kms hsm probe` writes it. Default: a built-in one, by the module's manufacturer.
+    pub profile_file: Option<PathBuf>,
 }
 
 /// `[store]`: keys, versions and access tokens.
@@ -209,6 +211,7 @@ impl Config {
             .chain(&mut self.http.tls_cert_file)
             .chain(&mut self.http.tls_key_file)
             .chain(&mut self.hsm.lock_dir)
+            .chain(&mut self.hsm.profile_file)
             .chain(&mut self.runtime.dir)
     }
 }
