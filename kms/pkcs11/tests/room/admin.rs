@@ -79,17 +79,22 @@ async fn examining_beside_a_serving_pool_disturbs_nothing() {
 
 /// Runs an ignored test of this file in a process of its own and returns what it printed.
 fn inner(name: &str, token: &Token, uri: &str) -> String {
-    let (variable, value) = token.env();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("admin::{name}"), "--ignored", "--nocapture"])
-        .env(variable, value)
-        .env("TEST_URI", uri)
-        .env("TEST_DIR", token.conf().parent().unwrap())
-        .output()
-        .unwrap();
+    let output = command(name, token, uri).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     text
+}
+
+/// This program, as the process of an ignored test of this file.
+pub(crate) fn command(name: &str, token: &Token, uri: &str) -> Command {
+    let (variable, value) = token.env();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", &format!("admin::{name}"), "--ignored", "--nocapture"])
+        .env(variable, value)
+        .env("TEST_URI", uri)
+        .env("TEST_DIR", token.conf().parent().unwrap());
+    command
 }
 
 fn uri() -> kms_pkcs11::Uri {

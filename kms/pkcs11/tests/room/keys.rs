@@ -10,8 +10,9 @@ use kms_core::{
     signature,
 };
 use kms_pkcs11::pool::Config;
+use kms_softhsm::EphemeralToken;
 
-use crate::support::{self, Rig, grant, random, soon};
+use crate::support::{self, Rig, grant, kryoptic, random, soon};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_destroyed_through_another_worker_is_gone_for_all() {
@@ -91,7 +92,14 @@ async fn keys_made_before_a_restart_sign_after_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn generating_beside_searches_of_another_worker_never_fails() {
-    let rig = Rig::with(|config| config.call_timeout = Duration::from_secs(20)).await;
+    births_beside_searches(EphemeralToken::new().unwrap()).await;
+    if let Some(token) = kryoptic() {
+        births_beside_searches(token).await;
+    }
+}
+
+async fn births_beside_searches(token: EphemeralToken) {
+    let rig = Rig::on(token, |config| config.call_timeout = Duration::from_secs(20)).await;
     let births = async {
         for _ in 0..20 {
             rig.key(Algorithm::Es256).await;
