@@ -1,11 +1,12 @@
-//! `kms hsm`: preparing a production token, and logging in once on purpose, both beside the server, with PINs from
-//! files; and what the token holds and what an administrator decides about it, through the running server.
+//! `kms hsm`: preparing a production token, measuring one, and logging in once on purpose, all beside the server, with
+//! PINs from files; and what the token holds and what an administrator decides about it, through the running server.
 
 mod inventory;
 mod older_store;
+mod probe;
 mod quarantine;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use kms_pkcs11::{
@@ -32,6 +33,7 @@ enum Verb {
     Init(Init),
     Login(Login),
     AcceptOlderStore(older_store::AcceptOlderStore),
+    Probe(probe::Probe),
     Inventory(inventory::Inventory),
     Quarantine(quarantine::Quarantine),
 }
@@ -74,6 +76,7 @@ impl Hsm {
         match self.verb {
             Verb::Init(verb) => with_pins(|| verb.run(format)),
             Verb::Login(verb) => with_pins(|| verb.run()),
+            Verb::Probe(verb) => with_pins(|| verb.run()),
             Verb::AcceptOlderStore(verb) => crate::block_on(verb.run(format)),
             Verb::Inventory(verb) => crate::block_on(verb.run(format)),
             Verb::Quarantine(verb) => crate::block_on(verb.run(format)),
@@ -117,13 +120,19 @@ impl Init {
 
 impl Login {
     fn run(self) -> Result<(), Failure> {
-        let config = configuration::load(&self.config, &Overrides::default())?;
-        let uri: Uri = config.hsm.uri.parse().map_err(Failure::about("hsm.uri"))?;
-        let lock_dir = config.hsm.lock_dir.as_deref().unwrap_or_else(|| config.store_dir());
-        token::login(&uri, lock_dir).map_err(refused)?;
+        let (uri, lock_dir) = configured(&self.config)?;
+        token::login(&uri, &lock_dir).map_err(refused)?;
         output::note("The token took the PIN; the server may be started.");
         Ok(())
     }
+}
+
+/// The token that a configuration names, and the directory of the locks around it.
+fn configured(config: &Path) -> Result<(Uri, PathBuf), Failure> {
+    let config = configuration::load(config, &Overrides::default())?;
+    let uri: Uri = config.hsm.uri.parse().map_err(Failure::about("hsm.uri"))?;
+    let lock_dir = config.hsm.lock_dir.as_deref().unwrap_or_else(|| config.store_dir());
+    Ok((uri, lock_dir.to_owned()))
 }
 
 /// Module, token or PIN are not as they must be. The message says what to do.

@@ -236,8 +236,10 @@ pub(crate) struct Module {
     pub(crate) profile: Profile,
     /// Whether the profile comes from a file, and so may be wrong about the token.
     told: Option<PathBuf>,
-    manufacturer: String,
-    description: String,
+    /// CK_INFO.manufacturerID, trimmed.
+    pub(crate) manufacturer: String,
+    /// CK_INFO.libraryDescription, trimmed.
+    pub(crate) description: String,
     /// Manufacturer, description and version.
     pub(crate) library: String,
 }

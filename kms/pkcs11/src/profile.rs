@@ -17,6 +17,7 @@ use cryptoki::{
 use kms_core::hsm::Fault;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::class::code_name;
 pub use self::class::{Class, Overrides};
 use crate::mechanism;
 
@@ -168,9 +169,17 @@ impl Profile {
         told.into_iter().flatten().min()
     }
 
-    /// What `error` is about.
+    /// What `error` is about: an error of the binding itself, without a code, is about the operation alone.
     pub(crate) fn class(&self, error: &Error) -> Class {
-        self.errors.class(error)
+        match error {
+            Error::Pkcs11(code, _) => self.class_of(*code),
+            _ => Class::Input,
+        }
+    }
+
+    /// What `code` is about.
+    pub(crate) fn class_of(&self, code: RvError) -> Class {
+        self.errors.class_of(code)
     }
 }
 

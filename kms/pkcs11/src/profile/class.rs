@@ -6,7 +6,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use cryptoki::error::{Error, Rv, RvError};
+use cryptoki::error::{Rv, RvError};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, MapAccess, Visitor},
@@ -78,11 +78,9 @@ impl Overrides {
         Self(Cow::Borrowed(overrides))
     }
 
-    /// The class of `error`: an error of the binding itself, without a code, is about the operation alone.
-    pub(super) fn class(&self, error: &Error) -> Class {
-        let Error::Pkcs11(code, _) = error else { return Class::Input };
-        let own = self.0.iter().find_map(|(named, class)| (named == code).then_some(*class));
-        own.unwrap_or_else(|| Class::of(*code))
+    pub(super) fn class_of(&self, code: RvError) -> Class {
+        let own = self.0.iter().find_map(|(named, class)| (*named == code).then_some(*class));
+        own.unwrap_or_else(|| Class::of(code))
     }
 
     pub(crate) fn set(&mut self, code: RvError, class: Class) {
@@ -174,8 +172,6 @@ impl<'de> Deserialize<'de> for Overrides {
 
 #[cfg(test)]
 mod tests {
-    use cryptoki::context::Function;
-
     use super::*;
 
     #[test]
@@ -203,15 +199,14 @@ mod tests {
 
     #[test]
     fn a_tokens_own_meaning_goes_before_the_common_one() {
-        let error = |code| Error::Pkcs11(code, Function::Sign);
         let own = Overrides::fixed(&[(RvError::GeneralError, Class::StaleHandle)]);
-        assert_eq!(own.class(&error(RvError::GeneralError)), Class::StaleHandle);
-        assert_eq!(own.class(&error(RvError::FunctionFailed)), Class::Ambiguous);
-        assert_eq!(Overrides::NONE.class(&error(RvError::GeneralError)), Class::Ambiguous);
-        assert_eq!(Overrides::NONE.class(&error(RvError::VendorDefined(0x8000_0001))), Class::Ambiguous);
-        for code in [RvError::HostMemory, RvError::DeviceMemory, RvError::SessionCount] {
-            assert_eq!(Overrides::NONE.class(&error(code)), Class::Capacity);
+        assert_eq!(own.class_of(RvError::GeneralError), Class::StaleHandle);
+        assert_eq!(own.class_of(RvError::FunctionFailed), Class::Ambiguous);
+        for code in [RvError::GeneralError, RvError::VendorDefined(0x8000_0001)] {
+            assert_eq!(Overrides::NONE.class_of(code), Class::Ambiguous);
         }
-        assert_eq!(Overrides::NONE.class(&Error::NullFunctionPointer), Class::Input);
+        for code in [RvError::HostMemory, RvError::DeviceMemory, RvError::SessionCount] {
+            assert_eq!(Overrides::NONE.class_of(code), Class::Capacity);
+        }
     }
 }

@@ -77,6 +77,15 @@ async fn examining_beside_a_serving_pool_disturbs_nothing() {
     rig.close().await;
 }
 
+/// The profile that a probe of the token writes.
+pub(crate) fn probe(token: &Token) -> String {
+    let output = inner("probed", token, &token.uri());
+    let (_, profile) = output.split_once("profile:\n").unwrap();
+    let (profile, steps) = profile.split_once("steps:").unwrap();
+    assert!(steps.contains("logging in, which spends a PIN try"), "{steps}");
+    profile.to_owned()
+}
+
 /// Runs an ignored test of this file in a process of its own and returns what it printed.
 fn inner(name: &str, token: &Token, uri: &str) -> String {
     let output = command(name, token, uri).output().unwrap();
@@ -127,6 +136,14 @@ fn logged_in() {
         signal(std::process::id(), kind);
     }
     println!("\noutlived=3");
+}
+
+#[test]
+#[ignore = "run by other tests, in a process of its own"]
+fn probed() {
+    let mut steps = Vec::new();
+    let measured = token::probe(&uri(), &dir().join("lock"), |step| steps.push(step.to_owned()));
+    println!("\nprofile:\n{}\nsteps:{steps:?}", measured.unwrap());
 }
 
 #[test]

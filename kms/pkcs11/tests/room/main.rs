@@ -11,6 +11,7 @@ mod faults;
 mod keys;
 mod listing;
 mod overtaking;
+mod probes;
 mod profiles;
 mod recovery;
 mod reinitialised;
