@@ -1,4 +1,4 @@
-//! `kms serve` with a configuration that the test writes, over a SoftHSM token of its own.
+//! `kms serve` with a configuration that the test writes, over a token of its own.
 
 use std::{
     fs,
@@ -44,10 +44,14 @@ pub struct Server {
 }
 
 impl Plan {
-    /// A token, a certificate, and a configuration with nothing but what must be in it.
+    /// A SoftHSM token, a certificate, and a configuration with nothing but what must be in it.
     pub fn new() -> anyhow::Result<Self> {
+        Self::on(EphemeralToken::new()?)
+    }
+
+    /// The same over a token of the test's choice.
+    pub fn on(token: EphemeralToken) -> anyhow::Result<Self> {
         let home = tempfile::Builder::new().prefix("kms-story-").tempdir()?;
-        let token = EphemeralToken::new()?;
         make_certificate(home.path())?;
         fs::create_dir(home.path().join("store"))?;
         let store = home.path().join("store/kms.db");

@@ -104,6 +104,18 @@ pub enum OaepHash {
     Sha512,
 }
 
+impl OaepHash {
+    /// As FIPS 180-4 writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "SHA-1",
+            Self::Sha256 => "SHA-256",
+            Self::Sha384 => "SHA-384",
+            Self::Sha512 => "SHA-512",
+        }
+    }
+}
+
 /// SoftHSM 2.6.1.
 pub const SOFTHSM: Profile = Profile {
     name: Cow::Borrowed("SoftHSM"),

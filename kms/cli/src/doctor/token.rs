@@ -2,6 +2,7 @@
 
 use kms_pkcs11::{
     Uri,
+    profile::{EdwardsParams, IvSource, Profile},
     token::{self, PinState, TokenReport},
 };
 use kms_server::config::Config;
@@ -19,7 +20,8 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
             return;
         }
     };
-    findings.ok("module", format_args!("{} (profile {})", report.library, report.profile.name));
+    findings.ok("module", report.library);
+    profile(&report.profile, findings);
     let serial = match report.chosen {
         Ok(serial) => serial,
         Err(error) => {
@@ -31,6 +33,23 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     findings.ok("token", format_args!("{} (serial number {serial}, {})", token.label, token.model));
     pin(token.user_pin, findings);
     algorithms(token, findings);
+}
+
+/// What is assumed of the token, or was measured: of AES-GCM and OAEP for information, nothing uses them yet.
+fn profile(profile: &Profile, findings: &mut Findings) {
+    let edwards = match profile.edwards_params {
+        Some(EdwardsParams::Name) => "EdDSA curves by name",
+        Some(EdwardsParams::Oid) => "EdDSA curves by OID",
+        None => "EdDSA unknown",
+    };
+    let iv = match profile.iv_source {
+        Some(IvSource::Caller) => "AES-GCM under an IV of the caller",
+        Some(IvSource::Hsm) => "AES-GCM under an IV of the HSM",
+        None => "AES-GCM unknown",
+    };
+    let hashes: Vec<_> = profile.oaep_hashes.iter().map(|hash| hash.name()).collect();
+    let oaep = if hashes.is_empty() { "unknown".to_owned() } else { hashes.join(", ") };
+    findings.ok("profile", format_args!("{}: {edwards}; {iv}; OAEP {oaep}", profile.name));
 }
 
 /// What the flags tell. They cost no try.
