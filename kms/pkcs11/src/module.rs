@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11},
     error::{Error, RvError},
+    mechanism::{MechanismInfo, MechanismType},
     slot::{Slot, TokenInfo},
 };
+use kms_core::Algorithm;
 
 use crate::{
-    Uri,
+    Uri, mechanism,
     profile::{self, Profile},
     wire::{Refusal, RefusalKind},
 };
@@ -96,6 +98,12 @@ pub enum TokenError {
         /// Their serial numbers.
         serials: String,
     },
+    /// The token can sign with no algorithm of ours.
+    #[error(
+        "the token has the mechanisms of no algorithm that kms knows, so it can hold no key; name an HSM in hsm.uri, or \
+         let the security officer allow CKM_EC_KEY_PAIR_GEN and CKM_ECDSA, or RSA's"
+    )]
+    NoAlgorithm,
     /// The token was initialised, but no user PIN was set.
     #[error("the token has no user PIN yet; run `kms hsm init`, or set it with the vendor's tool")]
     UserPinUnset,
@@ -202,6 +210,7 @@ impl TokenError {
             | Self::NotAModule { .. }
             | Self::TestModule { .. }
             | Self::TokenAmbiguous { .. }
+            | Self::NoAlgorithm
             | Self::UserPinUnset
             | Self::PinSourceMissing
             | Self::PinFile { .. }
@@ -335,9 +344,22 @@ impl Module {
         }
     }
 
+    /// Tells of a mechanism that the token in `slot` lists.
+    pub(crate) fn mechanisms(&self, slot: Slot) -> impl Fn(MechanismType) -> Option<MechanismInfo> {
+        let listed = self.pkcs11.get_mechanism_list(slot).unwrap_or_default();
+        move |wanted| listed.contains(&wanted).then(|| self.pkcs11.get_mechanism_info(slot, wanted).ok())?
+    }
+
+    /// What the token in `slot` has the mechanisms for.
+    pub(crate) fn algorithms(&self, slot: Slot) -> Result<Vec<Algorithm>, TokenError> {
+        let info = self.mechanisms(slot);
+        let mut algorithms = Algorithm::ALL.to_vec();
+        algorithms.retain(|algorithm| mechanism::missing(*algorithm, &info).is_empty());
+        if algorithms.is_empty() { Err(TokenError::NoAlgorithm) } else { Ok(algorithms) }
+    }
+
     fn held_against(&self, path: &Path, slot: Slot, info: &TokenInfo) -> Result<(), TokenError> {
-        let mechanism = |wanted| self.pkcs11.get_mechanism_info(slot, wanted).ok();
-        match self.profile.contradiction(info, mechanism) {
+        match self.profile.contradiction(info, self.mechanisms(slot)) {
             Some(why) => Err(TokenError::ProfileContradicts { path: path.to_owned(), why }),
             None => Ok(()),
         }

@@ -193,7 +193,7 @@ fn check_length(info: &TokenInfo, pin: &SecretString) -> Result<(), TokenError> 
 }
 
 fn report(module: &Module, slot: Slot, info: &TokenInfo) -> TokenReport {
-    let mechanism = |wanted| module.pkcs11.get_mechanism_info(slot, wanted).ok();
+    let mechanism = module.mechanisms(slot);
     TokenReport {
         label: info.label().trim().to_owned(),
         serial: info.serial_number().trim().to_owned(),
@@ -202,7 +202,7 @@ fn report(module: &Module, slot: Slot, info: &TokenInfo) -> TokenReport {
         initialized: info.token_initialized(),
         user_pin: pin_state(info),
         algorithms: Algorithm::ALL
-            .map(|algorithm| (algorithm, mechanism::missing(algorithm, mechanism)))
+            .map(|algorithm| (algorithm, mechanism::missing(algorithm, &mechanism)))
             .to_vec(),
     }
 }

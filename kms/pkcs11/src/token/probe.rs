@@ -107,7 +107,7 @@ impl Probe {
     }
 
     fn has(&self, mechanism: MechanismType) -> bool {
-        self.module.pkcs11.get_mechanism_info(self.slot, mechanism).is_ok()
+        self.module.mechanisms(self.slot)(mechanism).is_some()
     }
 
     fn remark(&mut self, text: impl Into<String>) {

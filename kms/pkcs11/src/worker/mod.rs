@@ -21,7 +21,6 @@ use std::{
 };
 
 use cryptoki::session::{Session, UserType};
-use kms_core::Algorithm;
 use rustix::{
     io::Errno,
     net::RecvFlags,
@@ -34,7 +33,7 @@ use self::{
     session::{Token, TokenSession},
 };
 use crate::{
-    TokenError, Uri, mechanism,
+    TokenError, Uri,
     module::{self, Module},
     pin, signals,
     wire::{self, FromWorker, Hello, Inbox, Order, Ready, Refusal, RefusalKind},
@@ -153,18 +152,12 @@ fn log_in(uri: &Uri, order: &Order, stream: &mut UnixStream) -> Result<(Session,
     if let Some(cap) = cap.filter(|cap| u64::from(order.sessions) >= *cap) {
         return Err(TokenError::TooManySessions { wanted: order.sessions, cap }.into());
     }
+    let algorithms = module.algorithms(slot)?;
     module::check_pin_flags(&info)?;
     let pin = pin::read(uri.pin_source.as_deref().ok_or(TokenError::PinSourceMissing)?)?;
     let login = module.pkcs11.open_rw_session(slot).map_err(TokenError::from)?;
     ask_to_log_in(stream).map_err(|_| Halt::PoolGone)?;
     login.login(UserType::User, Some(&pin)).map_err(module::login_error)?;
-    let algorithms = Algorithm::ALL
-        .into_iter()
-        .filter(|algorithm| {
-            mechanism::missing(*algorithm, |wanted| module.pkcs11.get_mechanism_info(slot, wanted).ok())
-                .is_empty()
-        })
-        .collect();
     let ready = Ready {
         token_serial: info.serial_number().trim().to_owned(),
         token_label: info.label().trim().to_owned(),

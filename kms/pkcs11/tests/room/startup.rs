@@ -116,6 +116,23 @@ async fn an_absent_token_is_reported_with_those_that_are_present() {
     rig.close().await;
 }
 
+/// p11-kit's trust module has tokens, which are lists of certificates.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_can_sign_with_no_algorithm_is_refused_before_the_login() {
+    let token = EphemeralToken::new().unwrap();
+    let Some(remote) = support::remote(EphemeralToken::new().unwrap()) else { return };
+    let trust = remote.module().with_file_name("p11-kit-trust.so");
+    let uri = format!(
+        "pkcs11:token=System%20Trust?module-path={}&pin-source={}",
+        trust.display(),
+        token.pin_file().display()
+    );
+    let (rig, error) = Rig::refused(token, &uri).await;
+    let text = error.to_string();
+    assert!(matches!(error, StartError::Token(_)) && text.contains("no algorithm"), "{text}");
+    rig.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_tokens_with_one_label_are_told_apart_by_serial_only() {
     let token = EphemeralToken::new().unwrap();
