@@ -1,4 +1,5 @@
-//! The HSM room against SoftHSM: real tokens, real worker processes, a supervisor and a pool in the test's process.
+//! The HSM room against SoftHSM, Kryoptic, and p11-kit's server in front of them: real tokens, real worker processes, a
+//! supervisor and a pool in the test's process.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests and what they share")]
 

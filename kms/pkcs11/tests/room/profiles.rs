@@ -1,6 +1,7 @@
 //! What the built-in profiles say of SoftHSM and Kryoptic, and profiles from files.
 
 use std::{
+    ops::Deref,
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -90,11 +91,21 @@ async fn destroyed_elsewhere(token: EphemeralToken) {
     rig.close().await;
 }
 
-/// Kills at random moments from exec to the end of the logout. (SoftHSM lost its token in each of three such runs of
-/// 300 kills.)
+/// (SoftHSM lost its token in each of three such runs of 300 kills.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kryoptic_token_survives_kills_while_processes_start_and_log_in() {
     let Some(token) = kryoptic() else { return };
+    survives_kills_of_starting_processes(token).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_softhsm_token_behind_a_server_survives_kills_while_clients_start_and_log_in() {
+    let Some(token) = remote(EphemeralToken::new().unwrap()) else { return };
+    survives_kills_of_starting_processes(token).await;
+}
+
+/// Kills at random moments from exec to the end of the logout.
+async fn survives_kills_of_starting_processes<T: Deref<Target = Token>>(token: T) {
     let rig = Rig::on(token, |_| ()).await;
     let (key, _) = rig.key(Algorithm::Es256).await;
     let token = rig.close().await;
@@ -121,9 +132,9 @@ async fn a_kryoptic_token_survives_kills_while_processes_start_and_log_in() {
         starting.kill().unwrap();
         starting.wait().unwrap();
     }
-    assert_eq!(admin::user_pin(&token), "Fine");
     let rig = Rig::on(token, |_| ()).await;
     rig.sign(&key, soon()).await.unwrap();
+    assert_eq!(admin::user_pin(&rig.token), "Fine");
     rig.close().await;
 }
 
