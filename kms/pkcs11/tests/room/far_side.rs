@@ -23,9 +23,9 @@ async fn dies_and_comes_back(token: RemoteToken) {
     let (key, _) = rig.key(Algorithm::Es256).await;
     let workers = rig.workers();
     rig.token.kill().unwrap();
-    // p11-kit tells CKR_DEVICE_ERROR, whatever is called.
-    let told = rig.sign(&key, soon()).await;
-    assert!(matches!(&told, Err(Fault::Unavailable(text)) if text.contains("DeviceError")), "{told:?}");
+    // p11-kit tells CKR_DEVICE_ERROR, whatever is called, and the worker ends. A pool may have asked others by then.
+    let told = rig.sign(&key, within(Duration::from_secs(5))).await;
+    assert!(matches!(told, Err(Fault::Unavailable(_))), "{told:?}");
     // A worker that nobody asks does not know yet.
     while rig.pool.health().workers_ready > 0 {
         let told = rig.pool.check(&grant(), within(Duration::from_secs(1))).await;

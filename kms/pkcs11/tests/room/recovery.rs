@@ -179,7 +179,7 @@ async fn a_link_that_dies_while_nobody_uses_it_is_replaced_before_a_caller_comes
 async fn while_the_token_is_away_calls_fail_at_once_and_when_it_is_back_they_succeed() {
     let rig = Rig::with(|config| config.workers = 1).await;
     let (key, _) = rig.key(Algorithm::Es256).await;
-    let (_, conf) = rig.token.env();
+    let conf = rig.token.conf();
     let away = conf.with_extension("away");
     std::fs::rename(conf, &away).unwrap();
     for worker in rig.workers() {
