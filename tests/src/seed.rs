@@ -6,7 +6,10 @@ use anyhow::Context as _;
 
 /// A generator (SplitMix64) whose seed is printed and may be given as `KMS_SEED`.
 #[derive(Debug)]
-pub struct Seed(u64);
+pub struct Seed {
+    initial: u64,
+    state: u64,
+}
 
 impl Seed {
     /// Takes `KMS_SEED`, or draws a seed; prints it with the command that repeats the test.
@@ -18,13 +21,24 @@ impl Seed {
             Err(_) => RandomState::new().hash_one(test_file),
         };
         eprintln!("seed {seed}; repeat: KMS_SEED={seed} cargo test --package kms-tests --test {test_file}");
-        Ok(Self(seed))
+        Ok(Self { initial: seed, state: seed })
+    }
+
+    /// What repeats the test.
+    pub fn initial(&self) -> u64 {
+        self.initial
+    }
+
+    /// A generator of its own for another task, which repeats with this one.
+    pub fn fork(&mut self) -> Self {
+        let seed = self.below(usize::MAX) as u64;
+        Self { initial: self.initial, state: seed }
     }
 
     /// A number below `bound`, which is not 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         usize::try_from((z ^ (z >> 31)) % bound as u64).unwrap_or(0)

@@ -13,15 +13,15 @@ use rustix::process::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Environment, Output, PATIENCE, Running, kms};
+use crate::{Environment, Output, PATIENCE, Running, TestHsm, kms};
 
 /// All that a server needs, before it is started: what an operator has prepared.
 ///
 /// Fields drop in order: the token goes before the directory.
 #[derive(Debug)]
 pub struct Plan {
-    /// The token.
-    pub token: EphemeralToken,
+    /// The HSM.
+    pub token: TestHsm,
     /// RFC 7512 URI of the token, as the configuration names it.
     pub uri: String,
     /// The store's file.
@@ -49,13 +49,14 @@ impl Plan {
         Self::on(EphemeralToken::new()?)
     }
 
-    /// The same over a token of the test's choice.
-    pub fn on(token: EphemeralToken) -> anyhow::Result<Self> {
+    /// The same with an HSM of the test's choice.
+    pub fn on(hsm: impl Into<TestHsm>) -> anyhow::Result<Self> {
+        let token = hsm.into();
         let home = tempfile::Builder::new().prefix("kms-story-").tempdir()?;
         make_certificate(home.path())?;
         fs::create_dir(home.path().join("store"))?;
         let store = home.path().join("store/kms.db");
-        Ok(Self { uri: token.uri(), store, token, more: Vec::new(), home })
+        Ok(Self { uri: token.uri()?, store, token, more: Vec::new(), home })
     }
 
     /// The configuration's file.
@@ -100,8 +101,7 @@ impl Plan {
     pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         self.write()?;
         let mut command = Command::new(kms()?);
-        let (name, value) = self.token.env();
-        command.args(arguments).env("KMS_CONFIG", self.config_file()).env(name, value);
+        command.args(arguments).env("KMS_CONFIG", self.config_file()).envs(self.token.env());
         Ok(command)
     }
 

@@ -1,0 +1,69 @@
+//! The HSM of a story: a token alone, behind a server that can be killed, or behind the fault shim.
+
+use std::{ffi::OsString, ops::Deref};
+
+use kms_softhsm::{EphemeralToken, RemoteToken, Token, faults};
+
+/// A token and what stands between it and the service.
+#[derive(Debug)]
+pub enum TestHsm {
+    /// Nothing.
+    Local(EphemeralToken),
+    /// p11-kit's server, the stand-in for a network HSM.
+    Remote(Box<RemoteToken>),
+    /// The fault shim, under its controller.
+    Faulty(EphemeralToken, faults::Controller),
+}
+
+impl TestHsm {
+    /// Puts p11-kit's server before `token`.
+    pub fn remote(token: EphemeralToken) -> anyhow::Result<Self> {
+        Ok(Self::Remote(Box::new(RemoteToken::in_front_of(token)?)))
+    }
+
+    /// Puts the fault shim before `token`, without any rule yet.
+    pub fn faulty(token: EphemeralToken) -> anyhow::Result<Self> {
+        let dir = token.conf().parent().unwrap_or(token.conf());
+        let controller = faults::Controller::start(dir)?;
+        Ok(Self::Faulty(token, controller))
+    }
+
+    /// The URI by which the service finds it.
+    pub fn uri(&self) -> anyhow::Result<String> {
+        let uri = self.deref().uri();
+        Ok(match self {
+            Self::Faulty(token, _) => {
+                let (module, shim) = (token.module().display().to_string(), faults::module()?);
+                uri.replace(&module, &shim.display().to_string())
+            }
+            _ => uri,
+        })
+    }
+
+    /// The variables that lead a process to it.
+    pub fn env(&self) -> Vec<(OsString, OsString)> {
+        let (name, value) = self.deref().env();
+        let mut env = vec![(name.into(), value.into())];
+        if let Self::Faulty(token, controller) = self {
+            env.extend(controller.env(token.module()));
+        }
+        env
+    }
+}
+
+impl From<EphemeralToken> for TestHsm {
+    fn from(token: EphemeralToken) -> Self {
+        Self::Local(token)
+    }
+}
+
+impl Deref for TestHsm {
+    type Target = Token;
+
+    fn deref(&self) -> &Token {
+        match self {
+            Self::Local(token) | Self::Faulty(token, _) => token,
+            Self::Remote(token) => token,
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Clients cannot break the HSM link with bad input (promise 9): whatever they send, no worker is replaced, and
+//! those who send what is right wait little longer.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use kms_client::{Client, v1};
+use kms_softhsm::{EphemeralToken, unless_left_out};
+use kms_tests::{Plan, Promise, Refusal, Seed, Server, Signer, TestHsm};
+use tokio::task::JoinSet;
+use tonic::Code;
+use v1::{sign_request::Input, verify_request};
+
+/// Callers that send garbage at the same time.
+const SENDERS: usize = 8;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_costs_no_worker_on_softhsm() -> anyhow::Result<()> {
+    garbage("SoftHSM", EphemeralToken::new()?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_costs_no_worker_on_kryoptic() -> anyhow::Result<()> {
+    let Some(token) = unless_left_out(EphemeralToken::kryoptic())? else { return Ok(()) };
+    garbage("Kryoptic", token).await
+}
+
+async fn garbage(token_name: &str, token: EphemeralToken) -> anyhow::Result<()> {
+    let mut promise = Promise::begin(9, "garbage")?;
+    let plan = Plan::on(TestHsm::Local(token))?;
+    plan.bootstrap().await?;
+    let server = plan.start().await?;
+    server.all_workers_ready().await?;
+    let client = server.client().await?;
+    let signer = Signer::with_new_keys(&client, 1).await?;
+    let rsa = v1::Key { algorithm: "RS256".into(), ..Default::default() };
+    let request = v1::CreateKeyRequest { key_id: "rsa".into(), key: Some(rsa), ..Default::default() };
+    client.create_key(request).await?;
+    let respawns = server.metric("kms_hsm_respawns_total").await?;
+
+    let alone = p99(&signer, 200).await?;
+    let count = Promise::count(2_000, 1_000_000);
+    let mut senders = JoinSet::new();
+    for _ in 0..SENDERS {
+        let seed = promise.seed.fork();
+        let client = server.client().await?;
+        senders.spawn(send(client, seed, count / SENDERS));
+    }
+    let beside = p99(&signer, 200).await?;
+    let mut odd = Vec::new();
+    while let Some(refused) = senders.join_next().await {
+        odd.extend(refused??);
+    }
+    ensure!(odd.is_empty(), "garbage was answered with something that no client can act on: {odd:#?}");
+    ensure!(server.metric("kms_hsm_respawns_total").await? == respawns, "garbage cost a worker");
+    signer.check()?;
+    still_signs(&server, &signer).await?;
+    let ratio = beside.as_secs_f64() / alone.as_secs_f64();
+    promise.kept(
+        format!("{count} garbage calls of sign, verify and JWT on {token_name}"),
+        format!("0 workers replaced; p99 of a good caller {beside:.1?} beside them, {alone:.1?} alone ({ratio:.1}x)"),
+    );
+    Ok(())
+}
+
+/// Sends garbage; returns what was answered with a code that blames the service.
+async fn send(client: Client, mut seed: Seed, count: usize) -> anyhow::Result<Vec<Refusal>> {
+    let mut odd = Vec::new();
+    for _ in 0..count {
+        let outcome = match seed.below(3) {
+            0 => client.crypto().sign(sign(&mut seed)).await.err(),
+            1 => client.crypto().verify(verify(&mut seed)).await.err(),
+            _ => client.crypto().sign_jwt(jwt(&mut seed)).await.err(),
+        };
+        let refusal: Option<Refusal> = outcome.map(Into::into);
+        odd.extend(refusal.filter(|refusal| !is_the_callers(refusal.code)));
+        ensure!(odd.len() < 10, "{odd:#?}");
+    }
+    Ok(odd)
+}
+
+fn is_the_callers(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument | Code::PermissionDenied | Code::NotFound | Code::FailedPrecondition
+    )
+}
+
+fn name(seed: &mut Seed) -> String {
+    const NAMES: [&str; 7] =
+        ["keys/signer-0", "keys/rsa", "keys/absent", "keys/signer-0/versions/9", "", "keys/", "\u{0}"];
+    seed.pick(&NAMES).unwrap_or_default().to_owned()
+}
+
+fn sign(seed: &mut Seed) -> v1::SignRequest {
+    let input = match seed.below(4) {
+        0 => None,
+        1 => Some(Input::Message(bytes(seed, 70_000))),
+        2 => Some(Input::Digest(bytes(seed, 100))),
+        // A digest of the right length is right, whatever it holds.
+        _ => Some(Input::Digest(bytes_of(seed, 32))),
+    };
+    let signature_format = i32::try_from(seed.below(5)).unwrap_or_default();
+    v1::SignRequest { name: name(seed), input, signature_format }
+}
+
+fn verify(seed: &mut Seed) -> v1::VerifyRequest {
+    let input = match seed.below(3) {
+        0 => None,
+        1 => Some(verify_request::Input::Message(bytes(seed, 1_000))),
+        _ => Some(verify_request::Input::Digest(bytes_of(seed, 32))),
+    };
+    let signature = match seed.below(3) {
+        0 => bytes(seed, 3_000),
+        1 => bytes_of(seed, 64),
+        // The beginning of a DER sequence, and lies about its length.
+        _ => [&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff, 0x02][..], &bytes(seed, 80)].concat(),
+    };
+    let signature_format = i32::try_from(seed.below(5)).unwrap_or_default();
+    v1::VerifyRequest { name: name(seed), input, signature, signature_format }
+}
+
+fn jwt(seed: &mut Seed) -> v1::SignJwtRequest {
+    const CLAIMS: [&[u8]; 8] = [
+        b"", b"{", b"[]", b"{\"exp\":1}", b"{\"exp\":\"x\"}", b"{\"a\":1,\"a\":2}", b"\xff\xfe", b"{\"exp\":1e400}",
+    ];
+    let claims_json = match seed.below(2) {
+        0 => seed.pick(&CLAIMS).unwrap_or_default().to_vec(),
+        _ => bytes(seed, 70_000),
+    };
+    let ttl = (seed.below(2) == 0).then(|| prost_types::Duration {
+        seconds: seed.below(usize::MAX) as i64 - (1 << 40),
+        nanos: seed.below(usize::MAX) as i32,
+    });
+    v1::SignJwtRequest { name: name(seed), claims_json, ttl, r#type: "\u{7f}".repeat(seed.below(80)) }
+}
+
+fn bytes(seed: &mut Seed, len_max: usize) -> Vec<u8> {
+    let len = seed.below(len_max);
+    bytes_of(seed, len)
+}
+
+fn bytes_of(seed: &mut Seed, len: usize) -> Vec<u8> {
+    let word = seed.below(usize::MAX).to_le_bytes();
+    (0..len).map(|at| word[at % word.len()].wrapping_mul(at as u8 | 1)).collect()
+}
+
+/// The 99th percentile of `count` good calls, one after another.
+async fn p99(signer: &Signer, count: usize) -> anyhow::Result<Duration> {
+    let mut took = Vec::new();
+    for _ in 0..count {
+        let began = Instant::now();
+        signer.sign(Duration::from_secs(30)).await.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))?;
+        took.push(began.elapsed());
+    }
+    took.sort_unstable();
+    took.get(count * 99 / 100).copied().context("no calls")
+}
+
+async fn still_signs(server: &Server, signer: &Signer) -> anyhow::Result<()> {
+    server.all_workers_ready().await?;
+    signer.sign(Duration::from_secs(30)).await.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))
+}

@@ -1,0 +1,168 @@
+//! A vendor's module that lies, crashes or is short of sessions, made so by the fault shim at the C ABI. No wrong
+//! result gets out (promise 10), a crash costs at most one request (26), few sessions cost none (25).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use kms_softhsm::{EphemeralToken, faults::Controller};
+use kms_tests::{PATIENCE, Plan, Promise, Refusal, Server, Signer, TestHsm, until};
+use tokio::task::JoinSet;
+use tonic::Code;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_signature_of_a_lying_module_is_released() -> anyhow::Result<()> {
+    let promise = Promise::begin(10, "lying_module")?;
+    let server = faulty_server("").await?;
+    let signer = Signer::with_new_keys(&server.client().await?, 4).await?;
+    let (faults, seed) = (Promise::count(200, 10_000), promise.seed.initial());
+    // Both in turn: bits flipped anywhere, and the handle of another key.
+    let mut fired = 0;
+    let mut refused = Vec::new();
+    for script in [
+        format!("C_Sign chance 300000 seed {seed}: flip-bit 5"),
+        format!("C_Sign chance 300000 seed {seed}: flip-bit 400"),
+        format!("C_SignInit chance 300000 seed {seed}: swap-handles"),
+    ] {
+        controller(&server)?.set(&script.parse()?);
+        let goal = u32::try_from(faults.div_ceil(3))?;
+        while controller(&server)?.fired() < goal {
+            let calls = callers(&signer, 8, 50).await?;
+            refused.extend(calls);
+        }
+        fired += controller(&server)?.fired();
+    }
+    controller(&server)?.clear();
+    signer.check()?;
+    ensure!(!refused.is_empty(), "no lie was noticed");
+    let odd: Vec<_> = refused.iter().filter(|refusal| refusal.code != Code::Internal).take(5).collect();
+    ensure!(odd.is_empty(), "a lie was told as something else: {odd:#?}");
+    // A module that tells the truth again is believed again.
+    signer.sign(DEADLINE).await.map_err(told)?;
+    promise.kept(
+        format!("{fired} flipped bits and swapped handles below C_Sign"),
+        format!("0 released; {} requests failed with INTERNAL", refused.len()),
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_that_crashes_again_and_again_costs_at_most_a_request_each_time() -> anyhow::Result<()> {
+    let promise = Promise::begin(26, "lying_module")?;
+    let server = faulty_server("").await?;
+    server.all_workers_ready().await?;
+    let signer = Signer::with_new_keys(&server.client().await?, 2).await?;
+    controller(&server)?.set(&"C_Sign every 1000: crash".parse()?);
+    let crashes = u32::try_from(Promise::count(5, 200))?;
+    let mut refused = Vec::new();
+    let mut slowest = Duration::ZERO;
+    while controller(&server)?.fired() < crashes {
+        let before = controller(&server)?.fired();
+        refused.extend(callers(&signer, 8, 100).await?);
+        if controller(&server)?.fired() > before {
+            let since = Instant::now();
+            server.all_workers_ready().await?;
+            slowest = slowest.max(since.elapsed());
+        }
+    }
+    let crashes = controller(&server)?.fired();
+    signer.check()?;
+    ensure!(
+        refused.len() <= usize::try_from(crashes)?,
+        "{} requests failed in {crashes} crashes: {:#?}",
+        refused.len(),
+        refused.iter().take(5).collect::<Vec<_>>()
+    );
+    Promise::within("a new worker", slowest, Duration::from_millis(500))?;
+    promise.kept(
+        format!("{crashes} crashes of the module, one every 1,000 calls"),
+        format!("{} failed requests; all workers back within {slowest:.0?}", refused.len()),
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_are_replaced_for_their_age_without_a_failed_request() -> anyhow::Result<()> {
+    let promise = Promise::begin(26, "lying_module")?;
+    let mut plan = Plan::new()?;
+    plan.more.push(("hsm", "worker_operations_max = 500".to_owned()));
+    let server = started(plan).await?;
+    let signer = Signer::with_new_keys(&server.client().await?, 2).await?;
+    let replaced = Promise::count(5, 200) as f64;
+    let mut calls = 0;
+    while server.metric("kms_hsm_recycled_total").await? < replaced {
+        let refused = callers(&signer, 8, 50).await?;
+        ensure!(refused.is_empty(), "{refused:#?}");
+        calls += 8 * 50;
+    }
+    signer.check()?;
+    promise.kept(format!("{replaced} workers replaced for their age"), format!("0 of {calls} requests failed"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_with_four_sessions_serves_a_thousand_callers() -> anyhow::Result<()> {
+    let promise = Promise::begin(25, "lying_module")?;
+    // Two workers take them all; the spare one finds no room.
+    let server = faulty_server("C_OpenSession always: session-cap 4").await?;
+    until("two workers serve", PATIENCE, async || {
+        Ok((server.metric("kms_hsm_workers_ready").await? == 2.0).then_some(()))
+    })
+    .await?;
+    let signer = Signer::with_new_keys(&server.client().await?, 2).await?;
+    let rounds = Promise::count(1, 20);
+    for _ in 0..rounds {
+        let refused = callers(&signer, 1_000, 1).await?;
+        ensure!(refused.is_empty(), "{} of 1,000 failed: {:#?}", refused.len(), refused.first());
+    }
+    signer.check()?;
+    let sessions: u32 = controller(&server)?.processes().iter().map(|process| process.sessions).sum();
+    ensure!(sessions <= 4, "{sessions} sessions are open");
+    promise.kept(
+        format!("a token of 4 sessions, {rounds} times 1,000 calls at once"),
+        format!("0 errors, {sessions} sessions open"),
+    );
+    Ok(())
+}
+
+/// A server on SoftHSM behind the shim, which obeys `script` from the first C call on.
+async fn faulty_server(script: &str) -> anyhow::Result<Server> {
+    let hsm = TestHsm::faulty(EphemeralToken::new()?)?;
+    let TestHsm::Faulty(_, faults) = &hsm else { anyhow::bail!("no shim") };
+    faults.set(&script.parse()?);
+    started(Plan::on(hsm)?).await
+}
+
+async fn started(plan: Plan) -> anyhow::Result<Server> {
+    plan.bootstrap().await?;
+    plan.start().await
+}
+
+fn controller(server: &Server) -> anyhow::Result<&Controller> {
+    match &server.plan.token {
+        TestHsm::Faulty(_, controller) => Ok(controller),
+        _ => anyhow::bail!("no shim"),
+    }
+}
+
+/// Lets `count` callers sign `each` times, all at once. Returns the refusals.
+async fn callers(signer: &Signer, count: usize, each: usize) -> anyhow::Result<Vec<Refusal>> {
+    let mut tasks = JoinSet::new();
+    for _ in 0..count {
+        let signer = signer.clone();
+        tasks.spawn(async move {
+            let mut refused = Vec::new();
+            for _ in 0..each {
+                refused.extend(signer.sign(DEADLINE).await.err());
+            }
+            refused
+        });
+    }
+    let refused = tokio::time::timeout(PATIENCE * 5, tasks.join_all()).await.context("calls never end")?;
+    Ok(refused.into_iter().flatten().collect())
+}
+
+fn told(refusal: Refusal) -> anyhow::Error {
+    anyhow::anyhow!("{refusal:?}")
+}
