@@ -1,8 +1,11 @@
 //! The HSM of a story: a token alone, behind a server that can be killed, or behind the fault shim.
 
-use std::{ffi::OsString, ops::Deref};
+use std::{ffi::OsString, ops::Deref, process::Command};
 
+use anyhow::Context as _;
 use kms_softhsm::{EphemeralToken, RemoteToken, Token, faults};
+
+use crate::Output;
 
 /// A token and what stands between it and the service.
 #[derive(Debug)]
@@ -38,6 +41,26 @@ impl TestHsm {
             }
             _ => uri,
         })
+    }
+
+    /// CKA_IDs (hexadecimal) of the private keys in the token, as `pkcs11-tool` sees them, from the token's own side.
+    pub fn private_key_ids(&self) -> anyhow::Result<Vec<String>> {
+        let near: &Token = match self {
+            Self::Remote(remote) => remote.behind(),
+            _ => self,
+        };
+        let (name, value) = near.env();
+        let output = Command::new("pkcs11-tool")
+            .arg("--module")
+            .arg(near.module())
+            .args(["--login", "--pin", "env:KMS_TEST_PIN", "--list-objects", "--type", "privkey"])
+            .env("KMS_TEST_PIN", std::fs::read_to_string(near.pin_file())?.trim_end())
+            .env(name, value)
+            .output()
+            .context("pkcs11-tool")?;
+        let output = Output::of("pkcs11-tool --list-objects", output);
+        let id = |line: &str| Some(line.trim().strip_prefix("ID:")?.trim().to_owned());
+        Ok(output.text()?.lines().filter_map(id).collect())
     }
 
     /// The variables that lead a process to it.
