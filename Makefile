@@ -30,10 +30,9 @@ bench: ## Measure the service against the raw token, in one run (ARGS="--rounds 
 	$(CARGO) build --release --package kms-cli --package kms-bench
 	KMS_BIN=$(TARGET)/release/kms $(TARGET)/release/kms-bench $(ARGS)
 
-torture: ## The tests that kill, with the full figures (KMS_KILLS=1000 KMS_RESTARTS=100)
+torture: ## The promises with their full figures: hours (TESTS="kills garbage" for some of them)
 	@scripts/setup test
-	KMS_KILLS=$${KMS_KILLS:-1000} KMS_RESTARTS=$${KMS_RESTARTS:-100} \
-	  $(CARGO) test --package kms-tests --test workers_die --test restarts -- --nocapture
+	@scripts/torture $(TESTS)
 
 deny: ## Licences, advisories and banned crates (needs `cargo install --locked cargo-deny`)
 	$(CARGO) deny --workspace check

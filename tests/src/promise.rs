@@ -48,6 +48,6 @@ impl Promise {
     pub fn kept(self, what: impl Display, figure: impl Display) {
         let Self { number, seed, began } = self;
         let seconds = began.elapsed().as_secs();
-        println!("PROMISE | {number} | {what} | {figure} | {} | {seconds} s |", seed.initial());
+        println!("\nPROMISE | {number} | {what} | {figure} | {} | {seconds} s |", seed.initial());
     }
 }

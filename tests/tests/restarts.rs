@@ -1,14 +1,12 @@
-//! However the service ends, what it acknowledged is there when it starts again on the same directory, and what
-//! it had begun is finished. `KMS_RESTARTS` says how often it is killed in the middle of births (3).
+//! However the service ends, what it acknowledged is there when it starts again on the same directory. (Kills in the
+//! middle of births: `kills.rs` and `failpoints.rs`.)
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use kms_client::{Client, v1};
-use kms_tests::{Environment, PATIENCE, Seed, Service, until};
-use tokio::task::JoinSet;
+use kms_tests::{Environment, PATIENCE, Service, until};
 use tonic::Code;
-use v1::key_version::State;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_survive_sigterm_and_sigkill_of_every_process() -> anyhow::Result<()> {
@@ -38,44 +36,6 @@ async fn keys_survive_sigterm_and_sigkill_of_every_process() -> anyhow::Result<(
     service.kill(|tree| Some(tree.root)).await.context("kms dev")?;
     service.start_again().await?;
     check_all_sign(&service, &keys).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn births_cut_by_sigkill_are_finished_and_no_acknowledged_key_is_lost() -> anyhow::Result<()> {
-    const AT_ONCE: usize = 12;
-    let rounds: usize =
-        std::env::var("KMS_RESTARTS").map_or(Ok(3), |text| text.parse()).context("KMS_RESTARTS")?;
-    let mut seed = Seed::announced("restarts")?;
-    let mut service = Service::start().await?;
-    let mut acknowledged = BTreeMap::new();
-    for round in 0..rounds {
-        let client = service.client().await?;
-        service.all_workers_ready().await?;
-        let mut births = JoinSet::new();
-        for number in 0..AT_ONCE {
-            // Without the SDK's repetitions: each answer is of one try.
-            let mut keys = client.keys();
-            births.spawn(async move { keys.create_key(request(&format!("k{round}-{number}"))).await });
-        }
-        // After some answers, in the middle of the other births.
-        let wanted = acknowledged.len() + 1 + seed.below(AT_ONCE / 2);
-        while acknowledged.len() < wanted {
-            let key = births.join_next().await.context("no birth is left")???.into_inner();
-            acknowledged.insert(key.name, key.uid);
-        }
-        service.kill(|tree| tree.front()).await?;
-        // Those that were answered before the end count too.
-        while let Some(birth) = births.join_next().await {
-            if let Ok(key) = birth? {
-                let key = key.into_inner();
-                acknowledged.insert(key.name, key.uid);
-            }
-        }
-        service.start_again().await?;
-        check_all_sign(&service, &acknowledged).await.with_context(|| format!("round {round}"))?;
-        check_none_pending(&service).await.with_context(|| format!("round {round}"))?;
-    }
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,22 +97,4 @@ async fn check_all_sign(service: &Environment, keys: &BTreeMap<String, String>) 
         client.sign(request).await.with_context(|| format!("{name} does not sign"))?;
     }
     Ok(())
-}
-
-/// Births that were cut are resumed without a request.
-async fn check_none_pending(service: &Environment) -> anyhow::Result<()> {
-    let client = service.client().await?;
-    until("no version is pending", PATIENCE, async || {
-        for key in
-            client.list_keys(v1::ListKeysRequest { page_size: 1_000, ..Default::default() }).await?.keys
-        {
-            let request = v1::ListKeyVersionsRequest { parent: key.name, ..Default::default() };
-            let versions = client.list_key_versions(request).await?.key_versions;
-            if versions.iter().any(|version| version.state() == State::PendingCreation) {
-                return Ok(None);
-            }
-        }
-        Ok(Some(()))
-    })
-    .await
 }

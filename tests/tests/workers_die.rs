@@ -1,14 +1,13 @@
 //! Workers hold the vendor's library, so they may crash or hang at any moment. The service does not: requests that
 //! were in the dead worker go to another one, at most one of them fails (with UNAVAILABLE), and nobody restarts
 //! anything.
-//!
-//! `KMS_KILLS` says how many workers die (50; `make torture` takes 1,000).
+//! (A part of promise 26.)
 
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use kms_client::{Client, v1};
-use kms_tests::{Answer, Load, PATIENCE, Process, Seed, Service, kill, raw_calls, until};
+use kms_tests::{Answer, Load, PATIENCE, Process, Promise, Service, kill, raw_calls, until};
 use rustix::process::Signal;
 use tonic::Code;
 
@@ -20,8 +19,8 @@ const GRACE: Duration = Duration::from_millis(100);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_workers_cost_at_most_one_request_each_and_no_key() -> anyhow::Result<()> {
-    let kills: usize = std::env::var("KMS_KILLS").map_or(Ok(50), |text| text.parse()).context("KMS_KILLS")?;
-    let mut seed = Seed::announced("workers_die")?;
+    let mut promise = Promise::begin(26, "workers_die")?;
+    let kills = Promise::count(50, 1_000);
     let service = Service::start().await?;
     let client = service.client().await?;
     let names = keys(&service).await?;
@@ -32,11 +31,11 @@ async fn killed_workers_cost_at_most_one_request_each_and_no_key() -> anyhow::Re
         service.all_workers_ready().await?;
         // Work is under way when it dies.
         let before = load.signed();
-        let some_more = before + 1 + seed.below(50) as u64;
+        let some_more = before + 1 + promise.seed.below(50) as u64;
         until("more is signed", PATIENCE, async || Ok((load.signed() >= some_more).then_some(())))
             .await
             .with_context(|| format!("after kill {} of {kills}", number - 1))?;
-        let victim = seed.pick(&service.tree()?.workers()).context("there are no workers")?;
+        let victim = promise.seed.pick(&service.tree()?.workers()).context("there are no workers")?;
         kill(victim, Signal::KILL)?;
         until("the dead worker is gone", PATIENCE, async || Ok((!Process::runs(victim)).then_some(())))
             .await?;
@@ -52,17 +51,14 @@ async fn killed_workers_cost_at_most_one_request_each_and_no_key() -> anyhow::Re
         report.refused.len(),
         report.by_kind()
     );
-    println!(
-        "{kills} kills, {} signatures, {} refusals: {:#?}",
-        report.signed,
-        report.refused.len(),
-        report.by_kind()
-    );
-
     ensure!(parents.into_iter().all(Process::runs), "more than the workers died");
     for name in &names {
         sign(&client, name).await.with_context(|| format!("{name} is lost"))?;
     }
+    promise.kept(
+        format!("{kills} workers killed while {CALLERS} callers sign"),
+        format!("{} failed requests of {}; every key signs", report.refused.len(), report.signed),
+    );
     Ok(())
 }
 
