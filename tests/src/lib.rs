@@ -42,7 +42,7 @@ pub use service::Service;
 pub use signer::Signer;
 pub use test_hsm::TestHsm;
 pub use until::until;
-pub use verifiers::{ALGORITHMS, Verdict, Verifier, jose_name, python};
+pub use verifiers::{ALGORITHMS, Verdict, Verifier, jose_name, pkcs11_check, python};
 
 /// How long anything may take that is not timed by the test itself: a start, a key generation, a command. Wide,
 /// because a debug build on a busy machine is slow; nothing waits for it when all is well.

@@ -167,6 +167,13 @@ pub fn python() -> anyhow::Result<Option<PathBuf>> {
     Ok(is_installed("the Python programs", std::slice::from_ref(&python))?.then_some(python))
 }
 
+/// Python with pkcs11-check, likewise.
+pub fn pkcs11_check() -> anyhow::Result<Option<PathBuf>> {
+    // The mark is made when all is well.
+    let (venv, mark) = (target_dir().join("clients/pkcs11-check"), "installed.txt");
+    Ok(is_installed("pkcs11-check", &[venv.join(mark)])?.then(|| venv.join("bin/python")))
+}
+
 #[expect(clippy::print_stderr, reason = "a test that is left out must not go unnoticed")]
 fn is_installed(name: &str, needs: &[PathBuf]) -> anyhow::Result<bool> {
     let Some(missing) = needs.iter().find(|path| !path.exists()) else { return Ok(true) };
