@@ -1,0 +1,105 @@
+"""The constants of PKCS#11 that an attacker needs, by the names and prefixes of its header pkcs11t.h."""
+
+from enum import IntEnum, IntFlag
+
+
+class CKO(IntEnum):
+    DATA = 0
+    PUBLIC_KEY = 2
+    PRIVATE_KEY = 3
+    SECRET_KEY = 4
+
+
+class CKK(IntEnum):
+    RSA = 0x00
+    EC = 0x03
+    GENERIC_SECRET = 0x10
+    AES = 0x1F
+    EC_EDWARDS = 0x40
+
+
+class CKA(IntEnum):
+    CLASS = 0x00
+    TOKEN = 0x01
+    PRIVATE = 0x02
+    LABEL = 0x03
+    VALUE = 0x11
+    KEY_TYPE = 0x100
+    ID = 0x102
+    SENSITIVE = 0x103
+    ENCRYPT = 0x104
+    DECRYPT = 0x105
+    WRAP = 0x106
+    UNWRAP = 0x107
+    SIGN = 0x108
+    SIGN_RECOVER = 0x109
+    DERIVE = 0x10C
+    MODULUS = 0x120
+    MODULUS_BITS = 0x121
+    PUBLIC_EXPONENT = 0x122
+    PRIVATE_EXPONENT = 0x123
+    PRIME_1 = 0x124
+    PRIME_2 = 0x125
+    EXPONENT_1 = 0x126
+    EXPONENT_2 = 0x127
+    COEFFICIENT = 0x128
+    VALUE_LEN = 0x161
+    EXTRACTABLE = 0x162
+    NEVER_EXTRACTABLE = 0x164
+    MODIFIABLE = 0x170
+    COPYABLE = 0x171
+    EC_PARAMS = 0x180
+    EC_POINT = 0x181
+    WRAP_WITH_TRUSTED = 0x210
+    ALLOWED_MECHANISMS = 0x40000600
+
+
+class CKM(IntEnum):
+    RSA_PKCS_KEY_PAIR_GEN = 0x00
+    RSA_PKCS = 0x01
+    RSA_X_509 = 0x03
+    RSA_PKCS_OAEP = 0x09
+    DES3_KEY_GEN = 0x131
+    DES3_ECB = 0x132
+    DES3_CBC = 0x133
+    DES3_CBC_PAD = 0x136
+    SHA_1 = 0x220
+    SHA256 = 0x250
+    CONCATENATE_BASE_AND_DATA = 0x362
+    CONCATENATE_DATA_AND_BASE = 0x363
+    XOR_BASE_AND_DATA = 0x364
+    EXTRACT_KEY_FROM_KEY = 0x365
+    EC_KEY_PAIR_GEN = 0x1040
+    ECDSA = 0x1041
+    ECDH1_DERIVE = 0x1050
+    ECDH1_COFACTOR_DERIVE = 0x1051
+    EDDSA = 0x1057
+    AES_KEY_GEN = 0x1080
+    AES_ECB = 0x1081
+    AES_CBC = 0x1082
+    AES_CBC_PAD = 0x1085
+    AES_CTR = 0x1086
+    AES_GCM = 0x1087
+    AES_CCM = 0x1088
+    AES_CTS = 0x1089
+    AES_ECB_ENCRYPT_DATA = 0x1104
+    AES_CBC_ENCRYPT_DATA = 0x1105
+    AES_KEY_WRAP = 0x2109
+    AES_KEY_WRAP_PAD = 0x210A
+    AES_KEY_WRAP_KWP = 0x210B
+    AES_KEY_WRAP_PKCS7 = 0x210C
+
+
+class CKF(IntFlag):
+    SERIAL_RW_SESSION = 0x06
+    TOKEN_INITIALIZED = 0x400
+    DECRYPT = 0x200
+    WRAP = 0x20000
+    UNWRAP = 0x40000
+    DERIVE = 0x80000
+
+
+CKU_USER = 1
+CKG_MGF1_SHA1 = 1
+CKZ_DATA_SPECIFIED = 1
+CKD_NULL = 1
