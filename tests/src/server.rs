@@ -101,7 +101,7 @@ impl Plan {
     pub fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         self.write()?;
         let mut command = Command::new(kms()?);
-        command.args(arguments).env("KMS_CONFIG", self.config_file()).envs(self.token.env());
+        command.args(arguments).env("KMS_CONFIG", self.config_file()).envs(self.token.variables());
         Ok(command)
     }
 

@@ -1,11 +1,10 @@
 //! The HSM of a story: a token alone, behind a server that can be killed, or behind the fault shim.
 
-use std::{ffi::OsString, ops::Deref, process::Command};
+use std::{ffi::OsString, ops::Deref};
 
-use anyhow::Context as _;
 use kms_softhsm::{EphemeralToken, RemoteToken, Token, faults};
 
-use crate::Output;
+use crate::pkcs11_tool;
 
 /// A token and what stands between it and the service.
 #[derive(Debug)]
@@ -49,22 +48,13 @@ impl TestHsm {
             Self::Remote(remote) => remote.behind(),
             _ => self,
         };
-        let (name, value) = near.env();
-        let output = Command::new("pkcs11-tool")
-            .arg("--module")
-            .arg(near.module())
-            .args(["--login", "--pin", "env:KMS_TEST_PIN", "--list-objects", "--type", "privkey"])
-            .env("KMS_TEST_PIN", std::fs::read_to_string(near.pin_file())?.trim_end())
-            .env(name, value)
-            .output()
-            .context("pkcs11-tool")?;
-        let output = Output::of("pkcs11-tool --list-objects", output);
+        let output = pkcs11_tool(near, &["--list-objects", "--type", "privkey"])?;
         let id = |line: &str| Some(line.trim().strip_prefix("ID:")?.trim().to_owned());
         Ok(output.text()?.lines().filter_map(id).collect())
     }
 
     /// The variables that lead a process to it.
-    pub fn env(&self) -> Vec<(OsString, OsString)> {
+    pub fn variables(&self) -> Vec<(OsString, OsString)> {
         let (name, value) = self.deref().env();
         let mut env = vec![(name.into(), value.into())];
         if let Self::Faulty(token, controller) = self {

@@ -95,10 +95,7 @@ async fn send(client: Client, mut seed: Seed, count: usize) -> anyhow::Result<Ve
 }
 
 fn is_the_callers(code: Code) -> bool {
-    matches!(
-        code,
-        Code::InvalidArgument | Code::PermissionDenied | Code::NotFound | Code::FailedPrecondition
-    )
+    matches!(code, Code::InvalidArgument | Code::PermissionDenied | Code::NotFound | Code::FailedPrecondition)
 }
 
 fn name(seed: &mut Seed) -> String {
@@ -137,7 +134,14 @@ fn verify(seed: &mut Seed) -> v1::VerifyRequest {
 
 fn jwt(seed: &mut Seed) -> v1::SignJwtRequest {
     const CLAIMS: [&[u8]; 8] = [
-        b"", b"{", b"[]", b"{\"exp\":1}", b"{\"exp\":\"x\"}", b"{\"a\":1,\"a\":2}", b"\xff\xfe", b"{\"exp\":1e400}",
+        b"",
+        b"{",
+        b"[]",
+        b"{\"exp\":1}",
+        b"{\"exp\":\"x\"}",
+        b"{\"a\":1,\"a\":2}",
+        b"\xff\xfe",
+        b"{\"exp\":1e400}",
     ];
     let claims_json = match seed.below(2) {
         0 => seed.pick(&CLAIMS).unwrap_or_default().to_vec(),

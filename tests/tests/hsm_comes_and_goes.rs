@@ -95,7 +95,9 @@ async fn a_stopped_hsm_keeps_no_caller_beyond_its_deadline_and_heals_by_itself()
     signer.check()?;
     promise.kept(
         format!("the HSM side stopped for {stopped_for:?}"),
-        format!("{calls} calls, the latest error {latest:.0?} after its deadline; signs again after {healed:.1?}"),
+        format!(
+            "{calls} calls, the latest error {latest:.0?} after its deadline; signs again after {healed:.1?}"
+        ),
     );
     Ok(())
 }
@@ -123,7 +125,10 @@ async fn one_hung_worker_costs_the_others_no_throughput() -> anyhow::Result<()> 
     signer.check()?;
     ratios.sort_by(f64::total_cmp);
     let median = ratios[ratios.len() / 2];
-    ensure!(!Promise::is_full() || median >= 0.9, "the others do only {median:.2} of what all do: {ratios:.2?}");
+    ensure!(
+        !Promise::is_full() || median >= 0.9,
+        "the others do only {median:.2} of what all do: {ratios:.2?}"
+    );
     promise.kept("one worker hung", format!("the others do {median:.2} of what all do ({ratios:.2?})"));
     Ok(())
 }

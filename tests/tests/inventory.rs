@@ -4,8 +4,8 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context as _, ensure};
-use kms_softhsm::EphemeralToken;
-use kms_tests::{Environment, Output, PATIENCE, Plan, Server, records, until};
+use kms_softhsm::Token;
+use kms_tests::{Environment, Output, PATIENCE, Plan, Server, pkcs11_tool, records, until};
 use serde_json::Value;
 
 const ORPHAN: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -87,7 +87,7 @@ async fn keys_that_are_not_as_they_were_made_are_out_of_service_after_a_start() 
     }
     delete(token, decrypts, &["privkey", "pubkey"])?;
     let rsa = ["--keypairgen", "--key-type", "rsa:2048", "--id", decrypts, "--usage-sign", "--usage-decrypt"];
-    tool(token, &rsa)?.text()?;
+    pkcs11_tool(token, &rsa)?.text()?;
 
     let server = plan.start().await?;
     until("the attribute audit has come to its end", PATIENCE, async || {
@@ -157,21 +157,21 @@ async fn gauge(server: &Environment, state: &str) -> anyhow::Result<f64> {
 }
 
 /// Everything in the token, as pkcs11-tool shows it, in an order of its own.
-fn objects(token: &EphemeralToken) -> anyhow::Result<String> {
-    let listing = tool(token, &["--list-objects"])?;
+fn objects(token: &Token) -> anyhow::Result<String> {
+    let listing = pkcs11_tool(token, &["--list-objects"])?;
     let mut lines: Vec<_> = listing.text()?.lines().collect();
     lines.sort_unstable();
     Ok(lines.join("\n"))
 }
 
-fn generate(token: &EphemeralToken, id: &str, label: &str, more: &[&str]) -> anyhow::Result<()> {
+fn generate(token: &Token, id: &str, label: &str, more: &[&str]) -> anyhow::Result<()> {
     let pair = ["--keypairgen", "--key-type", "EC:prime256v1", "--id", id, "--label", label];
-    tool(token, &[&pair, more].concat())?.text().map(drop)
+    pkcs11_tool(token, &[&pair, more].concat())?.text().map(drop)
 }
 
-fn delete(token: &EphemeralToken, id: &str, classes: &[&str]) -> anyhow::Result<()> {
+fn delete(token: &Token, id: &str, classes: &[&str]) -> anyhow::Result<()> {
     for class in classes {
-        tool(token, &["--delete-object", "--type", class, "--id", id])?.text()?;
+        pkcs11_tool(token, &["--delete-object", "--type", class, "--id", id])?.text()?;
     }
     Ok(())
 }
@@ -188,25 +188,11 @@ fn import(plan: &Plan, id: &str, class: &str) -> anyhow::Result<()> {
     let public: &[&str] = if class == "pubkey" { &["-pubout"] } else { &[] };
     openssl(&[&["pkey", "-in", "import.pem", "-outform", "DER", "-out", "import.der"], public].concat())?;
     let file = der.display().to_string();
-    tool(
+    pkcs11_tool(
         &plan.token,
         &["--write-object", &file, "--type", class, "--id", id, "--label", "imported", "--usage-sign"],
     )?
     .text()?;
     fs::remove_file(pem)?;
     Ok(())
-}
-
-/// Runs pkcs11-tool, logged in. The PIN is one of a throw-away token, so it may stand in the arguments.
-fn tool(token: &EphemeralToken, arguments: &[&str]) -> anyhow::Result<Output> {
-    let (name, conf) = token.env();
-    let output = Command::new("pkcs11-tool")
-        .arg("--module")
-        .arg(token.module())
-        .args(["--login", "--pin", fs::read_to_string(token.pin_file())?.trim_end()])
-        .args(arguments)
-        .env(name, conf)
-        .output()
-        .context("pkcs11-tool")?;
-    Ok(Output::of(format!("pkcs11-tool {}", arguments.join(" ")), output))
 }

@@ -58,7 +58,9 @@ async fn kills(hsm_name: &str, hsm: TestHsm, algorithms: &[&str]) -> anyhow::Res
         server = one_kill(server, number, algorithms, &mut acknowledged, &mut promise.seed)
             .await
             .with_context(|| format!("kill {number}"))?;
-        check_some(&server, &acknowledged, &mut promise.seed).await.with_context(|| format!("kill {number}"))?;
+        check_some(&server, &acknowledged, &mut promise.seed)
+            .await
+            .with_context(|| format!("kill {number}"))?;
         if number % 50 == 0 || number == kills {
             reconcile(&server, &mut seen).await.with_context(|| format!("after kill {number}"))?;
         }
@@ -138,10 +140,8 @@ async fn one_kill(
         .await?;
         server = server.plan.start().await?;
     }
-    until("no birth is left", PATIENCE, async || {
-        Ok((!is_pending(&server, &touched).await?).then_some(()))
-    })
-    .await?;
+    until("no birth is left", PATIENCE, async || Ok((!is_pending(&server, &touched).await?).then_some(())))
+        .await?;
     Ok(server)
 }
 

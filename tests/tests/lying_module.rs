@@ -97,7 +97,8 @@ async fn workers_are_replaced_for_their_age_without_a_failed_request() -> anyhow
         calls += 8 * 50;
     }
     signer.check()?;
-    promise.kept(format!("{replaced} workers replaced for their age"), format!("0 of {calls} requests failed"));
+    promise
+        .kept(format!("{replaced} workers replaced for their age"), format!("0 of {calls} requests failed"));
     Ok(())
 }
 

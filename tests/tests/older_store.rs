@@ -1,11 +1,11 @@
 //! A database that is restored from a backup is older than the HSM has seen: what was revoked or disabled since is
 //! valid in it. The service notices, reads and takes away, and does nothing else until an administrator accepts it.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, ensure};
 use kms_client::v1;
-use kms_tests::{Environment, PATIENCE, Plan, Server, refusal, until};
+use kms_tests::{Environment, PATIENCE, Plan, Server, pkcs11_tool, refusal, until};
 use reqwest::StatusCode;
 use serde_json::Value;
 use tonic::Code;
@@ -109,16 +109,8 @@ async fn sign(who: &Environment) -> anyhow::Result<()> {
 
 /// How many private keys, public keys and marks of an epoch stock `pkcs11-tool` sees.
 fn objects_of(Server { plan, .. }: &Server) -> anyhow::Result<[usize; 3]> {
-    let (name, conf) = plan.token.env();
-    let output = Command::new("pkcs11-tool")
-        .env(name, conf)
-        .arg("--module")
-        .arg(plan.token.module())
-        .args(["--token-label", plan.token.label(), "--login", "--list-objects", "--pin"])
-        .arg(fs::read_to_string(plan.token.pin_file())?.trim_end())
-        .output()
-        .context("opensc's pkcs11-tool is needed: apt-get install opensc")?;
-    let text = String::from_utf8(output.stdout)?;
+    let output = pkcs11_tool(&plan.token, &["--list-objects"])?;
+    let text = output.text()?;
     let count = |what| text.matches(what).count();
     Ok(["Private Key Object", "Public Key Object", "kms-epoch"].map(count))
 }
