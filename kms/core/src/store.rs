@@ -10,6 +10,7 @@ use crate::{
     caller::{KeyScope, Role},
     epoch::Epoch,
     error::Kind,
+    pin_latch,
     time::Timestamp,
 };
 
@@ -27,6 +28,22 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets requests remembered before `before`; returns how many.
     fn forget_requests(&self, before: Timestamp) -> impl Future<Output = Result<u64, Fault>> + Send;
+
+    /// What stands at `place`; [`pin_latch::State::UNTRIED`] where nothing was ever written. Read from the same
+    /// copy that is written: a replica that lags behind will not do.
+    fn pin_latch(
+        &self,
+        place: &pin_latch::Place,
+    ) -> impl Future<Output = Result<pin_latch::State, Fault>> + Send;
+
+    /// Writes `new` at `place` where `expected` stands, durably; else [`Fault::Changed`]. No part of any generation:
+    /// the catalog knows nothing of it.
+    fn set_pin_latch(
+        &self,
+        place: &pin_latch::Place,
+        expected: pin_latch::State,
+        new: pin_latch::State,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
 
     /// Proves that the store reads and writes now; returns its generation.
     fn check(&self) -> impl Future<Output = Result<Generation, Fault>> + Send;

@@ -1,5 +1,5 @@
-//! The store on SQLite: keys, versions, access tokens, quarantined objects and remembered requests, as plain
-//! columns.
+//! The store on SQLite: keys, versions, access tokens, quarantined objects, remembered requests and PIN latches, as
+//! plain columns.
 //!
 //! [`SqliteStore`] implements [`kms_core::Store`]. One connection writes (WAL, `synchronous=FULL`, `BEGIN
 //! IMMEDIATE`), others read beside it, and `kms.lock` beside the database keeps a second server out. Times are
@@ -9,6 +9,7 @@ mod commit;
 mod fault;
 mod lock;
 mod open;
+mod pin_latch;
 mod rows;
 mod snapshot;
 mod sqlite;

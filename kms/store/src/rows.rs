@@ -8,6 +8,7 @@ use kms_core::{
     epoch::{Epoch, Installation},
     hsm::CkaId,
     key::{Born, Timeline},
+    pin_latch::{Holder, Place, State, Try},
     store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest},
     time::{SignedDuration, Timestamp},
 };
@@ -213,6 +214,45 @@ pub(crate) fn quarantined(row: &SqliteRow) -> Result<QuarantinedObject, Fault> {
         note: cells.get("note")?,
         by: cells.get("by")?,
         at: cells.parse("at_us", instant)?,
+    })
+}
+
+pub(crate) fn bind_pin_latch<'q>(query: Statement<'q>, place: &'q Place, state: &'q State) -> Statement<'q> {
+    let (name, deaths) = match state {
+        State::Unproven { .. } => ("unproven", 0),
+        State::Proven { deaths, .. } => ("proven", *deaths),
+        State::Refused { .. } => ("refused", 0),
+    };
+    let refused = match state {
+        State::Refused { text, at } => Some((text, at)),
+        _ => None,
+    };
+    query
+        .bind(&place.token_serial)
+        .bind(i64::from(place.pin_generation))
+        .bind(name)
+        .bind(state.trying().map(|trying| trying.by.as_str()))
+        .bind(state.trying().map(|trying| trying.since.as_microsecond()))
+        .bind(i64::from(deaths))
+        .bind(refused.map(|(text, _)| text))
+        .bind(refused.map(|(_, at)| at.as_microsecond()))
+}
+
+pub(crate) fn pin_latch(row: &SqliteRow) -> Result<State, Fault> {
+    let cells = Cells::of(row, "PIN latch of token", "token_serial")?;
+    let trying = match cells.get::<Option<String>>("trying_by")? {
+        Some(by) => Some(Try { by: Holder::new(by), since: cells.parse("trying_since_us", instant)? }),
+        None => None,
+    };
+    Ok(match cells.get::<String>("state")?.as_str() {
+        "unproven" => State::Unproven { trying },
+        "proven" => {
+            State::Proven { trying, deaths: cells.parse("deaths", |deaths: i64| u32::try_from(deaths).ok())? }
+        }
+        "refused" => {
+            State::Refused { text: cells.get("refused_text")?, at: cells.parse("refused_at_us", instant)? }
+        }
+        _ => return Err(corrupt(&cells.place, "state", "it has no meaning")),
     })
 }
 

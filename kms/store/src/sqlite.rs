@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use kms_core::{
     Store,
+    pin_latch::{Place, State},
     store::{Fault, Generation, RememberedRequest, Snapshot, Transaction},
     time::Timestamp,
 };
@@ -12,11 +13,11 @@ use sqlx::SqlitePool;
 use crate::{
     OpenError, Options, commit, fault,
     open::{self, Writer},
-    rows, snapshot,
+    pin_latch, rows, snapshot,
 };
 
-/// A store on one SQLite database. Its methods need a tokio runtime.
-#[derive(Debug)]
+/// A store on one SQLite database. Its methods need a tokio runtime. Clones share it and its lock.
+#[derive(Debug, Clone)]
 pub struct SqliteStore {
     /// `None` when it was opened for reading only.
     writer: Option<Arc<Writer>>,
@@ -25,7 +26,7 @@ pub struct SqliteStore {
 
 impl SqliteStore {
     /// Opens the database at `path`, or makes it, and brings its schema up to date. Holds `kms.lock` beside it
-    /// until it is dropped.
+    /// until the last clone is dropped.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         Self::open_with(&Options::new(path.as_ref())).await
     }
@@ -91,6 +92,15 @@ impl Store for SqliteStore {
             delete.execute(&pool).await.map(|done| done.rows_affected()).map_err(fault::at_commit)
         })
         .await
+    }
+
+    async fn pin_latch(&self, place: &Place) -> Result<State, Fault> {
+        pin_latch::read(&self.readers, place).await
+    }
+
+    async fn set_pin_latch(&self, place: &Place, expected: State, new: State) -> Result<(), Fault> {
+        let place = place.clone();
+        self.detached(|pool| async move { pin_latch::write(&pool, &place, &expected, &new).await }).await
     }
 
     async fn check(&self) -> Result<Generation, Fault> {

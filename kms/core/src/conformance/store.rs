@@ -9,6 +9,7 @@ use crate::{
     fakes::{a_key, entropy},
     hsm::CkaId,
     key::{Born, Timeline},
+    pin_latch::{Holder, Place, State, Try},
     store::{AccessToken, Fault, QuarantinedObject, RememberedRequest, Transaction, Write},
     time::{SignedDuration, Timestamp},
 };
@@ -25,6 +26,8 @@ pub async fn run<S: Store>(store: &S) {
     there_is_one_bootstrap_ever_and_revocation_stays(store).await;
     an_epoch_moves_with_its_transaction_and_each_move_counts(store).await;
     an_object_is_quarantined_once_and_stays_so(store).await;
+    a_pin_latch_comes_back_as_it_was_written_and_only_over_what_was_expected(store).await;
+    of_two_that_take_a_pin_latch_at_once_one_wins(store).await;
 }
 
 async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
@@ -224,6 +227,50 @@ async fn an_object_is_quarantined_once_and_stays_so<S: Store>(store: &S) {
     let again = store.commit(transaction(vec![Write::Quarantine(object("b", &[1]))])).await;
     assert!(matches!(again, Err(Fault::Exists(_))), "quarantined twice: {again:?}");
     assert_eq!(store.load().await.expect("load").quarantined, objects);
+}
+
+async fn a_pin_latch_comes_back_as_it_was_written_and_only_over_what_was_expected<S: Store>(store: &S) {
+    let [place, other] = [1, 2].map(|pin_generation| latch_place("written", pin_generation));
+    assert_eq!(store.pin_latch(&place).await.expect("it reads"), State::UNTRIED);
+    let stale = store.set_pin_latch(&place, State::PROVEN, State::UNTRIED).await;
+    assert!(matches!(stale, Err(Fault::Changed(_))), "{stale:?}");
+    let generation = store.check().await.expect("check");
+    let trying = |second| Some(Try { by: Holder::new("host/1/\u{e9}"), since: at(second) });
+    let mut before = State::UNTRIED;
+    for state in [
+        State::Unproven { trying: trying(1) },
+        State::Unproven { trying: None },
+        State::Proven { trying: None, deaths: 0 },
+        State::Proven { trying: trying(2), deaths: 1 },
+        State::Refused { text: "C_Login gave PinIncorrect".to_owned(), at: at(3) },
+        State::Proven { trying: trying(4), deaths: 0 },
+    ] {
+        store.set_pin_latch(&place, before.clone(), state.clone()).await.expect("it writes");
+        assert_eq!(store.pin_latch(&place).await.expect("it reads"), state);
+        let stale = store.set_pin_latch(&place, before, State::PROVEN).await;
+        assert!(matches!(stale, Err(Fault::Changed(_))), "{stale:?}");
+        assert_eq!(store.pin_latch(&place).await.expect("it reads"), state);
+        before = state;
+    }
+    assert_eq!(store.pin_latch(&other).await.expect("it reads"), State::UNTRIED, "one is not another");
+    assert_eq!(store.check().await.expect("check"), generation, "the catalog knows nothing of it");
+}
+
+async fn of_two_that_take_a_pin_latch_at_once_one_wins<S: Store>(store: &S) {
+    let place = latch_place("contended", 1);
+    let take = |name: &str| {
+        let trying = Some(Try { by: Holder::new(name), since: at(1) });
+        store.set_pin_latch(&place, State::UNTRIED, State::Unproven { trying })
+    };
+    let (one, two) = futures::join!(take("one"), take("two"));
+    assert!(one.is_ok() != two.is_ok(), "{one:?} {two:?}");
+    let state = store.pin_latch(&place).await.expect("it reads");
+    let winner = if one.is_ok() { "one" } else { "two" };
+    assert_eq!(state.trying().map(|trying| trying.by.as_str()), Some(winner));
+}
+
+fn latch_place(token_serial: &str, pin_generation: u32) -> Place {
+    Place { token_serial: token_serial.to_owned(), pin_generation }
 }
 
 fn transaction(writes: Vec<Write>) -> Transaction {

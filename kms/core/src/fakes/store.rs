@@ -3,11 +3,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
 };
 
 use crate::{
     Key, KeyId, KeyVersion,
     epoch::Epoch,
+    pin_latch::{Place, State},
     store::{
         AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Snapshot, Store, Transaction,
         Write,
@@ -29,11 +31,13 @@ struct Rows {
     epoch: Option<Epoch>,
     /// The fault of a commit to come, and how many come before it.
     fault: Option<(u32, Fault)>,
+    pin_latches: HashMap<Place, State>,
+    pin_latches_interleave: bool,
     next_load_fails: bool,
 }
 
 impl MemoryStore {
-    /// The next commit fails with `fault`, as in [`MemoryStore::fail_after`].
+    /// The next write fails with `fault`, as in [`MemoryStore::fail_after`].
     pub fn fail_next(&self, fault: Fault) {
         self.fail_after(0, fault);
     }
@@ -43,7 +47,7 @@ impl MemoryStore {
         self.lock().fault = Some((commits, fault));
     }
 
-    /// The next commit is written, but its answer is lost.
+    /// The next write is written, but its answer is lost.
     pub fn lose_next_answer(&self) {
         self.fail_next(Fault::Unknown("the answer was lost".to_owned()));
     }
@@ -51,6 +55,11 @@ impl MemoryStore {
     /// The rows as they are now, in a store of their own: a backup.
     pub fn copy(&self) -> Self {
         Self(Mutex::new(self.lock().clone()))
+    }
+
+    /// From now on whoever has read a PIN latch lets others read it too before going on.
+    pub fn interleave_pin_latches(&self) {
+        self.lock().pin_latches_interleave = true;
     }
 
     /// The next load fails.
@@ -80,15 +89,7 @@ impl Store for Arc<MemoryStore> {
 
     async fn commit(&self, transaction: Transaction) -> Result<Generation, Fault> {
         let mut rows = self.lock();
-        let fault = match rows.fault.take() {
-            Some((0, fault @ Fault::Unknown(_))) => Some(fault),
-            Some((0, fault)) => return Err(fault),
-            Some((more, fault)) => {
-                rows.fault = Some((more - 1, fault));
-                None
-            }
-            None => None,
-        };
+        let fault = rows.due_fault()?;
         let mut next = rows.clone();
         for write in transaction.writes {
             next.apply(write)?;
@@ -114,12 +115,55 @@ impl Store for Arc<MemoryStore> {
         Ok((count - rows.requests.len()) as u64)
     }
 
+    async fn pin_latch(&self, place: &Place) -> Result<State, Fault> {
+        let (state, interleave) = {
+            let rows = self.lock();
+            let state = rows.pin_latches.get(place).cloned().unwrap_or(State::UNTRIED);
+            (state, rows.pin_latches_interleave)
+        };
+        if interleave {
+            let mut others_had_a_turn = false;
+            std::future::poll_fn(|context| {
+                if std::mem::replace(&mut others_had_a_turn, true) {
+                    return Poll::Ready(());
+                }
+                context.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
+        }
+        Ok(state)
+    }
+
+    async fn set_pin_latch(&self, place: &Place, expected: State, new: State) -> Result<(), Fault> {
+        let mut rows = self.lock();
+        let fault = rows.due_fault()?;
+        if *rows.pin_latches.get(place).unwrap_or(&State::UNTRIED) != expected {
+            return Err(Fault::Changed(place.to_string()));
+        }
+        rows.pin_latches.insert(place.clone(), new);
+        fault.map_or(Ok(()), Err)
+    }
+
     async fn check(&self) -> Result<Generation, Fault> {
         Ok(self.lock().generation)
     }
 }
 
 impl Rows {
+    /// The fault of the write under way: as an error one that writes nothing, else one that only loses the answer.
+    fn due_fault(&mut self) -> Result<Option<Fault>, Fault> {
+        match self.fault.take() {
+            Some((0, fault @ Fault::Unknown(_))) => Ok(Some(fault)),
+            Some((0, fault)) => Err(fault),
+            Some((more, fault)) => {
+                self.fault = Some((more - 1, fault));
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
     fn apply(&mut self, write: Write) -> Result<(), Fault> {
         match write {
             Write::InsertKey(key) if self.keys.contains_key(&key.id) => {
