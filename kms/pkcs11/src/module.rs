@@ -200,6 +200,11 @@ pub enum TokenError {
 }
 
 impl TokenError {
+    /// Whether a PIN try was spent, or may have been.
+    pub fn is_of_the_pin(&self) -> bool {
+        self.refusal().kind == RefusalKind::Pin
+    }
+
     /// What follows for a worker that met it.
     pub(crate) fn refusal(&self) -> Refusal {
         let kind = match self {

@@ -143,21 +143,45 @@ pub fn prepare(preparation: &Preparation) -> Result<Uri, TokenError> {
     })
 }
 
-/// Logs in once and out again, which clears the warning that a wrong try left behind. Spends a PIN try, so the
-/// operator must mean it; refuses when that try could lock the token.
-pub fn login(uri: &Uri, lock_dir: &Path) -> Result<(), TokenError> {
-    let _starting = lock(lock_dir)?;
-    outlive_signals()?;
-    let module = Module::load(&uri.module_path)?;
-    let (slot, info) = module.token(uri)?;
-    match pin_state(&info) {
-        PinState::CountLow | PinState::Fine => {}
-        _ => module::check_pin_flags(&info)?,
+/// A login that the operator asks for: all is ready, and the PIN was not tried yet. Holds the start-up lock.
+pub struct Login {
+    module: Module,
+    slot: Slot,
+    serial: String,
+    pin: SecretString,
+    _starting: Starting,
+}
+
+impl Login {
+    /// Finds the token and reads the PIN; refuses when one try could lock the token.
+    pub fn prepare(uri: &Uri, lock_dir: &Path) -> Result<Self, TokenError> {
+        let starting = lock(lock_dir)?;
+        outlive_signals()?;
+        let module = Module::load(&uri.module_path)?;
+        let (slot, info) = module.token(uri)?;
+        match pin_state(&info) {
+            PinState::CountLow | PinState::Fine => {}
+            _ => module::check_pin_flags(&info)?,
+        }
+        let pin = pin::read(uri.pin_source.as_deref().ok_or(TokenError::PinSourceMissing)?)?;
+        let serial = info.serial_number().trim().to_owned();
+        Ok(Self { module, slot, serial, pin, _starting: starting })
     }
-    let pin = pin::read(uri.pin_source.as_deref().ok_or(TokenError::PinSourceMissing)?)?;
-    let session = module.pkcs11.open_rw_session(slot)?;
-    session.login(UserType::User, Some(&pin)).map_err(module::login_error)?;
-    Ok(session.logout()?)
+
+    /// Serial number of the token, trimmed.
+    pub fn token_serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Logs in once and out again, which clears the warning that a wrong try left behind. Spends a PIN try, so the
+    /// operator must mean it.
+    pub fn run(self) -> Result<(), TokenError> {
+        let session = self.module.pkcs11.open_rw_session(self.slot)?;
+        session.login(UserType::User, Some(&self.pin)).map_err(module::login_error)?;
+        // Logged in it has; what C_Logout says changes nothing about the PIN.
+        let _ = session.logout();
+        Ok(())
+    }
 }
 
 fn blank<'a>(

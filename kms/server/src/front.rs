@@ -7,6 +7,7 @@
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
+use kms_audit::FileLog;
 use kms_core::{
     Kms,
     kms::{Ports, Settings},
@@ -14,8 +15,9 @@ use kms_core::{
 };
 use kms_pkcs11::{
     Pool,
-    pool::{self, Status},
+    pool::{self, PoolLatch, Status},
 };
+use kms_store::SqliteStore;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::timeout,
@@ -26,6 +28,7 @@ use crate::{
     clock::{SystemClock, entropy},
     config::Config,
     hygiene,
+    pin_latch::DurableLatch,
     running::{Certificates, Sockets, Starting},
     storage, telemetry,
 };
@@ -49,13 +52,30 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    let mut end = End::new()?;
+    let end = End::new()?;
     // Bound before the token is touched: a port in use is known at once.
     let sockets = Sockets::bind(config).await?;
     let starting = Starting::listen(sockets, Certificates::load(config)?)?;
     let (store, audit) = storage::open(config).await?;
     addresses::File::remove_stale(config.store_dir())?;
-    let pool = start_pool(config)?;
+    let latch = Arc::new(DurableLatch::new(store.clone(), config.hsm.pin_generation.get())?);
+    let pool = start_pool(config, PoolLatch(latch.clone()))?;
+    let ended = serve_with(config, end, starting, store, &audit, &pool).await;
+    // A server that ends in order leaves no try of the PIN behind in the latch.
+    latch.close(config.hsm.startup_timeout).await;
+    drop(pool);
+    tokio::task::spawn_blocking(move || audit.flush_and_close()).await.context("the audit log's end")?;
+    ended
+}
+
+async fn serve_with(
+    config: &Config,
+    mut end: End,
+    starting: Starting,
+    store: SqliteStore,
+    audit: &Arc<FileLog>,
+    pool: &Pool,
+) -> anyhow::Result<()> {
     tokio::select! {
         ready = pool.wait_ready() => ready.context("the HSM cannot be used")?,
         signal = end.signal() => {
@@ -63,7 +83,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             return Ok(());
         }
     }
-    let ports = Ports { hsm: pool.clone(), store, audit: Arc::clone(&audit), clock: SystemClock, entropy };
+    let ports = Ports { hsm: pool.clone(), store, audit: Arc::clone(audit), clock: SystemClock, entropy };
     let service = tokio::select! {
         service = Kms::open(ports, settings(config)?) => Arc::new(service.context("the service cannot be opened")?),
         signal = end.signal() => {
@@ -74,16 +94,14 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     if !service.has_administrator() {
         tracing::warn!("there is no administrator; stop the server and run `kms bootstrap`");
     }
-    let running = starting.serve(config, &service, &audit)?;
+    let running = starting.serve(config, &service, audit)?;
     let cause = tokio::select! {
         signal = end.signal() => Ok(signal),
-        () = abandoned(&pool) => Err("the parent process is gone"),
+        () = abandoned(pool) => Err("the parent process is gone"),
     };
     tracing::info!(cause = cause.unwrap_or_else(|gone| gone), "draining");
     running.drain().await;
     finish(service).await;
-    drop(pool);
-    tokio::task::spawn_blocking(move || audit.flush_and_close()).await.context("the audit log's end")?;
     cause.map(drop).map_err(anyhow::Error::msg)
 }
 
@@ -99,7 +117,7 @@ async fn finish(service: Arc<Service>) {
     }
 }
 
-fn start_pool(config: &Config) -> anyhow::Result<Pool> {
+fn start_pool(config: &Config, latch: PoolLatch) -> anyhow::Result<Pool> {
     let Some(runtime_dir) = config.runtime.dir.clone() else {
         bail!("runtime.dir is not set: the front is started by `kms serve`, not by hand");
     };
@@ -117,6 +135,7 @@ fn start_pool(config: &Config) -> anyhow::Result<Pool> {
         startup_timeout: config.hsm.startup_timeout,
         queue_max: config.hsm.queue_max.get().into(),
         runtime_dir,
+        latch,
         ..pool::Config::default()
     };
     Pool::start(settings, control).context("cannot start the HSM pool")

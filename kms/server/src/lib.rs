@@ -17,6 +17,7 @@ mod notify;
 mod ops;
 pub mod parent;
 mod peers;
+mod pin_latch;
 mod running;
 mod runtime_dir;
 mod scheduler;

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kms_core::pin_latch::Outcome;
 use tokio::{
     io::AsyncWriteExt,
     net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
@@ -20,12 +21,15 @@ use tokio::{
     time::sleep_until,
 };
 
+mod login;
+
 use super::{
     Shared,
     events::{self, Event},
     link::Link,
+    login::{After, Logins},
     rendezvous::{self, Arrival},
-    slot::{Slot, Start, State},
+    slot::{Login, Slot, Start, State},
     status::Status,
 };
 use crate::wire::{Exit, FromSupervisor, Ready, Refusal, RefusalKind, Secret, ToSupervisor, frame};
@@ -47,6 +51,7 @@ struct Director {
     /// Hellos that came before the supervisor's word of their worker.
     early: Vec<Arrival>,
     links: JoinSet<()>,
+    logins: Logins,
     pin_refused: Option<String>,
     /// The last refused start, and how many in a row.
     failing: Option<(Refusal, u32)>,
@@ -60,6 +65,8 @@ pub(super) fn spawn(shared: Arc<Shared>, listener: UnixListener, control: UnixSt
     // Helpers live in the director's set, so that they end with it.
     links.spawn(rendezvous::accept(listener, sender.clone()));
     links.spawn(events::listen(reader, sender.clone()));
+    let (logins, logins_task) = Logins::new(shared.config.latch.clone(), sender.clone());
+    links.spawn(logins_task);
     let now = Instant::now();
     let wanted = shared.config.workers.max(1).saturating_add(shared.config.spare_workers);
     let slots = (1..=wanted).map(|number| Slot::new(number, now)).collect();
@@ -70,6 +77,7 @@ pub(super) fn spawn(shared: Arc<Shared>, listener: UnixListener, control: UnixSt
         slots,
         early: Vec::new(),
         links,
+        logins,
         pin_refused: None,
         failing: None,
     };
@@ -137,8 +145,12 @@ impl Director {
             }
             Event::Control(FromSupervisor::Exited(exit)) => self.exited(&exit),
             Event::Arrived(arrival) => self.arrived(arrival),
-            Event::LoggingIn { number, pid } => self.logging_in(number, pid),
-            Event::Ready { number, pid, ready } => self.ready(number, pid, ready).await,
+            Event::LoggingIn { number, pid, token_serial } => self.logging_in(number, pid, token_serial),
+            Event::Latch { number, pid, token_serial, verdict } => {
+                self.latch_spoke(number, pid, token_serial, verdict)
+            }
+            Event::LoggedIn { number, pid, ready } => self.logged_in(number, pid, ready),
+            Event::Settled { number, pid, after, refused } => self.settled(number, pid, after, refused).await,
             Event::Refused { number, pid, refusal } => self.refused(number, pid, refusal),
             Event::LinkClosed { number, pid } => self.link_closed(number, pid).await,
             Event::Hung { number, pid } => self.part(number, pid, "it does not answer").await,
@@ -157,7 +169,7 @@ impl Director {
                 since: Instant::now(),
                 link: None,
                 link_closed: false,
-                logging_in: false,
+                login: Login::Before,
                 exit: None,
             });
         }
@@ -200,25 +212,11 @@ impl Director {
         }
     }
 
-    /// Lets a worker call C_Login, now that its end would not pass for a harmless one.
-    fn logging_in(&mut self, number: u16, pid: u32) {
-        if self.pin_refused.is_some() {
-            return;
-        }
-        let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) else { return };
-        start.logging_in = true;
-        if let Some(link) = &start.link {
-            link.let_log_in();
-        }
-    }
-
     async fn ready(&mut self, number: u16, pid: u32, ready: Ready) {
         let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) else { return };
-        // Logged in: however it ends now, no PIN try is in doubt.
-        start.logging_in = false;
         let Some(link) = start.link.clone() else { return };
         if let Some(status) = start.exit.take() {
-            return self.died_starting(number, false, &status);
+            return self.died_starting(number, pid, status);
         }
         let first = self.shared.token.load_full();
         if let Some(first) = first.filter(|first| first.token_serial != ready.token_serial) {
@@ -254,6 +252,13 @@ impl Director {
     }
 
     fn refused(&mut self, number: u16, pid: u32, refusal: Refusal) {
+        let outcome = match refusal.kind {
+            RefusalKind::Pin => Outcome::Refused(refusal.text.clone()),
+            RefusalKind::Configuration | RefusalKind::Passing => Outcome::NotTried,
+        };
+        if self.settle(number, pid, outcome, After::Refuse(refusal.clone())) {
+            return;
+        }
         let gone = match self.slot(number).and_then(|slot| slot.start_of(pid)) {
             Some(start) => start.exit.is_some(),
             // A PIN try is spent, whatever became of the worker.
@@ -282,9 +287,11 @@ impl Director {
     async fn link_closed(&mut self, number: u16, pid: u32) {
         if let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) {
             start.link_closed = true;
+            if start.login == Login::Settling {
+                return;
+            }
             if let Some(status) = start.exit.take() {
-                let logging_in = start.logging_in;
-                return self.died_starting(number, logging_in, &status);
+                return self.died_starting(number, pid, status);
             }
         }
         self.part(number, pid, "its connection ended").await;
@@ -300,7 +307,7 @@ impl Director {
                 link.close(&format!("the HSM worker was replaced: {why}"));
             }
             // Not inside C_Login: the token may have counted the try already.
-            State::Starting(start) if start.pid == pid && kill_starting && !start.logging_in => {}
+            State::Starting(start) if start.pid == pid && kill_starting && !start.login.is_open() => {}
             _ => return,
         }
         slot.state = State::Leaving { pid, served };
@@ -323,14 +330,13 @@ impl Director {
                     status = exit.status,
                     "HSM worker is gone before it was ready"
                 );
-                if start.link.is_some() && !start.link_closed {
-                    // What it still said, a refusal perhaps, is being read.
+                if start.link.is_some() && !start.link_closed || start.login == Login::Settling {
+                    // What it still said, a refusal perhaps, is being read, or being kept.
                     start.exit = Some(exit.status.clone());
                     return;
                 }
                 // All was read; or it never came in, and so had no leave to log in.
-                let logging_in = start.logging_in;
-                return self.died_starting(exit.number, logging_in, &exit.status);
+                return self.died_starting(exit.number, exit.pid, exit.status.clone());
             }
             _ => return,
         }
@@ -370,18 +376,12 @@ impl Director {
     }
 
     /// A worker ended before it was READY and without saying why.
-    fn died_starting(&mut self, number: u16, logging_in: bool, status: &str) {
-        let refusal = if logging_in {
-            let text = format!(
-                "an HSM worker died while logging in ({status}), which may have spent a PIN try; not tried again: \
-                 look at the token, then log in once with `kms hsm login` and restart kms"
-            );
-            Refusal { kind: RefusalKind::Pin, text }
-        } else {
-            let text = format!("an HSM worker died while it started ({status})");
-            Refusal { kind: RefusalKind::Passing, text }
-        };
-        self.note_failure(refusal);
+    fn died_starting(&mut self, number: u16, pid: u32, status: String) {
+        if self.settle(number, pid, Outcome::Died(status.clone()), After::Bury(status.clone())) {
+            return;
+        }
+        let text = format!("an HSM worker died while it started ({status})");
+        self.note_failure(Refusal { kind: RefusalKind::Passing, text });
         self.down(number, false);
     }
 
@@ -414,14 +414,15 @@ impl Director {
         let slow = self.slots.iter_mut().find_map(|slot| match &mut slot.state {
             State::Starting(start) if start.since.elapsed() >= limit => {
                 start.since = Instant::now();
-                Some((slot.number, start.pid, start.logging_in, start.exit.take()))
+                let exit = start.exit.take_if(|_| start.login != Login::Settling);
+                Some((slot.number, start.pid, exit))
             }
             _ => None,
         });
-        if let Some((number, _, logging_in, Some(status))) = &slow {
+        if let Some((number, pid, Some(status))) = slow {
             // It is gone, but something that it left behind holds its connection open.
-            self.died_starting(*number, *logging_in, status);
-        } else if let Some((number, pid, ..)) = slow {
+            self.died_starting(number, pid, status);
+        } else if let Some((number, pid, None)) = slow {
             let text = format!(
                 "HSM worker {pid} has been starting for {limit:?}; it is not killed, look at the HSM"
             );

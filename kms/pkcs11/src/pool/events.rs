@@ -10,7 +10,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Shared, link::Link, rendezvous::Arrival, watch};
+use super::{Shared, link::Link, login::After, rendezvous::Arrival, watch};
 use crate::wire::{FromSupervisor, Inbox, Ready, Refusal};
 
 /// What the director hears.
@@ -22,9 +22,13 @@ pub(super) enum Event {
     /// Somebody said hello.
     Arrived(Arrival),
     /// A worker is about to call C_Login, and waits for our word.
-    LoggingIn { number: u16, pid: u32 },
-    /// A worker is READY.
-    Ready { number: u16, pid: u32, ready: Ready },
+    LoggingIn { number: u16, pid: u32, token_serial: String },
+    /// The latch has spoken about that.
+    Latch { number: u16, pid: u32, token_serial: String, verdict: Result<(), Refusal> },
+    /// A worker has logged in.
+    LoggedIn { number: u16, pid: u32, ready: Ready },
+    /// The latch knows what came of a try.
+    Settled { number: u16, pid: u32, after: After, refused: Option<String> },
     /// A worker's start was refused.
     Refused { number: u16, pid: u32, refusal: Refusal },
     /// A worker's socket ended.

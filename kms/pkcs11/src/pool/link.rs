@@ -27,7 +27,7 @@ use tokio::{
 use super::{events::Event, queue::Place};
 use crate::{
     clock,
-    wire::{Answer, FromWorker, Inbox, LOG_IN, Operation, Outcome, Request, frame},
+    wire::{Answer, FromWorker, Inbox, LOG_IN, Operation, Outcome, Request, STAY_OUT, frame},
 };
 
 /// Added to a worker's weight while it changes the token: signatures should not wait behind a key generation.
@@ -192,10 +192,10 @@ impl Link {
         Submitted::Sent(answer)
     }
 
-    /// Tells the worker that it may call C_Login.
-    pub(super) fn let_log_in(&self) {
+    /// Tells the worker whether it may call C_Login.
+    pub(super) fn answer_login(&self, may: bool) {
         let mut state = self.lock();
-        state.out.extend_from_slice(&LOG_IN);
+        state.out.extend_from_slice(if may { &LOG_IN } else { &STAY_OUT });
         state.writing = true;
         drop(state);
         self.outgoing.notify_one();
@@ -239,8 +239,12 @@ impl Link {
             while let Some(body) = inbox.take().map_err(io::Error::other)? {
                 match FromWorker::decode(body).map_err(io::Error::other)? {
                     FromWorker::Answer(answer) => answers.push(answer),
-                    FromWorker::LoggingIn => drop(events.send(Event::LoggingIn { number, pid }).await),
-                    FromWorker::Ready(ready) => drop(events.send(Event::Ready { number, pid, ready }).await),
+                    FromWorker::LoggingIn(token_serial) => {
+                        drop(events.send(Event::LoggingIn { number, pid, token_serial }).await)
+                    }
+                    FromWorker::Ready(ready) => {
+                        drop(events.send(Event::LoggedIn { number, pid, ready }).await)
+                    }
                     FromWorker::Refused(refusal) => {
                         drop(events.send(Event::Refused { number, pid, refusal }).await)
                     }

@@ -2,12 +2,13 @@
 //!
 //! A call takes a place in a bounded queue, goes to the READY worker with the least to do, and is answered by that
 //! worker, by its deadline, or by that worker's death, whichever comes first. `link` is one worker as callers see it,
-//! `director` starts and replaces workers by what `events` brings it, `watch` ends deadlines and finds hung workers,
+//! `director` starts and replaces workers by what `events` brings it, `login` asks the PIN latch for it, `watch` ends deadlines and finds hung workers,
 //! `rendezvous` is the door through which workers come in.
 
 mod director;
 mod events;
 mod link;
+mod login;
 mod queue;
 mod rendezvous;
 mod slot;
@@ -45,6 +46,7 @@ use crate::{
     wire::{Operation, Outcome, Ready},
 };
 
+pub use login::{Latch, Later, PoolLatch};
 pub use status::{StartError, Status};
 
 /// Name of the pool's socket in its runtime directory.
@@ -77,6 +79,8 @@ pub struct Config {
     pub queue_max: u32,
     /// A private directory (0700, made if absent) for the socket.
     pub runtime_dir: PathBuf,
+    /// What remembers tries of the PIN.
+    pub latch: PoolLatch,
 }
 
 impl Default for Config {
@@ -93,6 +97,7 @@ impl Default for Config {
             worker_memory_bytes_max: NonZeroU64::new(1 << 30),
             queue_max: 1024,
             runtime_dir: PathBuf::from("/run/kms"),
+            latch: PoolLatch::default(),
         }
     }
 }

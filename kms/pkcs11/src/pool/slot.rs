@@ -55,10 +55,45 @@ pub(super) struct Start {
     pub(super) link: Option<Arc<Link>>,
     /// Its connection was read to the end.
     pub(super) link_closed: bool,
-    /// It may have called C_Login.
-    pub(super) logging_in: bool,
+    pub(super) login: Login,
     /// How it ended, as the supervisor says. That may overtake what it said before.
     pub(super) exit: Option<String>,
+}
+
+/// How far a worker has come with C_Login.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Login {
+    /// It has not asked yet, or was told not to.
+    Before,
+    /// The latch is being asked.
+    Asked,
+    /// It may have called C_Login.
+    Given {
+        /// On this token.
+        token_serial: String,
+    },
+    /// It has ended, one way or the other, and the latch is being told.
+    Settling,
+    /// The latch knows.
+    Over,
+}
+
+impl Login {
+    /// Whether it may not be killed, nor buried, because of it.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Given { .. } | Self::Settling)
+    }
+
+    /// Ends it, if it was given: the serial number of the token.
+    pub(super) fn settle(&mut self) -> Option<String> {
+        match std::mem::replace(self, Self::Settling) {
+            Self::Given { token_serial } => Some(token_serial),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
 }
 
 impl Slot {

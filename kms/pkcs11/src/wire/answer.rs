@@ -90,9 +90,9 @@ pub enum RefusalKind {
 pub enum FromWorker {
     /// First.
     Hello(Hello),
-    /// Second: C_Login is next, once the pool has said [`super::LOG_IN`]. An end without a word after that may have
-    /// spent a PIN try.
-    LoggingIn,
+    /// Second: C_Login is next, on the token of this serial number (trimmed), once the pool has said
+    /// [`super::LOG_IN`]. An end without a word after that may have spent a PIN try.
+    LoggingIn(String),
     /// Third, or
     Ready(Ready),
     /// the end.
@@ -141,7 +141,10 @@ impl FromWorker {
                 out.put_u64(answer.id);
                 encode_result(&answer.result, out);
             }
-            Self::LoggingIn => out.put_u8(4),
+            Self::LoggingIn(token_serial) => {
+                out.put_u8(4);
+                out.put_bytes(token_serial.as_bytes());
+            }
         }
     }
 
@@ -175,7 +178,7 @@ impl FromWorker {
                 text: body.text()?,
             })),
             3 => Ok(Self::Answer(Answer { id: body.u64()?, result: decode_result(body)? })),
-            4 => Ok(Self::LoggingIn),
+            4 => Ok(Self::LoggingIn(body.text()?)),
             _ => Err(Malformed),
         })
     }

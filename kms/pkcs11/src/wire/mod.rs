@@ -23,3 +23,5 @@ pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_
 
 /// The pool's answer to [`FromWorker::LoggingIn`], an empty frame: it knows, so C_Login may be called.
 pub const LOG_IN: [u8; 4] = [0; 4];
+/// Its other answer, a frame of one byte that never comes: leave without calling C_Login.
+pub const STAY_OUT: [u8; 4] = [1, 0, 0, 0];

@@ -57,6 +57,8 @@ enum Halt {
     Refused(Refusal),
     /// There is no pool any more.
     PoolGone,
+    /// The pool wants no login, and knows why.
+    SentAway,
 }
 
 /// Runs one worker: `kms hsm-worker`. Takes its order from standard input and returns when the pool hangs up.
@@ -90,6 +92,7 @@ fn run() -> io::Result<ExitCode> {
     let (_logged_in, sessions, ready) = match start(&order, &mut stream) {
         Ok(started) => started,
         Err(Halt::PoolGone) => return Ok(ExitCode::SUCCESS),
+        Err(Halt::SentAway) => return Ok(ExitCode::from(EXIT_REFUSED)),
         Err(Halt::Refused(refusal)) => {
             send(&mut stream, &FromWorker::Refused(refusal))?;
             return Ok(ExitCode::from(EXIT_REFUSED));
@@ -156,10 +159,13 @@ fn log_in(uri: &Uri, order: &Order, stream: &mut UnixStream) -> Result<(Session,
     module::check_pin_flags(&info)?;
     let pin = pin::read(uri.pin_source.as_deref().ok_or(TokenError::PinSourceMissing)?)?;
     let login = module.pkcs11.open_rw_session(slot).map_err(TokenError::from)?;
-    ask_to_log_in(stream).map_err(|_| Halt::PoolGone)?;
+    let token_serial = info.serial_number().trim().to_owned();
+    if !may_log_in(stream, &token_serial).map_err(|_| Halt::PoolGone)? {
+        return Err(Halt::SentAway);
+    }
     login.login(UserType::User, Some(&pin)).map_err(module::login_error)?;
     let ready = Ready {
-        token_serial: info.serial_number().trim().to_owned(),
+        token_serial,
         token_label: info.label().trim().to_owned(),
         library: module.library.clone(),
         may_die_starting: module.profile.may_die_starting,
@@ -169,14 +175,16 @@ fn log_in(uri: &Uri, order: &Order, stream: &mut UnixStream) -> Result<(Session,
     Ok((login, token, ready))
 }
 
-/// Returns once the pool knows that C_Login is next: should this process die in it, there must be no second try.
-fn ask_to_log_in(stream: &mut UnixStream) -> io::Result<()> {
-    send(stream, &FromWorker::LoggingIn)?;
+/// Returns once the pool knows that C_Login is next, durably: should this process die in it, nobody may forget the
+/// try. False when the pool wants none.
+fn may_log_in(stream: &mut UnixStream, token_serial: &str) -> io::Result<bool> {
+    send(stream, &FromWorker::LoggingIn(token_serial.to_owned()))?;
     // This worker holds the start-up lock, so a hung pool must not keep it waiting.
     stream.set_read_timeout(Some(POOL_TIMEOUT))?;
     let mut word = wire::LOG_IN;
     stream.read_exact(&mut word)?;
-    stream.set_read_timeout(None)
+    stream.set_read_timeout(None)?;
+    Ok(word == wire::LOG_IN)
 }
 
 /// Whether the pool has closed its end. It says nothing before it is asked.

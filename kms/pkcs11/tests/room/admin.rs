@@ -130,7 +130,7 @@ fn examined() {
 #[test]
 #[ignore = "run by other tests, in a process of its own"]
 fn logged_in() {
-    println!("\nlogin={:?}", token::login(&uri(), &dir().join("lock")));
+    println!("\nlogin={:?}", token::Login::prepare(&uri(), &dir().join("lock")).and_then(token::Login::run));
     // What would be deadly in the middle of C_Login.
     for kind in [Signal::TERM, Signal::INT, Signal::HUP] {
         signal(std::process::id(), kind);

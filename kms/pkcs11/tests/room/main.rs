@@ -10,6 +10,7 @@ mod failures;
 mod far_side;
 mod faults;
 mod keys;
+mod latch;
 mod listing;
 mod overtaking;
 mod probes;

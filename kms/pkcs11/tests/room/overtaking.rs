@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use kms_core::Hsm;
+use kms_core::{Hsm, pin_latch::Outcome};
 use kms_pkcs11::{
     Pool,
-    pool::{Config, StartError, Status},
+    pool::{Config, PoolLatch, StartError, Status},
     wire::{
         self, Exit, FromSupervisor, FromWorker, Hello, Inbox, Ready, Refusal, RefusalKind, Secret,
         ToSupervisor,
@@ -17,7 +17,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use crate::support::eventually;
+use crate::{latch::Book, support::eventually};
 
 struct Play {
     pool: Pool,
@@ -28,9 +28,13 @@ struct Play {
 
 impl Play {
     fn new() -> Self {
+        Self::with(PoolLatch::default())
+    }
+
+    fn with(latch: PoolLatch) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime_dir = dir.path().join("run");
-        let config = Config { workers: 1, spare_workers: 0, runtime_dir, ..Config::default() };
+        let config = Config { workers: 1, spare_workers: 0, runtime_dir, latch, ..Config::default() };
         let (ours, control) = UnixStream::pair().unwrap();
         Self { pool: Pool::start(config, ours).unwrap(), control, inbox: Inbox::default(), dir }
     }
@@ -59,7 +63,7 @@ impl Play {
             &FromWorker::Hello(Hello { build: wire::BUILD_ID.to_owned(), number: 1, secret: secret() }),
         )
         .await;
-        say(&mut worker, &FromWorker::LoggingIn).await;
+        say(&mut worker, &FromWorker::LoggingIn("s".to_owned())).await;
         let mut word = [1; wire::LOG_IN.len()];
         worker.read_exact(&mut word).await.unwrap();
         assert_eq!(word, wire::LOG_IN);
@@ -154,6 +158,18 @@ async fn a_worker_that_dies_before_or_after_the_login_is_replaced() {
     say(&mut worker, &FromWorker::Refused(lost)).await;
     drop(worker);
     play.logging_in().await;
+}
+
+#[tokio::test]
+async fn a_latch_may_let_a_death_inside_the_login_pass() {
+    let book = Book::default();
+    let mut play = Play::with(book.latch());
+    let worker = play.logging_in().await;
+    play.exit_was_heard().await;
+    drop(worker);
+    play.logging_in().await;
+    let died = Outcome::Died("signal: 11 (SIGSEGV)".to_owned());
+    assert_eq!(book.told(), [died]);
 }
 
 async fn connect(dir: &Path) -> UnixStream {

@@ -225,6 +225,7 @@ dir = "/var/log/kms"
             ("[audit]", "[audit]\nfree_bytes_min = -1", "12:18", "expected u64"),
             ("[hsm]", "[hsm]\ncall_timeout = \"5 s\"", "8:16", "is not a duration"),
             ("[hsm]", "[hsm]\nworkers = 0", "8:11", "nonzero"),
+            ("[hsm]", "[hsm]\npin_generation = 0", "8:18", "nonzero"),
             ("[grpc]", "[grpc]\naddr = \"localhost\"", "3:8", "socket address"),
             ("[grpc]", "[grpc", "2:6", "unclosed table"),
         ] {
@@ -261,6 +262,7 @@ dir = "/var/log/kms"
         let config = parse_with(&text, &env, &flags).expect("a configuration");
         assert_eq!(config.hsm.workers.get(), 5);
         assert_eq!(config.hsm.queue_max.get(), 7);
+        assert_eq!(config.hsm.pin_generation.get(), 1);
         assert_eq!(config.hsm.call_timeout, Duration::from_millis(250));
         assert_eq!(config.hsm.startup_timeout, Duration::from_secs(30));
         assert_eq!(config.log.level, "debug");

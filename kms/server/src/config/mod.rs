@@ -11,7 +11,7 @@ mod layers;
 
 use std::{
     net::SocketAddr,
-    num::NonZeroU16,
+    num::{NonZeroU16, NonZeroU32},
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -122,6 +122,10 @@ pub struct Hsm {
     pub lock_dir: Option<PathBuf>,
     /// A profile of the token, as `kms hsm probe` writes it. Default: a built-in one, by the module's manufacturer.
     pub profile_file: Option<PathBuf>,
+    /// Which PIN this is, counted by the operator: raise it when the PIN was changed, and the latch that a refused
+    /// PIN left behind holds no longer. Default: 1.
+    #[serde(default = "defaults::pin_generation")]
+    pub pin_generation: NonZeroU32,
 }
 
 /// `[store]`: keys, versions and access tokens.
@@ -310,6 +314,10 @@ mod defaults {
 
     pub(super) fn startup_timeout() -> Duration {
         Duration::from_secs(30)
+    }
+
+    pub(super) fn pin_generation() -> NonZeroU32 {
+        NonZeroU32::MIN
     }
 
     pub(super) fn queue_max() -> NonZeroU16 {
