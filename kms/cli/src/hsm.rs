@@ -1,4 +1,4 @@
-//! `kms hsm`: preparing a production token, measuring one, and logging in once on purpose, all beside the server, with
+//! `kms hsm`: preparing a production token, measuring one, and logging in once on purpose, all without the server, with
 //! PINs from files; and what the token holds and what an administrator decides about it, through the running server.
 
 mod inventory;
@@ -9,13 +9,16 @@ mod quarantine;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use kms_core::pin_latch::{Holder, Others, Outcome, PinLatch};
 use kms_pkcs11::{
     Uri,
     token::{self, Preparation},
 };
-use kms_server::hygiene;
+use kms_server::config::Config;
+use kms_store::SqliteStore;
 
 use crate::{
+    clock,
     configuration::{self, Overrides},
     failure::{Code, Failure},
     output::{self, Format},
@@ -62,8 +65,8 @@ struct Init {
     lock_dir: Option<PathBuf>,
 }
 
-/// Log in once and out again, which clears the warning that a wrong PIN left on the token; spends one try. Works
-/// beside the server
+/// Log in once and out again, which clears what a wrong PIN left behind: the token's warning, and the latch in the
+/// store; spends one try, and the server must not run
 #[derive(Debug, Args)]
 struct Login {
     /// The server's configuration, which names the token and the file of its PIN
@@ -72,26 +75,20 @@ struct Login {
 }
 
 impl Hsm {
-    pub(crate) fn run(self, format: Format) -> Result<(), Failure> {
+    pub(crate) async fn run(self, format: Format) -> Result<(), Failure> {
         match self.verb {
-            Verb::Init(verb) => with_pins(|| verb.run(format)),
-            Verb::Login(verb) => with_pins(|| verb.run()),
-            Verb::Probe(verb) => with_pins(|| verb.run()),
-            Verb::AcceptOlderStore(verb) => crate::block_on(verb.run(format)),
-            Verb::Inventory(verb) => crate::block_on(verb.run(format)),
-            Verb::Quarantine(verb) => crate::block_on(verb.run(format)),
+            Verb::Init(verb) => verb.run(format).await,
+            Verb::Login(verb) => verb.run().await,
+            Verb::Probe(verb) => verb.run().await,
+            Verb::AcceptOlderStore(verb) => verb.run(format).await,
+            Verb::Inventory(verb) => verb.run(format).await,
+            Verb::Quarantine(verb) => verb.run(format).await,
         }
     }
 }
 
-/// PINs are read by this process.
-fn with_pins(command: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    hygiene::establish()?;
-    command()
-}
-
 impl Init {
-    fn run(self, format: Format) -> Result<(), Failure> {
+    async fn run(self, format: Format) -> Result<(), Failure> {
         let absolute = |path: PathBuf| std::path::absolute(&path).map_err(Failure::about(path.display()));
         let user_pin_file = absolute(self.pin_file)?;
         let lock_dir = match (self.lock_dir, user_pin_file.parent()) {
@@ -107,11 +104,12 @@ impl Init {
             user_pin_file,
             lock_dir,
         };
-        let uri = token::prepare(&preparation).map_err(refused)?.to_string();
+        let locked_in = preparation.lock_dir.clone();
+        let uri = blocking(move || token::prepare(&preparation)).await?.map_err(refused)?.to_string();
         output::note(&format!(
             "The token was prepared under the lock in {}. The server locks in hsm.lock_dir, by default the directory \
              of store.path: everything that uses the token on this host must lock in the same directory.",
-            preparation.lock_dir.display()
+            locked_in.display()
         ));
         output::note("The token is ready. Name it in the server's configuration, as uri of [hsm]:");
         format.print_text_or(&uri, &serde_json::json!({ "uri": uri }))
@@ -119,20 +117,50 @@ impl Init {
 }
 
 impl Login {
-    fn run(self) -> Result<(), Failure> {
-        let (uri, lock_dir) = configured(&self.config)?;
-        token::login(&uri, &lock_dir).map_err(refused)?;
-        output::note("The token took the PIN; the server may be started.");
+    async fn run(self) -> Result<(), Failure> {
+        let (config, uri, lock_dir) = configured(&self.config)?;
+        // Its lock proves that no server runs, which could try the PIN at the same time.
+        let store = SqliteStore::open(&config.store.path).await;
+        let store =
+            store.map_err(|error| Failure::new(Code::Precondition, format!("store.path: {error}")))?;
+        let holder = Holder::new(format!("kms hsm login, process {}", std::process::id()));
+        let latch = PinLatch::new(store.clone(), config.hsm.pin_generation.get(), holder, Others::Dead);
+        let ended = log_in(&latch, uri, lock_dir).await;
+        store.close().await;
+        ended?;
+        output::note("The token took the PIN, and the latch is cleared; the server may be started.");
         Ok(())
     }
 }
 
-/// The token that a configuration names, and the directory of the locks around it.
-fn configured(config: &Path) -> Result<(Uri, PathBuf), Failure> {
-    let config = configuration::load(config, &Overrides::default())?;
+/// The latch first: if this process dies in the middle, nobody else tries.
+async fn log_in(latch: &PinLatch<SqliteStore>, uri: Uri, lock_dir: PathBuf) -> Result<(), Failure> {
+    let login = blocking(move || token::Login::prepare(&uri, &lock_dir)).await?.map_err(refused)?;
+    let serial = login.token_serial().to_owned();
+    let unwritten = |fault| Failure::new(Code::Unavailable, format!("the PIN latch: {fault}"));
+    let before = latch.take_on_purpose(&serial, clock::now()).await.map_err(unwritten)?;
+    let ended = blocking(|| login.run()).await?;
+    let outcome = match &ended {
+        Ok(()) => Outcome::Succeeded,
+        Err(error) if error.is_of_the_pin() => Outcome::Refused(error.to_string()),
+        Err(_) => Outcome::NotTried,
+    };
+    let written = latch.end_on_purpose(&serial, before, outcome, clock::now()).await;
+    ended.map_err(refused)?;
+    written.map_err(unwritten)
+}
+
+/// A configuration, the token that it names, and the directory of the locks around it.
+fn configured(file: &Path) -> Result<(Config, Uri, PathBuf), Failure> {
+    let config = configuration::load(file, &Overrides::default())?;
     let uri: Uri = config.hsm.uri.parse().map_err(Failure::about("hsm.uri"))?;
-    let lock_dir = config.hsm.lock_dir.as_deref().unwrap_or_else(|| config.store_dir());
-    Ok((uri, lock_dir.to_owned()))
+    let lock_dir = config.hsm.lock_dir.clone().unwrap_or_else(|| config.store_dir().to_owned());
+    Ok((config, uri, lock_dir))
+}
+
+/// Runs what waits for the module and the token on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(Failure::about("the module"))
 }
 
 /// Module, token or PIN are not as they must be. The message says what to do.

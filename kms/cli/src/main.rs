@@ -88,8 +88,8 @@ impl Command {
             Self::AccessToken(command) => block_on(command.run(format)),
             Self::Bootstrap(command) => block_on(command.run(format)),
             Self::Doctor(command) => block_on(command.run(format)),
+            Self::Hsm(command) => block_on(command.run(format)),
             Self::Config(command) => command.run(format),
-            Self::Hsm(command) => command.run(format),
             Self::Completions(command) => command.run(),
         }
         .map(|()| ExitCode::SUCCESS)
@@ -169,6 +169,7 @@ mod tests {
             "kms access-token create ci --role user --key web --key keys/api --ttl 30d",
             "kms serve --config kms.toml --workers 4 --log-level debug",
             "kms config check --config kms.toml",
+            "kms hsm login --config kms.toml",
             "kms hsm init --module-path m.so --label l --so-pin-file s --pin-file p",
             "kms hsm accept-older-store --confirm 7 --addr localhost:8443",
             "kms hsm inventory --state orphan -o json --addr localhost:8443",

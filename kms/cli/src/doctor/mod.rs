@@ -4,6 +4,7 @@
 //! wrong one costs a try.
 
 mod files;
+mod pin_latch;
 mod token;
 
 use std::{fmt, ops::Range, path::PathBuf};
@@ -64,9 +65,9 @@ impl Doctor {
         let mut findings = Findings::default();
         findings.ok("config", self.config.display());
         check_clock(now, &mut findings);
-        token::check(&config, &mut findings);
+        let token_serial = token::check(&config, &mut findings);
         files::check(&config, now, &mut findings);
-        check_store(&config, &mut findings).await;
+        check_store(&config, token_serial.as_deref(), &mut findings).await;
         findings.print(format)
     }
 }
@@ -127,7 +128,7 @@ impl fmt::Display for Findings {
 }
 
 /// Opens the store for reading, beside a server that may be running.
-async fn check_store(config: &Config, findings: &mut Findings) {
+async fn check_store(config: &Config, token_serial: Option<&str>, findings: &mut Findings) {
     let path = &config.store.path;
     if !path.exists() {
         let found = format_args!("{} is not there yet", path.display());
@@ -135,8 +136,11 @@ async fn check_store(config: &Config, findings: &mut Findings) {
     }
     match SqliteStore::open_read_only(path).await {
         Ok(store) => {
-            store.close().await;
             findings.ok("store", format_args!("{} can be read", path.display()));
+            if let Some(serial) = token_serial {
+                pin_latch::check(&store, serial, config.hsm.pin_generation.get(), findings).await;
+            }
+            store.close().await;
         }
         // It says what to do.
         Err(error) => {

@@ -9,15 +9,16 @@ use kms_server::config::Config;
 
 use super::Findings;
 
-pub(super) fn check(config: &Config, findings: &mut Findings) {
+/// Returns the serial number of the token, if it is there.
+pub(super) fn check(config: &Config, findings: &mut Findings) -> Option<String> {
     // A URI that does not parse is among the configuration's problems.
-    let Ok(uri) = config.hsm.uri.parse::<Uri>() else { return };
+    let uri = config.hsm.uri.parse::<Uri>().ok()?;
     let lock_dir = config.hsm.lock_dir.as_deref().unwrap_or_else(|| config.store_dir());
     let report = match token::examine(&uri, lock_dir, config.hsm.profile_file.as_deref()) {
         Ok(report) => report,
         Err(error) => {
             findings.fail("module", error);
-            return;
+            return None;
         }
     };
     findings.ok("module", report.library);
@@ -26,13 +27,14 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         Ok(serial) => serial,
         Err(error) => {
             findings.fail("token", error);
-            return;
+            return None;
         }
     };
-    let Some(token) = report.tokens.iter().find(|token| token.serial == serial) else { return };
+    let token = report.tokens.iter().find(|token| token.serial == serial)?;
     findings.ok("token", format_args!("{} (serial number {serial}, {})", token.label, token.model));
     pin(token.user_pin, findings);
     algorithms(token, findings);
+    Some(serial)
 }
 
 /// What is assumed of the token, or was measured: of AES-GCM and OAEP for information, nothing uses them yet.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use kms_pkcs11::token;
 
-use super::{configured, refused};
+use super::{blocking, configured, refused};
 use crate::{configuration, failure::Failure, output};
 
 /// Measure a token and write its profile, for hsm.profile_file; spends one PIN try, and leaves nothing in the token
@@ -23,14 +23,15 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let (uri, lock_dir) = configured(&self.config)?;
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let (_, uri, lock_dir) = configured(&self.config)?;
         let progress = |step: &str| {
             if output::watched() {
                 output::note(&format!("{step} ..."));
             }
         };
-        let profile = token::probe(&uri, &lock_dir, progress).map_err(refused)?.to_string();
+        let profile = blocking(move || token::probe(&uri, &lock_dir, progress)).await?.map_err(refused)?;
+        let profile = profile.to_string();
         let Some(file) = self.out else { return output::print_text(&profile) };
         output::write_file(&file, profile.as_bytes())?;
         output::note(&format!(

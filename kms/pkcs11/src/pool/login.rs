@@ -4,13 +4,16 @@
 //! director hears of it as of everything else. An outcome that could not be kept is kept before anything else is
 //! asked: this process must not forget a try either.
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use kms_core::pin_latch::Outcome;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 
 use super::events::Event;
 use crate::wire::{Ready, Refusal, RefusalKind};
+
+/// How often an outcome is told again that could not be kept.
+const PAY_EVERY: Duration = Duration::from_secs(1);
 
 /// What a latch answers, later.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -93,9 +96,17 @@ async fn run(
     let mut owed = None;
     // One worker logs in at a time, whatever the locks of the workers say.
     let mut open = false;
-    while let Some(message) = messages.recv().await {
+    loop {
+        let message = tokio::select! {
+            message = messages.recv() => message,
+            () = sleep(PAY_EVERY), if owed.is_some() => {
+                let _ = pay(&*latch, &mut owed).await;
+                continue;
+            }
+        };
         let event = match message {
-            Message::Take { number, pid, token_serial } => {
+            None => return,
+            Some(Message::Take { number, pid, token_serial }) => {
                 let passing = |text| Err(Refusal { kind: RefusalKind::Passing, text });
                 let verdict = match pay(&*latch, &mut owed).await {
                     _ if open => passing("another HSM worker is logging in at this moment".to_owned()),
@@ -105,7 +116,7 @@ async fn run(
                 open |= verdict.is_ok();
                 Event::Latch { number, pid, token_serial, verdict }
             }
-            Message::Settle { number, pid, token_serial, outcome, after } => {
+            Some(Message::Settle { number, pid, token_serial, outcome, after }) => {
                 open = false;
                 let settled = latch.settle(&token_serial, &outcome).await;
                 let refused = settled.unwrap_or_else(|error| {

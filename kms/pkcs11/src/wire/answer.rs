@@ -368,7 +368,7 @@ mod tests {
             number: 3,
             secret: Secret::from_bytes([8; 32]),
         }));
-        messages.push(FromWorker::LoggingIn);
+        messages.push(FromWorker::LoggingIn("5eri4l".to_owned()));
         messages.push(FromWorker::Ready(Ready {
             token_serial: "s".to_owned(),
             token_label: "l".to_owned(),
