@@ -149,7 +149,8 @@ impl Director {
             Event::Latch { number, pid, token_serial, verdict } => {
                 self.latch_spoke(number, pid, token_serial, verdict)
             }
-            Event::LoggedIn { number, pid, ready } => self.logged_in(number, pid, ready),
+            Event::LoggedIn { number, pid } => self.logged_in(number, pid),
+            Event::Ready { number, pid, ready } => self.ready(number, pid, ready).await,
             Event::Settled { number, pid, after, refused } => self.settled(number, pid, after, refused).await,
             Event::Refused { number, pid, refusal } => self.refused(number, pid, refusal),
             Event::LinkClosed { number, pid } => self.link_closed(number, pid).await,
@@ -170,6 +171,7 @@ impl Director {
                 link: None,
                 link_closed: false,
                 login: Login::Before,
+                ready: None,
                 exit: None,
             });
         }
@@ -213,7 +215,12 @@ impl Director {
     }
 
     async fn ready(&mut self, number: u16, pid: u32, ready: Ready) {
+        self.logged_in(number, pid);
         let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) else { return };
+        if start.login == Login::Settling {
+            start.ready = Some(ready);
+            return;
+        }
         let Some(link) = start.link.clone() else { return };
         if let Some(status) = start.exit.take() {
             return self.died_starting(number, pid, status);
@@ -254,7 +261,7 @@ impl Director {
     fn refused(&mut self, number: u16, pid: u32, refusal: Refusal) {
         let outcome = match refusal.kind {
             RefusalKind::Pin => Outcome::Refused(refusal.text.clone()),
-            RefusalKind::Configuration | RefusalKind::Passing => Outcome::NotTried,
+            RefusalKind::Configuration | RefusalKind::Capacity | RefusalKind::Passing => Outcome::NotTried,
         };
         if self.settle(number, pid, outcome, After::Refuse(refusal.clone())) {
             return;

@@ -26,7 +26,9 @@ pub(super) enum Event {
     /// The latch has spoken about that.
     Latch { number: u16, pid: u32, token_serial: String, verdict: Result<(), Refusal> },
     /// A worker has logged in.
-    LoggedIn { number: u16, pid: u32, ready: Ready },
+    LoggedIn { number: u16, pid: u32 },
+    /// A worker is READY.
+    Ready { number: u16, pid: u32, ready: Ready },
     /// The latch knows what came of a try.
     Settled { number: u16, pid: u32, after: After, refused: Option<String> },
     /// A worker's start was refused.

@@ -242,9 +242,8 @@ impl Link {
                     FromWorker::LoggingIn(token_serial) => {
                         drop(events.send(Event::LoggingIn { number, pid, token_serial }).await)
                     }
-                    FromWorker::Ready(ready) => {
-                        drop(events.send(Event::LoggedIn { number, pid, ready }).await)
-                    }
+                    FromWorker::LoggedIn => drop(events.send(Event::LoggedIn { number, pid }).await),
+                    FromWorker::Ready(ready) => drop(events.send(Event::Ready { number, pid, ready }).await),
                     FromWorker::Refused(refusal) => {
                         drop(events.send(Event::Refused { number, pid, refusal }).await)
                     }

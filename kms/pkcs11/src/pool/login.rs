@@ -10,7 +10,7 @@ use kms_core::pin_latch::Outcome;
 use tokio::{sync::mpsc, time::sleep};
 
 use super::events::Event;
-use crate::wire::{Ready, Refusal, RefusalKind};
+use crate::wire::{Refusal, RefusalKind};
 
 /// How often an outcome is told again that could not be kept.
 const PAY_EVERY: Duration = Duration::from_secs(1);
@@ -43,13 +43,11 @@ struct OfThisProcess;
 
 /// What the director does once an outcome is kept.
 pub(super) enum After {
-    /// Lets the worker serve.
-    Serve(Ready),
     /// Lets it leave.
     Refuse(Refusal),
     /// Buries it. With its exit status.
     Bury(String),
-    /// Nothing.
+    /// Goes on with it.
     Nothing,
 }
 

@@ -8,7 +8,7 @@ use std::{
 use rustix::rand::GetRandomFlags;
 
 use super::link::Link;
-use crate::wire::Secret;
+use crate::wire::{Ready, Secret};
 
 /// First pause before a second replacement in a row; doubles each time. The first replacement is immediate.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -56,6 +56,8 @@ pub(super) struct Start {
     /// Its connection was read to the end.
     pub(super) link_closed: bool,
     pub(super) login: Login,
+    /// READY, but the latch does not know yet that it has logged in.
+    pub(super) ready: Option<Ready>,
     /// How it ended, as the supervisor says. That may overtake what it said before.
     pub(super) exit: Option<String>,
 }

@@ -93,6 +93,8 @@ pub enum FromWorker {
     /// Second: C_Login is next, on the token of this serial number (trimmed), once the pool has said
     /// [`super::LOG_IN`]. An end without a word after that may have spent a PIN try.
     LoggingIn(String),
+    /// Then: C_Login has succeeded. What fails from here on is not the PIN.
+    LoggedIn,
     /// Third, or
     Ready(Ready),
     /// the end.
@@ -145,6 +147,7 @@ impl FromWorker {
                 out.put_u8(4);
                 out.put_bytes(token_serial.as_bytes());
             }
+            Self::LoggedIn => out.put_u8(5),
         }
     }
 
@@ -179,6 +182,7 @@ impl FromWorker {
             })),
             3 => Ok(Self::Answer(Answer { id: body.u64()?, result: decode_result(body)? })),
             4 => Ok(Self::LoggingIn(body.text()?)),
+            5 => Ok(Self::LoggedIn),
             _ => Err(Malformed),
         })
     }
@@ -369,6 +373,7 @@ mod tests {
             secret: Secret::from_bytes([8; 32]),
         }));
         messages.push(FromWorker::LoggingIn("5eri4l".to_owned()));
+        messages.push(FromWorker::LoggedIn);
         messages.push(FromWorker::Ready(Ready {
             token_serial: "s".to_owned(),
             token_label: "l".to_owned(),

@@ -164,6 +164,7 @@ fn log_in(uri: &Uri, order: &Order, stream: &mut UnixStream) -> Result<(Session,
         return Err(Halt::SentAway);
     }
     login.login(UserType::User, Some(&pin)).map_err(module::login_error)?;
+    send(stream, &FromWorker::LoggedIn).map_err(|_| Halt::PoolGone)?;
     let ready = Ready {
         token_serial,
         token_label: info.label().trim().to_owned(),

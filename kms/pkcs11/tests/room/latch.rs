@@ -153,8 +153,9 @@ async fn an_outcome_that_was_lost_is_told_again_before_the_next_try() {
 
 fn start(token: &EphemeralToken, book: &Book) -> (Pool, JoinHandle<()>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
+    let runtime_dir = dir.path().join("run");
     let config =
-        Config { workers: 2, runtime_dir: dir.path().join("run"), latch: book.latch(), ..Config::default() };
+        Config { workers: 2, spare_workers: 0, runtime_dir, latch: book.latch(), ..Config::default() };
     let (pool, supervisor) = support::link(token, &token.uri(), dir.path(), config);
     (pool, supervisor, dir)
 }

@@ -5,7 +5,7 @@ use kms_core::pin_latch::Outcome;
 
 use crate::{
     pool::{login::After, slot::Login},
-    wire::{Ready, Refusal, RefusalKind},
+    wire::{Refusal, RefusalKind},
 };
 
 impl super::Director {
@@ -55,9 +55,9 @@ impl super::Director {
         }
     }
 
-    /// A worker has logged in; it serves once that is kept.
-    pub(super) fn logged_in(&mut self, number: u16, pid: u32, ready: Ready) {
-        self.settle(number, pid, Outcome::Succeeded, After::Serve(ready));
+    /// A worker has logged in: however it ends now, no PIN try is in doubt. It serves once that is kept.
+    pub(super) fn logged_in(&mut self, number: u16, pid: u32) {
+        self.settle(number, pid, Outcome::Succeeded, After::Nothing);
     }
 
     /// Tells the latch what came of a try, if a leave was given. Says whether it was.
@@ -75,14 +75,23 @@ impl super::Director {
         }
         let pin = refused.map(|text| Refusal { kind: RefusalKind::Pin, text });
         match after {
-            After::Serve(ready) => self.ready(number, pid, ready).await,
             After::Refuse(refusal) => self.refused(number, pid, pin.unwrap_or(refusal)),
             After::Bury(status) => {
                 let text = format!("an HSM worker died while logging in ({status})");
                 self.note_failure(pin.unwrap_or(Refusal { kind: RefusalKind::Passing, text }));
                 self.down(number, false);
             }
-            After::Nothing => {}
+            After::Nothing => self.go_on(number, pid).await,
+        }
+    }
+
+    /// With what a worker did while the latch was being told: it became READY, or ended.
+    async fn go_on(&mut self, number: u16, pid: u32) {
+        let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) else { return };
+        if let Some(ready) = start.ready.take() {
+            self.ready(number, pid, ready).await;
+        } else if let Some(status) = start.exit.take_if(|_| start.link_closed) {
+            self.died_starting(number, pid, status);
         }
     }
 }
