@@ -22,8 +22,10 @@ pub fn kms() -> anyhow::Result<&'static Path> {
 
 fn build() -> anyhow::Result<PathBuf> {
     let output = Command::new(env!("CARGO"))
-        // The whole workspace, so that its crates have the features with which the tests were just built.
-        .args(["build", "--quiet", "--workspace", "--bin", "kms", "--message-format=json"])
+        // The whole workspace, so that crates from outside have the features with which the tests were just built.
+        // Our own differ by the failpoints: cargo keeps both sorts, so neither build undoes the other.
+        .args(["build", "--quiet", "--workspace", "--bin", "kms", "--features", "kms-cli/failpoints"])
+        .arg("--message-format=json")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stderr(Stdio::inherit())
         .output()

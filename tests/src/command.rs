@@ -2,7 +2,7 @@
 
 use std::process;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 /// Exit code and output of a command that has ended.
@@ -41,4 +41,15 @@ impl Output {
     pub fn json(&self) -> anyhow::Result<Value> {
         serde_json::from_str(self.text()?).with_context(|| format!("{}: {}", self.command, self.stdout))
     }
+}
+
+/// The command failed by itself, and said all of `says`.
+pub fn refused(output: &Output, says: &[&str]) -> anyhow::Result<()> {
+    ensure!(output.code.is_some_and(|code| code != 0), "it did not fail by itself: {output:?}");
+    for part in says {
+        let said = output.stderr.contains(part);
+        ensure!(said, "{} does not say {part:?}:\n{}", output.command, output.stderr);
+    }
+    ensure!(!output.stderr.contains("panicked"), "{}", output.stderr);
+    Ok(())
 }

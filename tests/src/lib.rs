@@ -28,7 +28,7 @@ mod until;
 mod verifiers;
 
 pub use binary::kms;
-pub use command::Output;
+pub use command::{Output, refused};
 pub use environment::Environment;
 pub use jwt::{Jwt, thumbprint};
 pub use ledger::{Record, records};

@@ -135,9 +135,19 @@ impl Plan {
     /// view of the file system.
     pub async fn start_with(
         self,
-        mut command: Command,
+        command: Command,
         seen: impl Fn(&Path, Pid) -> PathBuf,
     ) -> anyhow::Result<Server> {
+        let (running, environment) = self.launch(command, seen).await?;
+        Ok(Server { running, environment, plan: self })
+    }
+
+    /// The same, and leaves the plan to the test.
+    pub async fn launch(
+        &self,
+        mut command: Command,
+        seen: impl Fn(&Path, Pid) -> PathBuf,
+    ) -> anyhow::Result<(Running, Environment)> {
         let listening = self.store.with_file_name("listening.json");
         if listening.exists() {
             fs::remove_file(&listening)?;
@@ -145,17 +155,21 @@ impl Plan {
         let mut running = Running::start(&mut command, &self.home.path().join("log"))?;
         let listening = seen(&listening, running.pid()?);
         running.ready_when(&listening).await?;
-        let listening: Value = serde_json::from_slice(&fs::read(&listening)?)?;
+        Ok((running, self.environment(&listening)?))
+    }
+
+    /// Where the server that wrote `listening` is.
+    pub fn environment(&self, listening: &Path) -> anyhow::Result<Environment> {
+        let listening: Value = serde_json::from_slice(&fs::read(listening)?)?;
         let addr = |name: &str| {
             listening[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {listening}"))
         };
-        let environment = Environment {
+        Ok(Environment {
             addr: format!("https://{}", addr("grpc")?),
             ca_file: self.home.path().join("tls.crt"),
             token_file: self.credential_file(),
             http_addr: format!("http://{}", addr("http")?),
-        };
-        Ok(Server { running, environment, plan: self })
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context as _, ensure};
-use kms_tests::{Output, Plan, Server, Spy};
+use kms_tests::{Output, Plan, Server, Spy, refused};
 
 /// Starts with a wrong PIN.
 const STARTS: usize = 10;
@@ -85,6 +85,39 @@ async fn a_login_on_purpose_is_refused_while_the_server_runs() -> anyhow::Result
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_in_the_first_login_of_a_pin_is_not_simply_started_again()
+-> anyhow::Result<()> {
+    for point in ["login-begun", "login-ended"] {
+        let story = Story::new().await?;
+        let mut command = story.spy.lead(story.plan.command(&["serve"])?);
+        let killed = command.env("FAILPOINTS", format!("{point}=return")).output()?;
+        ensure!(killed.status.code() == Some(128 + 6), "{point}: {killed:?}");
+        let before = story.spy.logins()?;
+        for _ in 0..2 {
+            refused(&story.spy.run(&story.plan, &["serve"]).await?, &["was cut off", "kms hsm login"])?;
+        }
+        let doctor = story.spy.run(&story.plan, &["doctor"]).await?;
+        ensure!(doctor.stdout.contains("has not ended"), "{}", doctor.stdout);
+        ensure!(story.spy.logins()? == before, "{point}: it was tried again");
+        story.spy.run(&story.plan, &["hsm", "login"]).await?.text()?;
+        let story = story.serves().await?;
+
+        // The PIN is proven now: a kill is one more try, and a second kill in a row the last.
+        let Serving { mut running, plan, spy, right } = story;
+        running.terminate().await?;
+        let story = Story { plan, spy, right };
+        for (kill, status) in [(1, Some(128 + 6)), (2, Some(128 + 6)), (3, Some(1))] {
+            let mut command = story.spy.lead(story.plan.command(&["serve"])?);
+            let ended = command.env("FAILPOINTS", format!("{point}=return")).output()?;
+            ensure!(ended.status.code() == status, "{point}, kill {kill}: {ended:?}");
+        }
+        let last = story.spy.run(&story.plan, &["serve"]).await?;
+        refused(&last, &["in a row ended unexplained", "kms hsm login"])?;
+    }
+    Ok(())
+}
+
 /// A server to be, with a spy that counts its logins.
 struct Story {
     plan: Plan,
@@ -146,16 +179,5 @@ impl Story {
 async fn sign_with_a_new_key(server: &Server) -> anyhow::Result<()> {
     server.kms(["keys", "create", "orders", "--algorithm", "ES256"]).await?.text()?;
     server.kms(["jwt", "sign", "orders", "--claims", "{}", "--ttl", "1m"]).await?.text()?;
-    Ok(())
-}
-
-/// The command failed by itself, and said all of `says`.
-fn refused(output: &Output, says: &[&str]) -> anyhow::Result<()> {
-    ensure!(output.code.is_some_and(|code| code != 0), "it did not fail by itself: {output:?}");
-    for part in says {
-        let said = output.stderr.contains(part);
-        ensure!(said, "{} does not say {part:?}:\n{}", output.command, output.stderr);
-    }
-    ensure!(!output.stderr.contains("panicked"), "{}", output.stderr);
     Ok(())
 }

@@ -57,6 +57,10 @@ enum Command {
     Hsm(hsm::Hsm),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
+    /// The places at which a test may kill the front
+    #[cfg(feature = "failpoints")]
+    #[command(hide = true)]
+    Failpoints,
     #[command(name = serve::FRONT, hide = true)]
     Front(serve::Front),
     /// The process that faces the HSM; started by `serve`
@@ -91,6 +95,11 @@ impl Command {
             Self::Hsm(command) => block_on(command.run(format)),
             Self::Config(command) => command.run(format),
             Self::Completions(command) => command.run(),
+            #[cfg(feature = "failpoints")]
+            Self::Failpoints => {
+                let names = kms_core::Failpoint::names();
+                format.print_text_or(&names.join("\n"), &names)
+            }
         }
         .map(|()| ExitCode::SUCCESS)
     }

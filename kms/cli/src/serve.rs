@@ -64,6 +64,8 @@ impl Front {
     pub(crate) fn run(self) -> Result<(), Failure> {
         // The kernel has called this process "exe"; only for show.
         let _ = fs::write("/proc/self/comm", NAME);
+        #[cfg(feature = "failpoints")]
+        let _armed = kms_core::failpoint::arm();
         Ok(kms_server::front::run(&self.configuration.load()?)?)
     }
 }

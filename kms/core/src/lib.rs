@@ -7,6 +7,9 @@
 #[cfg(all(feature = "conformance", not(debug_assertions)))]
 compile_error!("the fakes and conformance suites of kms-core must not be built into a release");
 
+#[cfg(all(feature = "failpoints", not(debug_assertions)))]
+compile_error!("the failpoints of kms-core must not be built into a release");
+
 pub mod algorithm;
 pub mod audit;
 pub mod caller;
@@ -14,6 +17,7 @@ pub mod caller;
 pub mod conformance;
 pub mod epoch;
 pub mod error;
+pub mod failpoint;
 #[cfg(any(test, feature = "conformance"))]
 pub mod fakes;
 pub mod gate;
@@ -39,6 +43,7 @@ pub use algorithm::Algorithm;
 pub use audit::AuditLog;
 pub use caller::Caller;
 pub use error::Error;
+pub use failpoint::Failpoint;
 pub use gate::{Admission, Gate, Grant, Unsettled};
 pub use hsm::Hsm;
 pub use jwk::Kid;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kms_core::{
-    Clock as _,
+    Clock as _, Failpoint,
     pin_latch::{Holder, Others, Outcome, PinLatch, Taken},
 };
 use kms_pkcs11::{
@@ -70,7 +70,10 @@ impl DurableLatch {
         let until = Instant::now() + WAIT_MAX;
         loop {
             match self.latch.take(token_serial, SystemClock.now()).await {
-                Ok(Taken::Yes) => return Ok(()),
+                Ok(Taken::Yes) => {
+                    Failpoint::LoginBegun.reached();
+                    return Ok(());
+                }
                 Ok(Taken::No(text)) => return Err(Refusal { kind: RefusalKind::Pin, text }),
                 Ok(Taken::Busy(_)) if Instant::now() < until => sleep(LOOK_EVERY).await,
                 Ok(Taken::Busy(other)) => {
@@ -106,8 +109,10 @@ impl Latch for DurableLatch {
         outcome: &'a Outcome,
     ) -> Later<'a, Result<Option<String>, String>> {
         Box::pin(async move {
+            Failpoint::LoginEnded.reached();
             let settled = self.latch.settle(token_serial, outcome, SystemClock.now()).await;
             let refused = settled.map_err(|fault| fault.to_string())?;
+            Failpoint::LoginSettled.reached();
             self.door.send_modify(|door| door.trying = false);
             Ok(refused)
         })

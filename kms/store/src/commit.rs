@@ -1,7 +1,7 @@
 //! Applying a transaction: each write with its expectation, then the generation, then COMMIT.
 
 use kms_core::{
-    Key, KeyId, KeyVersion,
+    Failpoint, Key, KeyId, KeyVersion,
     store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Transaction, Write},
 };
 use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, query::Query, sqlite::SqliteArguments};
@@ -39,7 +39,9 @@ async fn run(connection: &mut SqliteConnection, transaction: &Transaction) -> Re
     }
     let next = sqlx::query_scalar("UPDATE generation SET value = value + 1 RETURNING value");
     let generation = rows::generation(next.fetch_one(&mut *open).await.map_err(fault::statement)?)?;
+    Failpoint::Committing.reached();
     open.commit().await.map_err(fault::at_commit)?;
+    Failpoint::Committed.reached();
     Ok(generation)
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    AuditLog, Clock, Error, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
+    AuditLog, Clock, Error, Failpoint, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
     error::Kind,
     gate::SystemWork,
     hsm::{CkaId, Found, NewKeyPair},
@@ -109,6 +109,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         if self.catalog.entry(id)?.version(number)?.row.born.is_some() {
             return Ok(());
         }
+        Failpoint::BirthBegun.reached();
         let found = match attempt {
             Attempt::Fresh => None,
             Attempt::Resumed => self.search(grant, id, number, deadline).await?,
@@ -118,7 +119,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             None => self.generate(grant, id, number, deadline).await?,
         };
         self.challenge(id, &pair, deadline).await?;
-        self.commit_birth(id, number, &pair, activates_at).await
+        Failpoint::BirthChallenged.reached();
+        self.commit_birth(id, number, &pair, activates_at).await?;
+        Failpoint::BirthEnded.reached();
+        Ok(())
     }
 
     /// Looks for what an earlier attempt left. A whole pair is taken over; anything else is given up, and the
@@ -133,6 +137,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let entry = self.catalog.entry(id)?;
         let row = &entry.version(number)?.row;
         let found = self.hsm.find(grant, row.cka_id, deadline).await?;
+        Failpoint::BirthSearched.reached();
         let token_serial = self.hsm.token_serial();
         let pair = match self.catalog.now().quarantined(&token_serial, row.cka_id.as_bytes()) {
             Some(_) => Err("its CKA_ID is quarantined"),
@@ -163,7 +168,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         row.earlier_attempts.push(row.cka_id);
         row.cka_id = CkaId::from_bytes(self.random()?);
         row.token_serial = self.hsm.token_serial();
-        self.write_versions("begin another attempt", key, vec![row], None).await
+        self.write_versions("begin another attempt", key, vec![row], None).await?;
+        Failpoint::BirthAttemptBegun.reached();
+        Ok(())
     }
 
     async fn generate(
@@ -177,11 +184,14 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let cka_id = entry.version(number)?.row.cka_id;
         let label = format!("{id}/{number}");
         let new = NewKeyPair { id: cka_id, label, spec: entry.key.algorithm.key_spec() };
+        Failpoint::BirthGenerating.reached();
         let generated = self.hsm.generate(grant, &new, deadline).await;
         generated.inspect_err(|fault| {
             tracing::warn!(key = %id, version = number, %fault, "the HSM did not generate");
         })?;
+        Failpoint::BirthGenerated.reached();
         let found = self.hsm.find(grant, cka_id, deadline).await?;
+        Failpoint::BirthFound.reached();
         let spki = whole_pair(&found).map_err(|reason| {
             tracing::error!(key = %id, version = number, %cka_id, reason, "a generated key is not as it must be");
             Error::internal("the HSM generated a key that is not as it must be; it is not used")

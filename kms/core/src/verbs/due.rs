@@ -1,7 +1,7 @@
 //! What time itself asks for: rotations and destructions that are due. The server's scheduler calls this.
 
 use crate::{
-    AuditLog, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
+    AuditLog, Clock, Error, Failpoint, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
     catalog::Entry,
     gate::SystemWork,
     time::{Deadline, SignedDuration, Timestamp},
@@ -60,9 +60,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 return Ok(());
             }
             self.write_versions("begin a destruction", &entry.key, vec![], None).await?;
+            Failpoint::DestructionBegun.reached();
             let entry = self.catalog.entry(id)?;
             let row = &entry.version(number)?.row;
             self.hsm.destroy(&admission, row.cka_id, deadline).await?;
+            Failpoint::DestructionDone.reached();
             let destroyed = KeyVersion { destroyed_at: Some(self.clock.now()), ..row.clone() };
             self.write_versions_moving("destroy a version", &entry.key, vec![destroyed], None).await
         }

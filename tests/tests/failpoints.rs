@@ -1,0 +1,296 @@
+//! The front is killed at every durable step, one after another, and started again: what it acknowledged is there and
+//! signs, what it had begun is finished, numbers have no gap, and each object in the token is named by a row.
+//!
+//! The binary says which places there are and, in an unarmed run, how often each is passed. So a new place is visited
+//! without anybody adding it here; one that no story leads to fails the test.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use kms_client::{Client, v1};
+use kms_tests::{Environment, Output, PATIENCE, Plan, Running, python, until};
+use v1::key_version::State;
+
+/// Servers that are killed at once: most of a visit is waiting.
+const LANES: usize = 3;
+/// An aborted front, as a shell and our parent process count it: 128 + SIGABRT.
+const ABORTED: i32 = 128 + 6;
+
+/// Where the front is killed: a place, and how often it was passed before.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Visit {
+    point: String,
+    passed: usize,
+    /// A birth is cut at this place first, so that the next start resumes it.
+    after: Option<&'static str>,
+}
+
+/// What callers were told.
+#[derive(Debug, Default)]
+struct Acknowledged {
+    uid: Option<String>,
+    versions: BTreeSet<u32>,
+    destruction: bool,
+}
+
+/// One server's directory and token, and the keys that were made there.
+struct Lane {
+    plan: Plan,
+    keys: BTreeMap<String, Acknowledged>,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_wherever_the_front_is_killed() -> anyhow::Result<()> {
+    let mut scout = Lane::new().await?;
+    let names: BTreeSet<String> =
+        scout.plan.run(&["failpoints"]).await?.text()?.lines().map(str::to_owned).collect();
+    let passed = scout.passes().await?;
+    let mut visits: Vec<Visit> = passed
+        .iter()
+        .flat_map(|(point, times)| {
+            (0..*times).map(|passed| Visit { point: point.clone(), passed, after: None })
+        })
+        .collect();
+    // Places that only a birth which was cut short comes by.
+    for (point, after) in [("birth-attempt-begun", "birth-generating"), ("birth-searched", "birth-generated")]
+    {
+        visits.push(Visit { point: point.to_owned(), passed: 0, after: Some(after) });
+    }
+    let visited: BTreeSet<String> = visits.iter().map(|visit| visit.point.clone()).collect();
+    ensure!(visited == names, "places are not visited, or unknown: {:?}", &visited ^ &names);
+
+    // The long ones first.
+    visits.sort_by_key(|visit| !visit.point.starts_with("destruction"));
+    let visits = RefCell::new(visits.into_iter().rev().collect::<Vec<_>>());
+    let lanes = (0..LANES).map(async |number| {
+        let mut lane = Lane::new().await?;
+        for turn in 0.. {
+            let Some(visit) = visits.borrow_mut().pop() else { break };
+            let told = lane.visit(&visit, &format!("k{number}-{turn}")).await;
+            println!("killed at {visit}: {}", told.with_context(|| visit.to_string())?);
+        }
+        anyhow::Ok(())
+    });
+    futures::future::try_join_all(lanes).await?;
+    Ok(())
+}
+
+impl Lane {
+    async fn new() -> anyhow::Result<Self> {
+        let mut plan = Plan::new()?;
+        plan.more.push(("hsm", "workers = 1\nspare_workers = 0".into()));
+        plan.more.push(("keys", "allow_destroy = true\ndestroy_delay = \"1ms\"".into()));
+        plan.bootstrap().await?;
+        let lane = Self { plan, keys: BTreeMap::new() };
+        // The PIN is proven, as on any server but a new one: tests/pin_latch.rs has the other case.
+        let (mut running, _) = lane.start(&[]).await?;
+        ensure!(running.terminate().await?.success());
+        Ok(lane)
+    }
+
+    async fn start(&self, variables: &[(&str, String)]) -> anyhow::Result<(Running, Environment)> {
+        let mut command = self.plan.command(&["serve"])?;
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        self.plan.launch(command, |path, _| path.to_owned()).await
+    }
+
+    /// How often a whole story passes each place.
+    async fn passes(&mut self) -> anyhow::Result<BTreeMap<String, usize>> {
+        let trace = ("KMS_LOG__LEVEL", "warn,failpoint=trace".to_owned());
+        let (mut running, environment) = self.start(&[trace]).await?;
+        let acknowledged = self.keys.entry("scout".to_owned()).or_default();
+        tell(&environment, "scout", acknowledged).await?;
+        running.terminate().await?;
+        let log = running.log();
+        let mut passes = BTreeMap::new();
+        for line in log.lines().filter(|line| line.contains("failpoint: reached ")) {
+            let (_, point) = line.rsplit_once("reached ").context("a name")?;
+            *passes.entry(point.trim_end_matches('.').to_owned()).or_default() += 1;
+        }
+        Ok(passes)
+    }
+
+    /// Kills the front there, starts it again, and looks at everything. Returns what the callers had been told.
+    async fn visit(&mut self, visit: &Visit, key: &str) -> anyhow::Result<String> {
+        let mut acknowledged = Acknowledged::default();
+        if let Some(after) = visit.after {
+            self.killed(&format!("{after}=return"), key, &mut acknowledged).await?;
+        }
+        let armed = format!("{}={}*off->return", visit.point, visit.passed);
+        let armed = if visit.passed == 0 { format!("{}=return", visit.point) } else { armed };
+        self.killed(&armed, key, &mut acknowledged).await?;
+        let told = acknowledged.to_string();
+        self.keys.insert(key.to_owned(), acknowledged);
+
+        let (mut running, environment) = self.start(&[]).await.context("the start after it")?;
+        let client = environment.client().await?;
+        for (key, acknowledged) in &self.keys {
+            check(&client, key, acknowledged).await.with_context(|| key.clone())?;
+        }
+        ensure!(running.terminate().await?.success(), "it does not end in order");
+        self.check_token().context("the token")?;
+        Ok(told)
+    }
+
+    /// Starts the front armed, tells it the story of `key`, and sees it die of that.
+    async fn killed(&self, armed: &str, key: &str, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
+        let log = self.plan.dir().join("log");
+        let mut command = self.plan.command(&["serve"])?;
+        command.env("FAILPOINTS", armed);
+        let listening = self.plan.store.with_file_name("listening.json");
+        if listening.exists() {
+            fs::remove_file(&listening)?;
+        }
+        let mut running = Running::start(&mut command, &log)?;
+        let served = running.ready_when(&listening).await.is_ok();
+        if served {
+            let environment = self.plan.environment(&listening)?;
+            let finished = tell(&environment, key, acknowledged).await;
+            ensure!(finished.is_err(), "the story ended, and {armed} was not passed");
+        }
+        let status = running.ended().await?;
+        ensure!(status.code() == Some(ABORTED), "it ended with {status} and not by {armed}");
+        Ok(())
+    }
+
+    /// Each private key in the token is named by a row, and each version that lives has its own.
+    fn check_token(&self) -> anyhow::Result<()> {
+        let Some(python) = python()? else { return Ok(()) };
+        let script = "import sqlite3, sys\n\
+                      db = sqlite3.connect('file:' + sys.argv[1] + '?mode=ro', uri=True)\n\
+                      for row in db.execute('SELECT lower(hex(cka_id)), lower(hex(earlier_attempts)), \
+                      spki IS NOT NULL AND destroyed_at_us IS NULL FROM key_versions'): print(*row, sep=',')\n";
+        let output = Command::new(python).args(["-c", script]).arg(&self.plan.store).output()?;
+        let rows = Output::of("sqlite3", output);
+        let objects = self.private_keys()?;
+        let mut named = BTreeSet::new();
+        for row in rows.text()?.lines() {
+            let mut cells = row.split(',');
+            let mut cell = || cells.next().context("a cell");
+            let (id, earlier, lives) = (cell()?, cell()?, cell()? == "1");
+            ensure!(
+                objects.contains(id) == lives,
+                "{id} {} in the token",
+                if lives { "is not" } else { "is" }
+            );
+            named.insert(id.to_owned());
+            named.extend(earlier.as_bytes().chunks(32).map(|id| String::from_utf8_lossy(id).into_owned()));
+        }
+        let unknown: Vec<_> = objects.difference(&named).collect();
+        ensure!(unknown.is_empty(), "no row names {unknown:?}");
+        Ok(())
+    }
+
+    /// The CKA_IDs of the private keys in the token.
+    fn private_keys(&self) -> anyhow::Result<BTreeSet<String>> {
+        let token = &self.plan.token;
+        let pin = fs::read_to_string(token.pin_file())?;
+        let (name, conf) = token.env();
+        // The PIN is one of a throw-away token, so it may stand in the arguments.
+        let output = Command::new("pkcs11-tool")
+            .arg("--module")
+            .arg(token.module())
+            .args(["--login", "--pin", pin.trim_end(), "--list-objects", "--type", "privkey"])
+            .env(name, conf)
+            .output()
+            .context("pkcs11-tool")?;
+        let listing = Output::of("pkcs11-tool", output);
+        let ids = listing.text()?.lines().filter_map(|line| line.trim().strip_prefix("ID:"));
+        Ok(ids.map(|id| id.trim().to_owned()).collect())
+    }
+}
+
+impl Acknowledged {
+    fn destroyed(&self) -> Option<u32> {
+        self.destruction.then_some(2)
+    }
+}
+
+impl fmt::Display for Acknowledged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let destruction = if self.destruction { ", and a destruction" } else { "" };
+        write!(f, "{} versions were acknowledged{destruction}", self.versions.len())
+    }
+}
+
+impl fmt::Display for Visit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, pass {}", self.point, self.passed + 1)?;
+        self.after.map_or(Ok(()), |after| write!(f, ", resuming a birth that was cut at {after}"))
+    }
+}
+
+/// The story: a key, its second version, and the destruction of that one. The first signs throughout.
+async fn tell(service: &Environment, key: &str, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
+    let client = service.client().await?;
+    // Without the SDK's repetitions: each answer is of one try.
+    let mut keys = client.keys();
+    let name = format!("keys/{key}");
+    let version = format!("{name}/versions/2");
+    let new = v1::Key { algorithm: "ES256".into(), ..Default::default() };
+    let create = v1::CreateKeyRequest { key_id: key.into(), key: Some(new), ..Default::default() };
+    let made = keys.create_key(create).await?.into_inner();
+    acknowledged.uid = Some(made.uid);
+    acknowledged.versions.insert(1);
+    let rotate = v1::RotateKeyRequest { name: name.clone(), ..Default::default() };
+    let made = keys.rotate_key(rotate).await?.into_inner();
+    acknowledged.versions.insert(made.number);
+    let disable = v1::DisableKeyVersionRequest { name: version.clone(), ..Default::default() };
+    keys.disable_key_version(disable).await?;
+    let destroy =
+        v1::DestroyKeyVersionRequest { name: version.clone(), confirm: version, ..Default::default() };
+    keys.destroy_key_version(destroy).await?;
+    acknowledged.destruction = true;
+    until("the version is destroyed", PATIENCE, async || {
+        let versions = versions(&client, key).await?;
+        Ok((versions.get(&2) == Some(&State::Destroyed)).then_some(()))
+    })
+    .await
+}
+
+/// What was acknowledged is there; what was begun is finished; the first version signs.
+async fn check(client: &Client, key: &str, acknowledged: &Acknowledged) -> anyhow::Result<()> {
+    let name = format!("keys/{key}");
+    let found = client.get_key(v1::GetKeyRequest { name: name.clone() }).await;
+    let found = match (found, &acknowledged.uid) {
+        (Ok(found), Some(uid)) => {
+            ensure!(found.uid == *uid, "it is another key");
+            found
+        }
+        (Ok(found), None) => found,
+        (Err(status), Some(_)) => return Err(status).context("it was acknowledged and is lost"),
+        (Err(_), None) => return Ok(()),
+    };
+    let versions = until("births and destructions are over", Duration::from_secs(20), async || {
+        let versions = versions(client, key).await?;
+        let pending = versions.values().any(|state| *state == State::PendingCreation);
+        let undestroyed =
+            acknowledged.destroyed().is_some_and(|number| versions.get(&number) != Some(&State::Destroyed));
+        Ok((!pending && !undestroyed).then_some(versions))
+    })
+    .await?;
+    let numbers: Vec<u32> = versions.keys().copied().collect();
+    ensure!(numbers == (1..=u32::try_from(numbers.len())?).collect::<Vec<_>>(), "a gap: {numbers:?}");
+    ensure!(acknowledged.versions.iter().all(|number| versions.contains_key(number)), "lost: {numbers:?}");
+    let input = Some(v1::sign_request::Input::Message(b"a message".to_vec()));
+    client
+        .sign(v1::SignRequest { name: found.name, input, ..Default::default() })
+        .await
+        .context("it signs")?;
+    Ok(())
+}
+
+async fn versions(client: &Client, key: &str) -> anyhow::Result<BTreeMap<u32, State>> {
+    let request = v1::ListKeyVersionsRequest { parent: format!("keys/{key}"), ..Default::default() };
+    // One answer of a server that may be dying.
+    let listed = client.keys().list_key_versions(request).await?.into_inner().key_versions;
+    let states: BTreeMap<_, _> = listed.iter().map(|version| (version.number, version.state())).collect();
+    ensure!(states.len() == listed.len(), "a number is there twice: {listed:?}");
+    Ok(states)
+}
