@@ -14,11 +14,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use kms_client::{Client, v1};
-use kms_tests::{Environment, Output, PATIENCE, Plan, Running, python, until};
+use kms_tests::{Environment, Output, PATIENCE, Plan, Running, until};
 use v1::key_version::State;
 
 /// Servers that are killed at once: most of a visit is waiting.
-const LANES: usize = 3;
+const LANES: usize = 4;
 /// An aborted front, as a shell and our parent process count it: 128 + SIGABRT.
 const ABORTED: i32 = 128 + 6;
 
@@ -161,12 +161,12 @@ impl Lane {
 
     /// Each private key in the token is named by a row, and each version that lives has its own.
     fn check_token(&self) -> anyhow::Result<()> {
-        let Some(python) = python()? else { return Ok(()) };
         let script = "import sqlite3, sys\n\
                       db = sqlite3.connect('file:' + sys.argv[1] + '?mode=ro', uri=True)\n\
                       for row in db.execute('SELECT lower(hex(cka_id)), lower(hex(earlier_attempts)), \
                       spki IS NOT NULL AND destroyed_at_us IS NULL FROM key_versions'): print(*row, sep=',')\n";
-        let output = Command::new(python).args(["-c", script]).arg(&self.plan.store).output()?;
+        let output =
+            Command::new("python3").args(["-c", script]).arg(&self.plan.store).output().context("python3")?;
         let rows = Output::of("sqlite3", output);
         let objects = self.private_keys()?;
         let mut named = BTreeSet::new();

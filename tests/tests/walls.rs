@@ -100,11 +100,19 @@ fn there_is_one_cryptographic_backend() -> anyhow::Result<()> {
 }
 
 #[test]
-fn the_fakes_of_core_are_for_tests_only() -> anyhow::Result<()> {
+fn the_fakes_and_failpoints_of_core_are_for_tests_only() -> anyhow::Result<()> {
     for package in ours()? {
         for dependency in package.dependencies.iter().filter(|d| d.kind != "dev") {
-            let fakes = dependency.features.iter().any(|feature| feature == "conformance");
-            ensure!(!fakes, "{} ships with the fakes of {}", package.name, dependency.name);
+            let tests_only = dependency
+                .features
+                .iter()
+                .find(|feature| ["conformance", "failpoints"].contains(&feature.as_str()));
+            ensure!(
+                tests_only.is_none(),
+                "{} ships with {tests_only:?} of {}",
+                package.name,
+                dependency.name
+            );
         }
     }
     Ok(())

@@ -56,6 +56,8 @@ failpoints! {
     DestructionBegun = "destruction-begun",
     /// The objects are gone; the row does not know yet.
     DestructionDone = "destruction-done",
+    /// The token holds a new epoch; the row does not know yet.
+    EpochMarked = "epoch-marked",
     /// A transaction is written, but for its COMMIT.
     Committing = "committing",
     /// It is durable; nobody was told.

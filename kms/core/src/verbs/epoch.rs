@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::{
-    Action, AuditLog, Caller, Clock, Error, Hsm, Kms, Store, Unsettled,
+    Action, AuditLog, Caller, Clock, Error, Failpoint, Hsm, Kms, Store, Unsettled,
     epoch::{Epoch, Installation, Mark, Recovery, Standing, Step},
     gate::SystemWork,
     hsm::Fault,
@@ -135,6 +135,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             return Ok(());
         }
         let marks = self.step(Step::Create(epoch.mark()), deadline).await?;
+        Failpoint::EpochMarked.reached();
         if let Standing::Behind(recovery) = epoch.against(&marks) {
             // Another service has gone on with another copy of this store.
             self.enter_recovery(recovery);
