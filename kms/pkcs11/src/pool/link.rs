@@ -93,6 +93,8 @@ struct State {
     closed: bool,
     /// Takes nothing more, and finishes what it has.
     retiring: bool,
+    /// The worker has said that its HSM link is lost, and is about to end.
+    lost: bool,
     stalled: bool,
     /// How many of `calls` change the token.
     changing: u32,
@@ -140,6 +142,7 @@ impl Link {
             watched: false,
             closed: false,
             retiring: false,
+            lost: false,
             stalled: false,
             changing: 0,
             answered: 0,
@@ -164,7 +167,7 @@ impl Link {
     pub(super) fn submit(&self, call: NewCall) -> Submitted {
         let deadline_ns = clock::instant_ns(call.deadline);
         let mut state = self.lock();
-        if state.closed || state.retiring {
+        if state.takes_nothing() {
             return Submitted::Refused(call);
         }
         let id = state.next_id;
@@ -353,7 +356,11 @@ impl Link {
             };
             state.changing -= u32::from(call.call.place.changes());
             late += u64::from(matches!(result, Err(Fault::DeadlineExceeded)));
-            state.answered += u64::from(!matches!(result, Err(Fault::Unavailable(_))));
+            if matches!(result, Err(Fault::Unavailable(_))) {
+                state.lost = true;
+            } else {
+                state.answered += 1;
+            }
             settled.push((call, result));
         }
         state.head_since = Instant::now();
@@ -375,7 +382,7 @@ impl Link {
     }
 
     fn weigh(&self, state: &State) {
-        let weight = if state.closed || state.retiring {
+        let weight = if state.takes_nothing() {
             WEIGHT_CLOSED
         } else {
             let calls = u32::try_from(state.calls.len()).unwrap_or(WEIGHT_CHANGING).min(WEIGHT_CHANGING - 1);
@@ -388,6 +395,12 @@ impl Link {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn takes_nothing(&self) -> bool {
+        self.closed || self.retiring || self.lost
     }
 }
 

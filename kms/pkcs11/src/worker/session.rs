@@ -3,7 +3,7 @@
 //! After any error the session is replaced, for SoftHSM leaves the failed operation active in it. The login is held
 //! by a session of its own, so that replacing never logs out.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, ops::Deref, path::Path, sync::Arc};
 
 use cryptoki::{
     error::{Error, RvError},
@@ -42,9 +42,13 @@ pub(super) struct Token {
 /// A session and its view of the token. Belongs to one thread.
 pub(super) struct TokenSession {
     token: Arc<Token>,
-    pub(super) session: Session,
+    pub(super) session: Current,
     pub(super) changes: ChangeLock,
 }
+
+/// The session in use. Empty only while it is being replaced: the token may have no room for the old one beside the
+/// new one.
+pub(super) struct Current(Option<Session>);
 
 /// The HSM link is gone: answer with the fault, then exit.
 pub(super) struct LinkLost(pub(super) Fault);
@@ -76,7 +80,7 @@ impl Token {
 impl TokenSession {
     /// Opens a session.
     pub(super) fn open(token: Arc<Token>, locks: &Locks, lock_dir: &Path) -> Result<Self, TokenError> {
-        let session = token.open()?;
+        let session = Current(Some(token.open()?));
         let changes = locks
             .changes(token.module.profile.changes_exclude_finds)
             .map_err(|error| TokenError::LockDir { dir: lock_dir.to_owned(), why: error.to_string() })?;
@@ -328,8 +332,20 @@ impl TokenSession {
     }
 
     fn replace(&mut self) -> Result<(), LinkLost> {
-        self.session = self.token.open().map_err(|error| LinkLost(Fault::Unavailable(text(&error))))?;
+        self.session.0 = None;
+        let fresh = self.token.open().map_err(|error| LinkLost(Fault::Unavailable(text(&error))))?;
+        self.session.0 = Some(fresh);
         Ok(())
+    }
+}
+
+impl Deref for Current {
+    type Target = Session;
+
+    #[expect(clippy::expect_used, reason = "a session that cannot be replaced ends the worker")]
+    fn deref(&self) -> &Session {
+        // Unwrap safety: empty only inside `replace`, whose failure is `LinkLost`, after which nothing is performed.
+        self.0.as_ref().expect("the worker ended")
     }
 }
 

@@ -31,12 +31,14 @@ async fn a_device_error_costs_the_worker_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_general_error_once_does_not_cost_the_worker() {
+async fn a_general_error_once_does_not_cost_the_worker_even_when_no_session_is_free() {
     let (rig, controller) = Rig::faulty_worker().await;
     let (key, _) = rig.key(Algorithm::Es256).await;
     rig.sign(&key, soon()).await.unwrap();
     let before = rig.workers();
-    controller.set(&"C_Sign nth 1 times 1: return CKR_GENERAL_ERROR".parse().unwrap());
+    // The worker's two are all that there are: the failed one must be closed before another is opened.
+    let script = "C_Sign nth 1 times 1: return CKR_GENERAL_ERROR\nC_OpenSession always: session-cap 2";
+    controller.set(&script.parse().unwrap());
     let signed = rig.sign(&key, soon()).await;
     assert!(matches!(signed, Ok(_) | Err(Fault::Failed(_))), "{signed:?}");
     rig.sign(&key, soon()).await.unwrap();
