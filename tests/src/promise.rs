@@ -35,6 +35,14 @@ impl Promise {
         if Self::is_full() { full } else { sample }
     }
 
+    /// Says now and then how far a long run is.
+    #[expect(clippy::print_stderr, reason = "an hour without a word looks like a hang")]
+    pub fn progress(what: &str, done: usize, of: usize) {
+        if Self::is_full() && done.is_multiple_of((of / 20).max(1)) {
+            eprintln!("{what}: {done} of {of}");
+        }
+    }
+
     /// Holds `took` against the promise where the full figure is asked for. `make test` runs on busy machines, and
     /// only fails what is out of all proportion.
     pub fn within(what: &str, took: Duration, promised: Duration) -> anyhow::Result<()> {

@@ -39,6 +39,7 @@ async fn a_restarted_hsm_is_found_again_and_nothing_wrong_gets_out() -> anyhow::
     let cycles = Promise::count(4, 500);
     let mut slowest = Duration::ZERO;
     for cycle in 1..=cycles {
+        Promise::progress("restarts of the HSM side", cycle, cycles);
         remote.kill()?;
         // The outage: short enough for a blink, long enough to give up hope.
         sleep(Duration::from_millis(promise.seed.below(1_500) as u64)).await;

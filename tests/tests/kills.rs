@@ -61,6 +61,7 @@ async fn kills(hsm_name: &str, hsm: TestHsm, algorithms: &[&str]) -> anyhow::Res
         check_some(&server, &acknowledged, &mut promise.seed)
             .await
             .with_context(|| format!("kill {number}"))?;
+        Promise::progress(&format!("kills on {hsm_name}"), number, kills);
         if number % 50 == 0 || number == kills {
             reconcile(&server, &mut seen).await.with_context(|| format!("after kill {number}"))?;
         }
