@@ -1,15 +1,57 @@
-//! A vendor's module that lies, crashes or is short of sessions, made so by the fault shim at the C ABI. No wrong
-//! result gets out (promise 10), a crash costs at most one request (26), few sessions cost none (25).
+//! A vendor's module that lies, crashes or is short of sessions, made so by the fault shim at the C ABI. No key is
+//! acknowledged that cannot sign (promise 2), no wrong result gets out (10), a crash costs at most one request (26),
+//! few sessions cost none (25).
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use kms_client::v1;
 use kms_softhsm::{EphemeralToken, faults::Controller};
 use kms_tests::{PATIENCE, Plan, Promise, Refusal, Server, Signer, TestHsm, until};
 use tokio::task::JoinSet;
 use tonic::Code;
 
 const DEADLINE: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_key_is_acknowledged_that_the_module_loses_or_that_cannot_sign() -> anyhow::Result<()> {
+    let promise = Promise::begin(2, "lying_module")?;
+    let server = faulty_server("").await?;
+    let client = server.client().await?;
+    let lies = [
+        "C_Sign always: flip-bit 7",
+        "C_Sign always: shorten",
+        "C_GenerateKeyPair always: lose-object 0",
+        "C_GenerateKeyPair always: return CKR_DEVICE_MEMORY",
+        // It was made, and somebody must find it.
+        "C_GenerateKeyPair always times 1: call-then-return CKR_GENERAL_ERROR",
+    ];
+    for (number, lie) in lies.iter().enumerate() {
+        controller(&server)?.set(&lie.parse()?);
+        let key = Some(v1::Key { algorithm: "ES256".into(), ..Default::default() });
+        let key_id = format!("born-{number}");
+        let request = v1::CreateKeyRequest { key_id, key, ..Default::default() };
+        let made = client.keys().create_key(request).await;
+        ensure!(made.is_err(), "{lie}: {made:?} was acknowledged");
+        ensure!(controller(&server)?.fired() > 0, "{lie}: it did not come to that");
+    }
+    controller(&server)?.clear();
+    // What was begun is finished, once the module tells the truth.
+    for number in 0..lies.len() {
+        let name = format!("keys/born-{number}");
+        let input = Some(v1::sign_request::Input::Message(b"a message".to_vec()));
+        until(&format!("{name} signs"), PATIENCE, async || {
+            let request = v1::SignRequest { name: name.clone(), input: input.clone(), ..Default::default() };
+            Ok(client.crypto().sign(request).await.ok())
+        })
+        .await?;
+    }
+    promise.kept(
+        format!("{} ways to be lied to while a key is born", lies.len()),
+        "0 keys acknowledged; every birth was finished by itself",
+    );
+    Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_signature_of_a_lying_module_is_released() -> anyhow::Result<()> {
