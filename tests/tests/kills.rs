@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use futures::future::try_join_all;
 use kms_client::{Client, v1};
 use kms_softhsm::{EphemeralToken, unless_left_out};
 use kms_tests::{Environment, PATIENCE, Plan, Process, Promise, Seed, Server, TestHsm, Tree, kill, until};
@@ -28,122 +29,201 @@ const VERSIONS_MAX: u32 = 7;
 /// How many of the older keys sign after each kill. After the last one all do.
 const OLD_ONES_CHECKED: usize = 10;
 
+/// Creations and rotations under way: name and uid of the key, number of the version.
+type Work = JoinSet<Result<(String, String, u32), Status>>;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_lose_no_key_on_softhsm_behind_a_server() -> anyhow::Result<()> {
-    let hsm = TestHsm::remote(EphemeralToken::new()?)?;
+    let hsm = || TestHsm::remote(EphemeralToken::new()?);
     kills("SoftHSM behind p11-kit's server", hsm, &["ES256", "ES384", "RS256"]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_lose_no_key_on_kryoptic() -> anyhow::Result<()> {
-    let Some(token) = unless_left_out(EphemeralToken::kryoptic())? else { return Ok(()) };
-    kills("Kryoptic", TestHsm::Local(token), &["ES256", "ES512", "PS256"]).await
+    if unless_left_out(EphemeralToken::kryoptic())?.is_none() {
+        return Ok(());
+    }
+    let hsm = || Ok(TestHsm::Local(EphemeralToken::kryoptic()?));
+    kills("Kryoptic", hsm, &["ES256", "ES512", "PS256"]).await
 }
 
-/// What was acknowledged: how many versions each key has, and the uid by which it is known.
-#[derive(Default)]
-struct Acknowledged {
-    keys: BTreeMap<String, (String, u32)>,
-}
-
-async fn kills(hsm_name: &str, hsm: TestHsm, algorithms: &[&str]) -> anyhow::Result<()> {
+/// Several services side by side, each with a token of its own: most of the time after a kill is waiting.
+async fn kills(
+    hsm_name: &str,
+    hsm: impl Fn() -> anyhow::Result<TestHsm>,
+    algorithms: &[&str],
+) -> anyhow::Result<()> {
     let mut promise = Promise::begin(1, "kills")?;
-    let plan = Plan::on(hsm)?;
-    plan.bootstrap().await?;
-    let mut server = plan.start().await?;
-    let mut acknowledged = Acknowledged::default();
-    let mut seen = BTreeSet::new();
-    let kills = Promise::count(8, 1_000);
-    for number in 1..=kills {
-        server = one_kill(server, number, algorithms, &mut acknowledged, &mut promise.seed)
-            .await
-            .with_context(|| format!("kill {number}"))?;
-        check_some(&server, &acknowledged, &mut promise.seed)
-            .await
-            .with_context(|| format!("kill {number}"))?;
-        Promise::progress(&format!("kills on {hsm_name}"), number, kills);
-        if number % 50 == 0 || number == kills {
-            reconcile(&server, &mut seen).await.with_context(|| format!("after kill {number}"))?;
-        }
+    let (lanes, kills) = (Promise::count(2, 5), Promise::count(8, 1_000));
+    let mut services = Vec::new();
+    for _ in 0..lanes {
+        let (plan, seed) = (Plan::on(hsm()?)?, promise.seed.fork());
+        services.push(async move {
+            plan.bootstrap().await?;
+            let server = Some(plan.start().await?);
+            let lane = Lane { server, acknowledged: BTreeMap::new(), seen: BTreeSet::new(), seed };
+            lane.run(kills / lanes, hsm_name, algorithms).await
+        });
     }
-    for (name, (uid, versions)) in &acknowledged.keys {
-        check(&server.client().await?, name, uid, *versions).await?;
-    }
-    let orphans = reconcile(&server, &mut seen).await?;
-    let versions: u32 = acknowledged.keys.values().map(|(_, versions)| versions).sum();
+    let ends = try_join_all(services).await?;
+    let sum = |count: fn(&End) -> usize| ends.iter().map(count).sum::<usize>();
+    let versions = sum(|end| end.versions);
+    ensure!(versions > 0, "nothing was acknowledged");
     promise.kept(
         format!("{kills} kills while keys are made and rotated, {hsm_name}, SQLite (also 2 and 3)"),
         format!(
-            "{versions} acknowledged versions of {} keys: 0 lost, 0 unusable; {} objects ever seen, 0 destroyed; \
-             {orphans} orphans, all reported",
-            acknowledged.keys.len(),
-            seen.len()
+            "{versions} acknowledged versions of {} keys: 0 lost, 0 unusable; {} pairs ever seen, 0 destroyed; \
+             {} orphans, all reported",
+            sum(|end| end.keys),
+            sum(|end| end.seen),
+            sum(|end| end.orphans),
         ),
     );
     Ok(())
 }
 
-/// Sets births and rotations off, kills something in the middle, and starts the service again if it is gone.
-async fn one_kill(
-    mut server: Server,
-    number: usize,
-    algorithms: &[&str],
-    acknowledged: &mut Acknowledged,
-    seed: &mut Seed,
-) -> anyhow::Result<Server> {
-    let client = server.client().await?;
-    let mut work: JoinSet<Result<(String, String, u32), Status>> = JoinSet::new();
-    let mut touched = BTreeSet::new();
-    let rotatable: Vec<_> =
-        acknowledged.keys.iter().filter(|(_, (_, versions))| *versions < VERSIONS_MAX).collect();
-    for place in 0..AT_ONCE {
-        match rotatable.get(seed.below(2 * rotatable.len().max(1))) {
-            Some((name, (uid, _))) => {
-                let (mut keys, name, uid) = (client.keys(), (*name).clone(), uid.clone());
-                touched.insert(name.clone());
-                work.spawn(async move {
-                    let request = v1::RotateKeyRequest { name: name.clone(), ..Default::default() };
-                    let version = keys.rotate_key(request).await?.into_inner();
-                    Ok((name, uid, number_of(&version.name)))
-                });
-            }
-            None => {
-                let algorithm = seed.pick(algorithms).unwrap_or("ES256").to_owned();
-                let (mut keys, key_id) = (client.keys(), format!("k{number}-{place}"));
-                touched.insert(format!("keys/{key_id}"));
-                work.spawn(async move {
-                    let key = Some(v1::Key { algorithm, ..Default::default() });
-                    let request = v1::CreateKeyRequest { key_id, key, ..Default::default() };
-                    let key = keys.create_key(request).await?.into_inner();
-                    Ok((key.name, key.uid, 1))
-                });
+/// One service, and what it has promised.
+struct Lane {
+    /// Gone only while it is started again.
+    server: Option<Server>,
+    /// Names of keys, with their uid and their highest acknowledged version.
+    acknowledged: BTreeMap<String, (String, u32)>,
+    /// CKA_IDs of all private keys that were ever seen in the token.
+    seen: BTreeSet<String>,
+    seed: Seed,
+}
+
+/// How a lane ended.
+struct End {
+    keys: usize,
+    versions: usize,
+    seen: usize,
+    orphans: usize,
+}
+
+impl Lane {
+    async fn run(mut self, kills: usize, hsm_name: &str, algorithms: &[&str]) -> anyhow::Result<End> {
+        for number in 1..=kills {
+            let context = || format!("kill {number} of {kills} on {hsm_name}");
+            self.one_kill(number, algorithms).await.with_context(context)?;
+            self.check_some().await.with_context(context)?;
+            Promise::progress(&format!("kills on {hsm_name}, one of several services"), number, kills);
+            if number % 50 == 0 || number == kills {
+                self.reconcile().await.with_context(context)?;
             }
         }
-    }
-    // Any moment is the right one.
-    sleep(Duration::from_millis(seed.below(KILLED_WITHIN_MS) as u64)).await;
-    let tree = server.running.tree()?;
-    let victim = victim(&tree, seed)?;
-    kill(victim, Signal::KILL)?;
-    let is_worker = tree.workers().contains(&victim);
-    while let Some(done) = work.join_next().await {
-        // What was refused, or cut off, may exist and was promised to nobody.
-        if let Ok((name, uid, versions)) = done? {
-            let entry = acknowledged.keys.entry(name).or_insert((uid, 0));
-            entry.1 = entry.1.max(versions);
+        let client = self.server()?.client().await?;
+        for (name, (uid, versions)) in &self.acknowledged {
+            check(&client, name, uid, *versions).await?;
         }
-    }
-    if !is_worker {
-        server.running.ended().await?;
-        until("every process has gone", PATIENCE, async || {
-            Ok((!tree.pids().into_iter().any(Process::runs)).then_some(()))
+        Ok(End {
+            keys: self.acknowledged.len(),
+            versions: self.acknowledged.values().map(|(_, versions)| *versions as usize).sum(),
+            orphans: self.reconcile().await?,
+            seen: self.seen.len(),
         })
-        .await?;
-        server = server.plan.start().await?;
     }
-    until("no birth is left", PATIENCE, async || Ok((!is_pending(&server, &touched).await?).then_some(())))
-        .await?;
-    Ok(server)
+
+    fn server(&self) -> anyhow::Result<&Server> {
+        self.server.as_ref().context("it does not run")
+    }
+
+    /// Sets births and rotations off, kills something in the middle, and starts the service again if it is gone.
+    async fn one_kill(&mut self, number: usize, algorithms: &[&str]) -> anyhow::Result<()> {
+        let client = self.server()?.client().await?;
+        let (mut work, touched) = self.set_to_work(&client, number, algorithms);
+        // Any moment is the right one.
+        sleep(Duration::from_millis(self.seed.below(KILLED_WITHIN_MS) as u64)).await;
+        let tree = self.server()?.running.tree()?;
+        let victim = victim(&tree, &mut self.seed)?;
+        kill(victim, Signal::KILL)?;
+        while let Some(done) = work.join_next().await {
+            // What was refused, or cut off, may exist and was promised to nobody.
+            if let Ok((name, uid, versions)) = done? {
+                let entry = self.acknowledged.entry(name).or_insert((uid, 0));
+                entry.1 = entry.1.max(versions);
+            }
+        }
+        if !tree.workers().contains(&victim) {
+            let mut server = self.server.take().context("it does not run")?;
+            server.running.ended().await?;
+            until("every process has gone", PATIENCE, async || {
+                Ok((!tree.pids().into_iter().any(Process::runs)).then_some(()))
+            })
+            .await?;
+            self.server = Some(server.plan.start().await?);
+        }
+        let server = self.server()?;
+        until("no birth is left", PATIENCE, async || Ok((!is_pending(server, &touched).await?).then_some(())))
+            .await
+    }
+
+    /// Creations and rotations, and the names of their keys.
+    fn set_to_work(
+        &mut self,
+        client: &Client,
+        number: usize,
+        algorithms: &[&str],
+    ) -> (Work, BTreeSet<String>) {
+        let (mut work, mut touched) = (Work::new(), BTreeSet::new());
+        let rotatable: Vec<_> =
+            self.acknowledged.iter().filter(|(_, (_, versions))| *versions < VERSIONS_MAX).collect();
+        for place in 0..AT_ONCE {
+            let mut keys = client.keys();
+            match rotatable.get(self.seed.below(2 * rotatable.len().max(1))) {
+                Some((name, (uid, _))) => {
+                    let (name, uid) = ((*name).clone(), uid.clone());
+                    touched.insert(name.clone());
+                    work.spawn(async move {
+                        let request = v1::RotateKeyRequest { name: name.clone(), ..Default::default() };
+                        let version = keys.rotate_key(request).await?.into_inner();
+                        Ok((name, uid, version.number))
+                    });
+                }
+                None => {
+                    let algorithm = self.seed.pick(algorithms).unwrap_or("ES256").to_owned();
+                    let key_id = format!("k{number}-{place}");
+                    touched.insert(format!("keys/{key_id}"));
+                    work.spawn(async move {
+                        let key = Some(v1::Key { algorithm, ..Default::default() });
+                        let request = v1::CreateKeyRequest { key_id, key, ..Default::default() };
+                        let key = keys.create_key(request).await?.into_inner();
+                        Ok((key.name, key.uid, 1))
+                    });
+                }
+            }
+        }
+        (work, touched)
+    }
+
+    async fn check_some(&mut self) -> anyhow::Result<()> {
+        let client = self.server()?.client().await?;
+        let all: Vec<_> = self.acknowledged.iter().collect();
+        for _ in 0..OLD_ONES_CHECKED.min(all.len()) {
+            let (name, (uid, versions)) = all[self.seed.below(all.len())];
+            check(&client, name, uid, *versions).await?;
+        }
+        Ok(())
+    }
+
+    /// Compares the service's inventory with what a stock tool sees in the token: each object is told, each version
+    /// that is served has its own, and whatever was ever seen is still there. Returns the number of orphans.
+    async fn reconcile(&mut self) -> anyhow::Result<usize> {
+        let server = self.server()?;
+        let told = inventory(server).await?;
+        for (id, state) in &told {
+            if matches!(state, hsm_object::State::Dangling | hsm_object::State::Deviating) {
+                bail!("{id} is {state:?}: a version is served that the HSM cannot use");
+            }
+        }
+        let there: BTreeSet<String> = server.plan.token.private_key_ids()?.into_iter().collect();
+        let untold: Vec<_> = there.iter().filter(|id| !told.contains_key(*id)).collect();
+        ensure!(untold.is_empty(), "objects that the inventory does not tell: {untold:?}");
+        let destroyed: Vec<_> = self.seen.difference(&there).collect();
+        ensure!(destroyed.is_empty(), "objects were destroyed: {destroyed:?}");
+        self.seen.extend(there);
+        Ok(told.values().filter(|state| **state == hsm_object::State::Orphan).count())
+    }
 }
 
 /// The parent, the front, or a worker, each as likely as the next.
@@ -153,23 +233,13 @@ fn victim(tree: &Tree, seed: &mut Seed) -> anyhow::Result<Pid> {
     seed.pick(&candidates).context("there is no process")
 }
 
-async fn check_some(server: &Server, acknowledged: &Acknowledged, seed: &mut Seed) -> anyhow::Result<()> {
-    let client = server.client().await?;
-    let all: Vec<_> = acknowledged.keys.iter().collect();
-    for _ in 0..OLD_ONES_CHECKED.min(all.len()) {
-        let (name, (uid, versions)) = all[seed.below(all.len())];
-        check(&client, name, uid, *versions).await?;
-    }
-    Ok(())
-}
-
 /// The key is the one that was acknowledged, has its versions without a gap, each of them born, and signs.
 async fn check(client: &Client, name: &str, uid: &str, versions: u32) -> anyhow::Result<()> {
     let key = client.get_key(v1::GetKeyRequest { name: name.to_owned() }).await?;
     ensure!(key.uid == uid, "{name} is another key");
     let request = v1::ListKeyVersionsRequest { parent: name.to_owned(), ..Default::default() };
     let found = client.list_key_versions(request).await?.key_versions;
-    let numbers: Vec<_> = found.iter().map(|version| number_of(&version.name)).collect();
+    let numbers: Vec<_> = found.iter().map(|version| version.number).collect();
     let expected: Vec<_> = (1..=u32::try_from(found.len())?).collect();
     ensure!(numbers == expected && numbers.len() >= versions as usize, "{name}: {numbers:?} of {versions}");
     let input = Some(v1::sign_request::Input::Message(b"a message".to_vec()));
@@ -198,24 +268,7 @@ async fn is_pending(server: &Environment, names: &BTreeSet<String>) -> anyhow::R
     Ok(false)
 }
 
-/// Compares the service's inventory with what a stock tool sees in the token: each object is told, each version that
-/// is served has its own, and whatever was ever seen is still there. Returns the number of orphans.
-async fn reconcile(server: &Server, seen: &mut BTreeSet<String>) -> anyhow::Result<usize> {
-    let told = inventory(server).await?;
-    for (id, object) in &told {
-        if matches!(object, hsm_object::State::Dangling | hsm_object::State::Deviating) {
-            bail!("{id} is {object:?}: a version is served that the HSM cannot use");
-        }
-    }
-    let there: BTreeSet<String> = server.plan.token.private_key_ids()?.into_iter().collect();
-    let untold: Vec<_> = there.iter().filter(|id| !told.contains_key(*id)).collect();
-    ensure!(untold.is_empty(), "objects that the inventory does not tell: {untold:?}");
-    let destroyed: Vec<_> = seen.difference(&there).collect();
-    ensure!(destroyed.is_empty(), "objects were destroyed: {destroyed:?}");
-    seen.extend(there);
-    Ok(told.values().filter(|state| **state == hsm_object::State::Orphan).count())
-}
-
+/// What the service tells of each CKA_ID.
 async fn inventory(server: &Server) -> anyhow::Result<BTreeMap<String, hsm_object::State>> {
     let mut hsm = server.client().await?.hsm();
     let mut told = BTreeMap::new();
@@ -231,8 +284,4 @@ async fn inventory(server: &Server) -> anyhow::Result<BTreeMap<String, hsm_objec
         }
         request.page_token = page.next_page_token;
     }
-}
-
-fn number_of(version: &str) -> u32 {
-    version.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or_default()
 }
