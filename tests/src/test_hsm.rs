@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, ops::Deref};
 
+use anyhow::bail;
 use kms_softhsm::{EphemeralToken, RemoteToken, Token, faults};
 
 use crate::pkcs11_tool;
@@ -40,6 +41,13 @@ impl TestHsm {
             }
             _ => uri,
         })
+    }
+
+    /// How often C_Login has reached the token, past the fault shim.
+    pub fn logins(&self) -> anyhow::Result<usize> {
+        let Self::Faulty(_, controller) = self else { bail!("only the fault shim counts logins") };
+        let is_login = |report: &faults::Report| matches!(report.event, faults::Event::Login { .. });
+        Ok(controller.reports().iter().filter(|report| is_login(report)).count())
     }
 
     /// CKA_IDs (hexadecimal) of the private keys in the token, as `pkcs11-tool` sees them, from the token's own side.

@@ -10,7 +10,8 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use kms_client::v1;
-use kms_tests::{PATIENCE, Plan, Process, Server, Spy, python, refusal, refused, until};
+use kms_softhsm::EphemeralToken;
+use kms_tests::{PATIENCE, Plan, Process, Server, TestHsm, python, refusal, refused, until};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,34 +58,6 @@ async fn a_token_that_is_absent_is_named_and_so_are_those_that_are_there() -> an
     plan.bootstrap().await?;
     plan.uri = plan.uri.replace(plan.token.label(), "absent");
     refused(&plan.run(&["serve"]).await?, &["absent", plan.token.label()])
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_pin_is_tried_exactly_once_however_often_the_server_is_started() -> anyhow::Result<()> {
-    let mut plan = Plan::new()?;
-    plan.bootstrap().await?;
-    let pin = fs::read_to_string(plan.token.pin_file())?;
-    let right = plan.dir().join("right-pin");
-    fs::copy(plan.token.pin_file(), &right)?;
-    let spy = Spy::between(&mut plan)?;
-
-    fs::write(plan.token.pin_file(), "000000-wrong")?;
-    let first = spy.run(&plan, &["serve"]).await?;
-    refused(&first, &["PIN", "pin-source", "kms hsm login"])?;
-    ensure!(spy.logins()? == 1, "{} tries of a wrong PIN", spy.logins()?);
-    for _ in 0..3 {
-        let again = spy.run(&plan, &["serve"]).await?;
-        refused(&again, &["PIN", "kms hsm login"])?;
-        ensure!(!again.stderr.contains(pin.trim()), "the PIN is in the log: {}", again.stderr);
-    }
-    ensure!(spy.logins()? == 1, "{} tries of a wrong PIN", spy.logins()?);
-
-    // As the message says: correct the file, log in once, start.
-    fs::copy(&right, plan.token.pin_file())?;
-    spy.run(&plan, &["hsm", "login"]).await?.text()?;
-    let command = spy.lead(plan.command(&["serve"])?);
-    let server = plan.start_with(command, |path, _| path.to_owned()).await?;
-    sign_with_a_new_key(&server, "orders").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,14 +144,13 @@ async fn a_second_server_on_the_same_store_is_refused_and_the_first_goes_on() ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_named_before_the_token_is_touched() -> anyhow::Result<()> {
-    let mut plan = Plan::new()?;
+    let plan = Plan::on(TestHsm::faulty(EphemeralToken::new()?)?)?;
     plan.bootstrap().await?;
     let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
     let addr = socket.local_addr()?.to_string();
-    let spy = Spy::between(&mut plan)?;
-    let output = spy.run(&plan, &["serve", "--grpc-addr", &addr]).await?;
+    let output = plan.run(&["serve", "--grpc-addr", &addr]).await?;
     refused(&output, &["grpc.addr", &addr])?;
-    ensure!(spy.logins()? == 0, "it logged in first");
+    ensure!(plan.token.logins()? == 0, "it logged in first");
     Ok(())
 }
 
