@@ -40,6 +40,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOK_REST: Duration = Duration::from_millis(100);
 /// A worker that did less than this is not suspected of leaking memory.
 const OPERATIONS_BEFORE_LEAK: u64 = 100;
+/// How long after the end of a worker that never came in its hello may still arrive.
+const ARRIVAL_GRACE: Duration = Duration::from_millis(200);
 /// Events that may wait for the director.
 const EVENTS_MAX: usize = 256;
 
@@ -324,6 +326,7 @@ impl Director {
     }
 
     fn exited(&mut self, exit: &Exit) {
+        let startup_timeout = self.shared.config.startup_timeout;
         let Some(slot) = self.slot(exit.number) else { return };
         let served = slot.has_served();
         match &mut slot.state {
@@ -337,12 +340,15 @@ impl Director {
                     status = exit.status,
                     "HSM worker is gone before it was ready"
                 );
-                if start.link.is_some() && !start.link_closed || start.login == Login::Settling {
-                    // What it still said, a refusal perhaps, is being read, or being kept.
+                if !start.link_closed || start.login == Login::Settling {
+                    // What it still said, a refusal perhaps, is being read, or being kept; or it has come to our
+                    // door and was not let in yet.
                     start.exit = Some(exit.status.clone());
+                    if start.link.is_none() {
+                        start.overdue_in(ARRIVAL_GRACE, startup_timeout);
+                    }
                     return;
                 }
-                // All was read; or it never came in, and so had no leave to log in.
                 return self.died_starting(exit.number, exit.pid, exit.status.clone());
             }
             _ => return,
@@ -427,7 +433,7 @@ impl Director {
             _ => None,
         });
         if let Some((number, pid, Some(status))) = slow {
-            // It is gone, but something that it left behind holds its connection open.
+            // It is gone and never came in, or something that it left behind holds its connection open.
             self.died_starting(number, pid, status);
         } else if let Some((number, pid, None)) = slow {
             let text = format!(

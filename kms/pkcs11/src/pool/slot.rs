@@ -98,6 +98,14 @@ impl Login {
     }
 }
 
+impl Start {
+    /// Lets its start count as slow, by `limit`, in `grace` from now.
+    pub(super) fn overdue_in(&mut self, grace: Duration, limit: Duration) {
+        let now = Instant::now();
+        self.since = now.checked_sub(limit.saturating_sub(grace)).unwrap_or(now);
+    }
+}
+
 impl Slot {
     pub(super) fn new(number: u16, now: Instant) -> Self {
         Self { number, state: State::Down { until: now }, serving: false, failures: 0, crowded: false }

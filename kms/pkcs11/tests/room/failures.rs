@@ -101,7 +101,7 @@ async fn sigterm_and_sigint_do_not_kill_a_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_hung_worker_does_not_hold_up_the_others() {
+async fn one_hung_worker_costs_no_call_that_can_wait_for_its_end() {
     let rig = Rig::new().await;
     let (key, _) = rig.key(Algorithm::Es256).await;
     let hung = rig.workers()[0];
@@ -111,17 +111,13 @@ async fn one_hung_worker_does_not_hold_up_the_others() {
             let (pool, key) = (rig.pool.clone(), key.clone());
             tokio::spawn(async move {
                 let input = kms_core::signature::input_of(Algorithm::Es256, b"m");
-                pool.sign(&grant(), &key, Algorithm::Es256, input, within(Duration::from_secs(1)))
-                    .await
-                    .is_ok()
+                pool.sign(&grant(), &key, Algorithm::Es256, input, soon()).await.map(drop)
             })
         })
         .collect();
-    let mut signed = 0;
     for call in calls {
-        signed += u32::from(call.await.unwrap());
+        call.await.unwrap().unwrap();
     }
-    assert!(signed >= 32, "only {signed} of 64");
     eventually("the hung worker is replaced", || {
         !rig.workers().contains(&hung) && rig.pool.health().workers_ready == 2
     })
