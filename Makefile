@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 
-.PHONY: help dev test lint bench torture deny clean
+.PHONY: help dev test lint bench torture controls deny clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ bench: ## Measure the service against the raw token, in one run (ARGS="--rounds 
 torture: ## The promises with their full figures: hours (TESTS="kills garbage" for some of them)
 	@scripts/setup test
 	@scripts/torture $(TESTS)
+
+controls: ## Break the code on purpose, and see the tests of the promises fail (PROMISES="10 26" for some of them)
+	@scripts/setup test
+	@scripts/controls $(PROMISES)
 
 deny: ## Licences, advisories and banned crates (needs `cargo install --locked cargo-deny`)
 	$(CARGO) deny --workspace check
