@@ -49,7 +49,8 @@ impl Environment {
     pub async fn client(&self) -> anyhow::Result<Client> {
         let mut options = Options::new(self.addr.clone(), self.access_token()?.into());
         options.ca_pem = Some(std::fs::read(&self.ca_file)?);
-        options.timeout = PATIENCE;
+        // On a busy machine a handshake takes longer than the SDK waits for one.
+        (options.connect_timeout, options.timeout) = (PATIENCE, PATIENCE);
         Ok(Client::connect(options).await?)
     }
 
