@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail, ensure};
 use futures::future::try_join_all;
 use kms_client::{Client, v1};
 use kms_softhsm::{EphemeralToken, unless_left_out};
-use kms_tests::{Environment, PATIENCE, Plan, Process, Promise, Seed, Server, TestHsm, Tree, kill, until};
+use kms_tests::{PATIENCE, Plan, Process, Promise, Seed, Server, TestHsm, Tree, kill, until};
 use rustix::process::{Pid, Signal};
 use tokio::{task::JoinSet, time::sleep};
 use tonic::{Code, Status};
@@ -153,9 +153,13 @@ impl Lane {
             .await?;
             self.server = Some(server.plan.start().await?);
         }
-        let server = self.server()?;
-        until("no birth is left", PATIENCE, async || Ok((!is_pending(server, &touched).await?).then_some(())))
-            .await
+        let client = self.server()?.client().await?;
+        until(
+            "no birth is left",
+            PATIENCE,
+            async || Ok((!is_pending(&client, &touched).await?).then_some(())),
+        )
+        .await
     }
 
     /// Creations and rotations, and the names of their keys.
@@ -249,11 +253,10 @@ async fn check(client: &Client, name: &str, uid: &str, versions: u32) -> anyhow:
 }
 
 /// Whether a birth of one of these keys is not over.
-async fn is_pending(server: &Environment, names: &BTreeSet<String>) -> anyhow::Result<bool> {
-    let keys = server.client().await?.keys();
+async fn is_pending(client: &Client, names: &BTreeSet<String>) -> anyhow::Result<bool> {
     for parent in names {
         let request = v1::ListKeyVersionsRequest { parent: parent.clone(), ..Default::default() };
-        match keys.clone().list_key_versions(request).await {
+        match client.keys().list_key_versions(request).await {
             Ok(found) => {
                 let mut versions = found.into_inner().key_versions.into_iter();
                 if versions.any(|version| version.state() == State::PendingCreation) {

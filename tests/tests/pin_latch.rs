@@ -129,12 +129,12 @@ async fn a_server_that_is_killed_in_the_first_login_of_a_pin_is_not_simply_start
         ensure!(doctor.stdout.contains("has not ended"), "{}", doctor.stdout);
         ensure!(story.plan.token.logins()? == before, "{point}: it was tried again");
         story.plan.run(&["hsm", "login"]).await?.text()?;
-        // The PIN is proven now: a kill is one more try, and a second kill in a row the last.
+        // The PIN is proven now: two kills are worth another try each, and a third one in a row is the last.
         let right = story.right.clone();
         let Server { mut running, plan, .. } = story.serves().await?;
         running.terminate().await?;
         let story = Story { plan, right };
-        for (kill, status) in [(1, Some(128 + 6)), (2, Some(128 + 6)), (3, Some(1))] {
+        for (kill, status) in [(1, Some(128 + 6)), (2, Some(128 + 6)), (3, Some(128 + 6)), (4, Some(1))] {
             let mut command = story.plan.command(&["serve"])?;
             let ended = command.env("FAILPOINTS", format!("{point}=return")).output()?;
             ensure!(ended.status.code() == status, "{point}, kill {kill}: {ended:?}");

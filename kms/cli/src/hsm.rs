@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use kms_core::pin_latch::{Holder, Others, Outcome, PinLatch};
 use kms_pkcs11::{
-    Uri,
+    TokenError, Uri,
     token::{self, Preparation},
 };
 use kms_server::config::Config;
@@ -119,35 +119,48 @@ impl Init {
 impl Login {
     async fn run(self) -> Result<(), Failure> {
         let (config, uri, lock_dir) = configured(&self.config)?;
-        // Its lock proves that no server runs, which could try the PIN at the same time.
-        let store = SqliteStore::open(&config.store.path).await;
-        let store =
-            store.map_err(|error| Failure::new(Code::Precondition, format!("store.path: {error}")))?;
-        let holder = Holder::new(format!("kms hsm login, process {}", std::process::id()));
-        let latch = PinLatch::new(store.clone(), config.hsm.pin_generation.get(), holder, Others::Dead);
-        let ended = log_in(&latch, uri, lock_dir).await;
-        store.close().await;
-        ended?;
+        let login = blocking(move || token::Login::prepare(&uri, &lock_dir)).await?.map_err(refused)?;
+        let serial = login.token_serial().to_owned();
+        on_purpose(&config, &serial, move || login.run()).await?;
         output::note("The token took the PIN, and the latch is cleared; the server may be started.");
         Ok(())
     }
 }
 
-/// The latch first: if this process dies in the middle, nobody else tries.
-async fn log_in(latch: &PinLatch<SqliteStore>, uri: Uri, lock_dir: PathBuf) -> Result<(), Failure> {
-    let login = blocking(move || token::Login::prepare(&uri, &lock_dir)).await?.map_err(refused)?;
-    let serial = login.token_serial().to_owned();
+/// Runs `work`, which logs in once, on purpose. The latch first: if this process dies in the middle, nobody else tries.
+async fn on_purpose<T: Send + 'static>(
+    config: &Config,
+    serial: &str,
+    work: impl FnOnce() -> Result<T, TokenError> + Send + 'static,
+) -> Result<T, Failure> {
+    // Its lock proves that no server runs, which could try the PIN at the same time.
+    let store = SqliteStore::open(&config.store.path).await;
+    let store = store.map_err(|error| Failure::new(Code::Precondition, format!("store.path: {error}")))?;
+    let holder = Holder::new(format!("kms hsm, process {}", std::process::id()));
+    let latch = PinLatch::new(store.clone(), config.hsm.pin_generation.get(), holder, Others::Dead);
+    let ended = under(&latch, serial, work).await;
+    store.close().await;
+    ended
+}
+
+async fn under<T: Send + 'static>(
+    latch: &PinLatch<SqliteStore>,
+    serial: &str,
+    work: impl FnOnce() -> Result<T, TokenError> + Send + 'static,
+) -> Result<T, Failure> {
     let unwritten = |fault| Failure::new(Code::Unavailable, format!("the PIN latch: {fault}"));
-    let before = latch.take_on_purpose(&serial, clock::now()).await.map_err(unwritten)?;
-    let ended = blocking(|| login.run()).await?;
+    let before = latch.take_on_purpose(serial, clock::now()).await.map_err(unwritten)?;
+    let ended = blocking(work).await?;
     let outcome = match &ended {
-        Ok(()) => Outcome::Succeeded,
+        Ok(_) => Outcome::Succeeded,
         Err(error) if error.is_of_the_pin() => Outcome::Refused(error.to_string()),
+        Err(error) if error.leaves_login_in_doubt() => Outcome::Died(error.to_string()),
         Err(_) => Outcome::NotTried,
     };
-    let written = latch.end_on_purpose(&serial, before, outcome, clock::now()).await;
-    ended.map_err(refused)?;
-    written.map_err(unwritten)
+    let written = latch.end_on_purpose(serial, before, outcome, clock::now()).await;
+    let result = ended.map_err(refused)?;
+    written.map_err(unwritten)?;
+    Ok(result)
 }
 
 /// A configuration, the token that it names, and the directory of the locks around it.
@@ -164,6 +177,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Module, token or PIN are not as they must be. The message says what to do.
-fn refused(error: kms_pkcs11::TokenError) -> Failure {
+fn refused(error: TokenError) -> Failure {
     Failure::new(Code::Precondition, error.to_string())
 }

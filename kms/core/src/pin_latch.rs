@@ -17,8 +17,9 @@ use crate::{
     time::{SignedDuration, Timestamp},
 };
 
-/// Tries in a row of a proven PIN that may end unexplained, by the death of who tried. The last one latches.
-pub const DEATHS_MAX: u32 = 2;
+/// Tries in a row of a proven PIN that may end unexplained, by the death of who tried or of the link. The last one
+/// latches.
+pub const DEATHS_MAX: u32 = 3;
 
 /// What to do about a PIN that is not tried any more. Every text of this module ends in it.
 pub const REMEDY: &str = "correct the file at pin-source, then log in once on purpose with `kms hsm login` while no \
@@ -267,12 +268,12 @@ impl State {
         match (self, outcome) {
             (_, Outcome::Succeeded) => Self::PROVEN,
             (Self::Unproven { .. }, Outcome::Died(how)) => refused(format!(
-                "an HSM worker died while logging in ({how}), which may have spent a PIN try; not tried again: look at \
-                 the token; {REMEDY}"
+                "a login ended unexplained ({how}), which may have spent a PIN try; not tried again: look at the token; \
+                 {REMEDY}"
             )),
             (Self::Proven { deaths, .. }, Outcome::Died(how)) => match deaths.saturating_add(1) {
                 deaths if deaths < DEATHS_MAX => Self::Proven { trying: None, deaths },
-                _ => refused(too_many_deaths(&format!("an HSM worker died while logging in ({how})"))),
+                _ => refused(too_many_deaths(how)),
             },
             (Self::Unproven { .. }, _) => Self::UNTRIED,
             (Self::Proven { deaths, .. }, _) => Self::Proven { trying: None, deaths },

@@ -130,6 +130,11 @@ pub enum TokenError {
          look at the token and the file at pin-source, then log in once with `kms hsm login`"
     )]
     LoginFailed(String),
+    /// C_Login failed on its way: whether the token has seen the PIN is not known.
+    #[error(
+        "the link to the token broke in the middle of a login ({0}), which may have spent a PIN try; look at the HSM"
+    )]
+    LoginInDoubt(String),
     /// A wrong PIN was tried since the last login; nothing was tried now.
     #[error(
         "a wrong PIN was tried on this token since the last login ({flag} is set), so none is tried now; \
@@ -139,6 +144,12 @@ pub enum TokenError {
         /// The flag that is set.
         flag: &'static str,
     },
+    /// One more wrong try locks the PIN; nothing was tried, and `kms hsm login` does not try either.
+    #[error(
+        "one more wrong PIN locks this token (CKF_USER_PIN_FINAL_TRY is set), so kms tries none; log in with the vendor's \
+         tool, which clears the flag, or let the security officer set a new PIN, and correct the file at pin-source"
+    )]
+    PinFinalTry,
     /// The PIN is locked; nothing was tried.
     #[error("the token's user PIN is locked; the security officer must set a new one")]
     PinLocked,
@@ -205,12 +216,19 @@ impl TokenError {
         self.refusal().kind == RefusalKind::Pin
     }
 
+    /// Whether nobody knows if it has spent a PIN try.
+    pub fn leaves_login_in_doubt(&self) -> bool {
+        self.refusal().kind == RefusalKind::LoginInDoubt
+    }
+
     /// What follows for a worker that met it.
     pub(crate) fn refusal(&self) -> Refusal {
         let kind = match self {
-            Self::PinRefused(_) | Self::LoginFailed(_) | Self::PinCountLow { .. } | Self::PinLocked => {
-                RefusalKind::Pin
-            }
+            Self::PinRefused(_)
+            | Self::LoginFailed(_)
+            | Self::PinCountLow { .. }
+            | Self::PinFinalTry
+            | Self::PinLocked => RefusalKind::Pin,
             Self::ModuleMissing { .. }
             | Self::NotAModule { .. }
             | Self::TestModule { .. }
@@ -225,6 +243,7 @@ impl TokenError {
             | Self::LockDir { .. }
             | Self::NotPreparable(_) => RefusalKind::Configuration,
             Self::SessionsUsedUp => RefusalKind::Capacity,
+            Self::LoginInDoubt(_) => RefusalKind::LoginInDoubt,
             Self::Initialize(_)
             | Self::NoToken
             | Self::TokenAbsent { .. }
@@ -378,7 +397,7 @@ pub(crate) fn check_pin_flags(info: &TokenInfo) -> Result<(), TokenError> {
     } else if !info.user_pin_initialized() {
         Err(TokenError::UserPinUnset)
     } else if info.user_pin_final_try() {
-        Err(TokenError::PinCountLow { flag: "CKF_USER_PIN_FINAL_TRY" })
+        Err(TokenError::PinFinalTry)
     } else if info.user_pin_count_low() {
         Err(TokenError::PinCountLow { flag: "CKF_USER_PIN_COUNT_LOW" })
     } else {
@@ -387,7 +406,8 @@ pub(crate) fn check_pin_flags(info: &TokenInfo) -> Result<(), TokenError> {
 }
 
 /// What a failed C_Login means. Some tokens report a wrong PIN as CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED or a code of
-/// their own, so every error may have spent a try, except those that say that the token was not reached.
+/// their own, and a link that breaks may do so after the PIN has arrived; so every error may have spent a try, except those
+/// of a call that cannot have left the library.
 pub(crate) fn login_error(error: Error) -> TokenError {
     use RvError as Rv;
     match error {
@@ -400,12 +420,13 @@ pub(crate) fn login_error(error: Error) -> TokenError {
             | Rv::DeviceRemoved
             | Rv::TokenNotPresent
             | Rv::TokenNotRecognized
-            | Rv::SlotIdInvalid
             | Rv::SessionClosed
-            | Rv::SessionHandleInvalid
-            | Rv::CryptokiNotInitialized
-            | Rv::HostMemory
             | Rv::DeviceMemory,
+            _,
+        ) => TokenError::LoginInDoubt(profile::text(&error)),
+        // These are told before anything is sent.
+        Error::Pkcs11(
+            Rv::SlotIdInvalid | Rv::SessionHandleInvalid | Rv::CryptokiNotInitialized | Rv::HostMemory,
             _,
         ) => error.into(),
         _ => TokenError::LoginFailed(profile::text(&error)),
@@ -421,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failed_login_is_a_pin_try_unless_the_token_was_not_reached() {
+    fn every_failed_login_may_be_a_pin_try_unless_nothing_was_sent() {
         use RvError as Rv;
         for code in [
             Rv::PinIncorrect,
@@ -434,8 +455,11 @@ mod tests {
             assert_eq!(kind_of(code), RefusalKind::Pin, "{code:?}");
         }
         for code in
-            [Rv::DeviceError, Rv::DeviceRemoved, Rv::TokenNotPresent, Rv::HostMemory, Rv::DeviceMemory]
+            [Rv::DeviceError, Rv::DeviceRemoved, Rv::TokenNotPresent, Rv::SessionClosed, Rv::DeviceMemory]
         {
+            assert_eq!(kind_of(code), RefusalKind::LoginInDoubt, "{code:?}");
+        }
+        for code in [Rv::SlotIdInvalid, Rv::CryptokiNotInitialized, Rv::HostMemory] {
             assert_eq!(kind_of(code), RefusalKind::Passing, "{code:?}");
         }
     }

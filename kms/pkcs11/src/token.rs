@@ -2,7 +2,7 @@
 //!
 //! Runs in the calling process, which therefore must be a short-lived one: call one of these functions, print what it
 //! returns, exit. Slots are chosen by serial number or label, never by number. Nothing here spends a PIN try except
-//! [`prepare`], [`login`] and [`probe()`], which say so. From the moment at which these begin with the module, SIGTERM,
+//! [`prepare`], [`Login::run`] and [`Login::probe`], which say so. From the moment at which these begin with the module, SIGTERM,
 //! SIGINT and SIGHUP no longer end the process: a token does not survive that in the middle of a change.
 
 mod probe;
@@ -17,7 +17,7 @@ use cryptoki::{
 use kms_core::Algorithm;
 use secrecy::{ExposeSecret, SecretString};
 
-pub use self::probe::{Measured, probe};
+pub use self::probe::Measured;
 
 use crate::{
     TokenError, Uri, mechanism,

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use kms_pkcs11::token;
 
-use super::{blocking, configured, refused};
+use super::{blocking, configured, on_purpose, refused};
 use crate::{configuration, failure::Failure, output};
 
 /// Measure a token and write its profile, for hsm.profile_file; spends one PIN try, and leaves nothing in the token
 ///
-/// Refused when the token remembers a wrong PIN. Works with session objects alone; an RSA-2048 pair is among them,
+/// The server must not run. Refused when the token remembers a wrong PIN. Works with session objects alone; an RSA-2048 pair is among them,
 /// which may take a minute.
 #[derive(Debug, Args)]
 pub(super) struct Probe {
@@ -24,13 +24,15 @@ pub(super) struct Probe {
 
 impl Probe {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let (_, uri, lock_dir) = configured(&self.config)?;
+        let (config, uri, lock_dir) = configured(&self.config)?;
         let progress = |step: &str| {
             if output::watched() {
                 output::note(&format!("{step} ..."));
             }
         };
-        let profile = blocking(move || token::probe(&uri, &lock_dir, progress)).await?.map_err(refused)?;
+        let login = blocking(move || token::Login::prepare(&uri, &lock_dir)).await?.map_err(refused)?;
+        let serial = login.token_serial().to_owned();
+        let profile = on_purpose(&config, &serial, move || login.probe(progress)).await?;
         let profile = profile.to_string();
         let Some(file) = self.out else { return output::print_text(&profile) };
         output::write_file(&file, profile.as_bytes())?;

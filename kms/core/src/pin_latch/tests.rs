@@ -57,8 +57,8 @@ fn whoever_asks_tries_waits_or_is_refused() {
 }
 
 #[test]
-fn the_second_try_in_a_row_that_was_left_behind_latches_and_says_what_to_do() {
-    let step = proven(by("other", 99), 1).take(&Holder::new("me"), Others::Dead, at(100));
+fn the_last_try_in_a_row_that_was_left_behind_latches_and_says_what_to_do() {
+    let step = proven(by("other", 99), DEATHS_MAX - 1).take(&Holder::new("me"), Others::Dead, at(100));
     let Step::Write(State::Refused { text, at: since }, Taken::No(answer)) = step else { panic!("{step:?}") };
     assert_eq!((&text, since), (&answer, at(100)));
     assert!(text.contains("other began at") && text.contains("kms hsm login"), "{text}");

@@ -57,6 +57,10 @@ struct Director {
     pin_refused: Option<String>,
     /// The last refused start, and how many in a row.
     failing: Option<(Refusal, u32)>,
+    /// Logins in a row that ended in doubt.
+    doubts: u32,
+    /// The supervisor is gone.
+    abandoned: bool,
 }
 
 /// Starts the director's task.
@@ -82,6 +86,8 @@ pub(super) fn spawn(shared: Arc<Shared>, listener: UnixListener, control: UnixSt
         logins,
         pin_refused: None,
         failing: None,
+        doubts: 0,
+        abandoned: false,
     };
     tokio::spawn(director.run(events)).abort_handle()
 }
@@ -97,22 +103,17 @@ impl Director {
                 Some(_) = self.links.join_next() => continue,
                 () = sleep_until(until.into()) => { self.report_slow_start().await; continue }
             };
-            match event {
-                Some(Event::ControlClosed) | None => break,
-                Some(event) => self.hear(event).await,
-            }
+            // The sender is ours too: this task ends with the pool.
+            let Some(event) = event else { return };
+            self.hear(event).await;
         }
-        tracing::error!("the supervisor is gone: HSM workers can no longer be replaced");
-        self.shared.status.send_replace(Status::Abandoned);
-        // Workers that live serve on until they are gone; their sockets are in `links`.
-        while self.links.join_next().await.is_some() {}
     }
 
     /// Starts a worker when one is due and none is starting. Returns when to look again.
     async fn start_next(&mut self) -> Instant {
         let now = Instant::now();
         let far = now + LOOK_EVERY;
-        if self.pin_refused.is_some() {
+        if self.abandoned || self.pin_refused.is_some() {
             return far;
         }
         if let Some(since) = self.slots.iter().find_map(Slot::starting_since) {
@@ -157,10 +158,16 @@ impl Director {
             Event::Refused { number, pid, refusal } => self.refused(number, pid, refusal),
             Event::LinkClosed { number, pid } => self.link_closed(number, pid).await,
             Event::Hung { number, pid } => self.part(number, pid, "it does not answer").await,
+            Event::Lost { number, pid } => self.part(number, pid, "its HSM link is lost").await,
             // A spare serves while one is silent, and rests again when it was not for long.
             Event::Stalled => self.publish(),
             Event::Drained { number, pid } => self.part(number, pid, "its successor serves").await,
-            Event::ControlClosed => {}
+            Event::ControlClosed => {
+                tracing::error!("the supervisor is gone: HSM workers can no longer be replaced");
+                // Workers that live serve on, and what a login under way comes to is still kept.
+                self.abandoned = true;
+                self.publish();
+            }
         }
     }
 
@@ -256,17 +263,21 @@ impl Director {
             "HSM worker is ready"
         );
         self.shared.token.store(Some(Arc::new(ready)));
-        self.failing = None;
+        (self.failing, self.doubts) = (None, 0);
         self.publish();
     }
 
     fn refused(&mut self, number: u16, pid: u32, refusal: Refusal) {
         let outcome = match refusal.kind {
             RefusalKind::Pin => Outcome::Refused(refusal.text.clone()),
+            RefusalKind::LoginInDoubt => Outcome::Died(refusal.text.clone()),
             RefusalKind::Configuration | RefusalKind::Capacity | RefusalKind::Passing => Outcome::NotTried,
         };
         if self.settle(number, pid, outcome, After::Refuse(refusal.clone())) {
             return;
+        }
+        if refusal.kind == RefusalKind::LoginInDoubt {
+            self.doubt(number);
         }
         let gone = match self.slot(number).and_then(|slot| slot.start_of(pid)) {
             Some(start) => start.exit.is_some(),
@@ -281,7 +292,7 @@ impl Director {
                 "an HSM worker found no room and will try again later"
             );
             if let Some(slot) = self.slot(number) {
-                slot.found_no_room();
+                slot.wait_long();
             }
         } else {
             self.note_failure(refusal);
@@ -296,12 +307,13 @@ impl Director {
     async fn link_closed(&mut self, number: u16, pid: u32) {
         if let Some(start) = self.slot(number).and_then(|slot| slot.start_of(pid)) {
             start.link_closed = true;
-            if start.login == Login::Settling {
-                return;
+            if start.login != Login::Settling
+                && let Some(status) = start.exit.take()
+            {
+                self.died_starting(number, pid, status);
             }
-            if let Some(status) = start.exit.take() {
-                return self.died_starting(number, pid, status);
-            }
+            // Its end, and how it ended, is still to come; one that lingers is a slow start.
+            return;
         }
         self.part(number, pid, "its connection ended").await;
     }
@@ -358,9 +370,9 @@ impl Director {
     }
 
     /// Lets the oldest worker go, by what it has done or what it holds in memory: vendor libraries leak. One at a
-    /// time, and only while all others are READY, so that nobody waits for it.
+    /// time, and only while another is READY, so that nobody waits for it: a single worker without a spare stays.
     fn retire_one(&mut self) {
-        if !self.slots.iter().all(|slot| slot.ready().is_some()) {
+        if self.slots.len() < 2 || !self.slots.iter().all(|slot| slot.ready().is_some()) {
             return;
         }
         let config = &self.shared.config;
@@ -396,6 +408,16 @@ impl Director {
         let text = format!("an HSM worker died while it started ({status})");
         self.note_failure(Refusal { kind: RefusalKind::Passing, text });
         self.down(number, false);
+    }
+
+    /// A login may or may not have spent a PIN try. The first may be chance; after the second in a row the next waits.
+    pub(super) fn doubt(&mut self, number: u16) {
+        self.doubts = self.doubts.saturating_add(1);
+        if self.doubts > 1
+            && let Some(slot) = self.slot(number)
+        {
+            slot.wait_long();
+        }
     }
 
     fn down(&mut self, number: u16, served: bool) {
@@ -467,6 +489,7 @@ impl Director {
         self.shared.workers_ready.store(count(ready.min(wanted)), Ordering::Relaxed);
         self.shared.spares_ready.store(count(ready.saturating_sub(wanted)), Ordering::Relaxed);
         let status = match (&self.pin_refused, &self.failing) {
+            _ if self.abandoned => Status::Abandoned,
             _ if ready > 0 => Status::Ready,
             (Some(text), _) => Status::PinRefused(text.clone()),
             (None, Some((refusal, attempts))) => {

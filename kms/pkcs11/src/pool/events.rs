@@ -37,6 +37,8 @@ pub(super) enum Event {
     LinkClosed { number: u16, pid: u32 },
     /// A worker does not answer.
     Hung { number: u16, pid: u32 },
+    /// A worker has said that its HSM link is lost. It ends by itself, unless the library keeps it.
+    Lost { number: u16, pid: u32 },
     /// A worker has become silent, or speaks again.
     Stalled,
     /// A retired worker has finished what it had.

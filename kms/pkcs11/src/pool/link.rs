@@ -100,6 +100,8 @@ struct State {
     changing: u32,
     /// Answers that said more than that the link is lost.
     answered: u64,
+    /// The newest call that was answered: older ones have been met by a session.
+    answered_id_max: u64,
     /// Since when the oldest call is the oldest: its sending, or the last answer before it.
     head_since: Instant,
 }
@@ -146,6 +148,7 @@ impl Link {
             stalled: false,
             changing: 0,
             answered: 0,
+            answered_id_max: 0,
             head_since: Instant::now(),
         };
         Self {
@@ -298,6 +301,11 @@ impl Link {
         state.retiring && state.calls.is_empty()
     }
 
+    /// Whether the worker has said that its HSM link is lost.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lock().lost
+    }
+
     /// How many calls the worker has answered.
     pub(super) fn answered(&self) -> u64 {
         self.lock().answered
@@ -316,11 +324,14 @@ impl Link {
         }
         let mut late = Vec::new();
         let mut overdue = false;
-        for Call { reply, call } in state.calls.values_mut().filter(|call| call.call.deadline <= now) {
+        let met = state.answered_id_max;
+        for (id, Call { reply, call }) in state.calls.iter_mut().filter(|(_, call)| call.call.deadline <= now)
+        {
             late.extend(reply.take());
-            // The worker drops late calls when it meets them; this one it has not met for long.
+            // Calls are met in their order, and late ones dropped then. One that was overtaken by an answer is in the
+            // hands of a session that hangs; one that was not may only stand in a long queue.
             overdue |= patience.many_sessions
-                && (now > call.deadline.max(patience.since) + patience.timeout
+                && (*id < met && now > call.deadline.max(patience.since) + patience.timeout
                     || now > call.deadline + patience.longest);
         }
         overdue |= now > state.head_since + patience.longest;
@@ -344,16 +355,15 @@ impl Link {
     }
 
     fn settle(&self, answers: &mut Vec<Answer>) -> io::Result<u64> {
-        let mut late = 0;
+        let (mut late, mut unknown) = (0, false);
         let mut settled = Vec::with_capacity(answers.len());
         let mut state = self.lock();
         for Answer { id, result } in answers.drain(..) {
             let Some(call) = state.calls.remove(&id) else {
-                if state.closed {
-                    continue;
-                }
-                return Err(io::Error::other("an answer to no question"));
+                unknown |= !state.closed;
+                continue;
             };
+            state.answered_id_max = state.answered_id_max.max(id);
             state.changing -= u32::from(call.call.place.changes());
             late += u64::from(matches!(result, Err(Fault::DeadlineExceeded)));
             if matches!(result, Err(Fault::Unavailable(_))) {
@@ -378,7 +388,7 @@ impl Link {
                 let _ = reply.send(answer);
             }
         }
-        Ok(late)
+        if unknown { Err(io::Error::other("an answer to no question")) } else { Ok(late) }
     }
 
     fn weigh(&self, state: &State) {

@@ -119,7 +119,9 @@ async fn run(
                 let settled = latch.settle(&token_serial, &outcome).await;
                 let refused = settled.unwrap_or_else(|error| {
                     tracing::error!(error, "what came of a login could not be kept; it will be tried again");
-                    let refused = in_doubt(&outcome);
+                    // A death may be worth another try, as the latch will say: until it is kept nobody tries anyway.
+                    let refused =
+                        if let Outcome::Refused(text) = &outcome { Some(text.clone()) } else { None };
                     owed = Some((token_serial, outcome));
                     refused
                 });

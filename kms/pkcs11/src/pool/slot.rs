@@ -14,8 +14,8 @@ use crate::wire::{Ready, Secret};
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause, short enough that a token that is back is found within two seconds.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// Pause after the token had no room for another session.
-const CAPACITY_PAUSE: Duration = Duration::from_secs(60);
+/// Pause after the token had no room for another session, and after logins that ended in doubt.
+const LONG_PAUSE: Duration = Duration::from_secs(60);
 /// A worker that stood ready for this long has served, whether or not it was asked anything.
 const SERVED_AFTER: Duration = Duration::from_secs(5);
 
@@ -27,8 +27,8 @@ pub(super) struct Slot {
     pub(super) serving: bool,
     /// Ends in a row of workers that had not served.
     failures: u32,
-    /// The token had no room for another session, while other workers have theirs.
-    crowded: bool,
+    /// The next start waits long, whatever this one's end says.
+    waits_long: bool,
 }
 
 /// What runs in a slot.
@@ -108,7 +108,7 @@ impl Start {
 
 impl Slot {
     pub(super) fn new(number: u16, now: Instant) -> Self {
-        Self { number, state: State::Down { until: now }, serving: false, failures: 0, crowded: false }
+        Self { number, state: State::Down { until: now }, serving: false, failures: 0, waits_long: false }
     }
 
     /// The start of process `pid`, if it is what runs here.
@@ -146,17 +146,17 @@ impl Slot {
         }
     }
 
-    /// Notes that the token has no room for this worker beside the others: they go on, and it tries again when
-    /// somebody may have given a session back.
-    pub(super) fn found_no_room(&mut self) {
-        self.crowded = true;
+    /// Notes that the next start must wait: the token has no room for this worker beside the others, or two logins in
+    /// a row ended in doubt.
+    pub(super) fn wait_long(&mut self) {
+        self.waits_long = true;
     }
 
     /// Schedules a new start: at once after a worker that had served, later and later after failures in a row.
     pub(super) fn went_down(&mut self, served: bool) {
         self.failures = if served { 0 } else { self.failures.saturating_add(1) };
         let pause = match self.failures {
-            _ if std::mem::take(&mut self.crowded) => CAPACITY_PAUSE,
+            _ if std::mem::take(&mut self.waits_long) => LONG_PAUSE,
             0 | 1 => Duration::ZERO,
             more => BACKOFF_MIN.saturating_mul(1 << (more - 2).min(16)).min(BACKOFF_MAX),
         };
@@ -192,8 +192,8 @@ mod tests {
             pauses[0] > BACKOFF_MIN / 2 && pauses[1] > pauses[0] && pauses[39] <= BACKOFF_MAX,
             "{pauses:?}"
         );
-        slot.found_no_room();
-        assert!(pause_after(&mut slot, false) > CAPACITY_PAUSE / 2);
+        slot.wait_long();
+        assert!(pause_after(&mut slot, false) > LONG_PAUSE / 2);
         assert!(pauses[39] > BACKOFF_MAX / 2);
         assert_eq!(pause_after(&mut slot, true), Duration::ZERO);
     }

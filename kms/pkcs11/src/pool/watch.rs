@@ -26,7 +26,7 @@ const STALLED_AFTER: Duration = Duration::from_millis(250);
 /// Looks at an idle worker before the watch sleeps: waking it again costs a caller a little.
 const IDLE_TICKS_MAX: u32 = 100;
 
-/// Watches one worker until it hangs, has finished its last call, or the director drops it.
+/// Watches one worker until it hangs, has lost its HSM link, has finished its last call, or the director drops it.
 pub(super) async fn watch(link: Arc<Link>, shared: Arc<Shared>, events: mpsc::Sender<Event>) {
     let (number, pid) = (link.number, link.pid);
     loop {
@@ -37,6 +37,10 @@ pub(super) async fn watch(link: Arc<Link>, shared: Arc<Shared>, events: mpsc::Se
         let (mut idle_ticks, mut stalled) = (0, false);
         while idle_ticks < IDLE_TICKS_MAX || !link.stop_watching() {
             let sight = link.look(Instant::now(), STALLED_AFTER, &patience(&shared));
+            if link.is_lost() {
+                let _ = events.send(Event::Lost { number, pid }).await;
+                return;
+            }
             if link.is_drained() {
                 let _ = events.send(Event::Drained { number, pid }).await;
                 return;

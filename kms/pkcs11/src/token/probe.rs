@@ -4,7 +4,7 @@
 //! close nothing of it is left in the token. What cannot be measured so (whether a process may be killed while it
 //! starts, how an object looks that *another* process destroyed) is taken from the built-in profile.
 
-use std::{borrow::Cow, num::NonZeroU32, path::Path};
+use std::{borrow::Cow, num::NonZeroU32};
 
 use cryptoki::{
     error::Error,
@@ -20,11 +20,10 @@ use cryptoki::{
 };
 use kms_core::algorithm::{Curve, KeySpec, Modulus};
 
-use super::{lock, outlive_signals};
+use super::Login;
 use crate::{
-    TokenError, Uri, mechanism,
+    TokenError, mechanism,
     module::{self, Module},
-    pin,
     profile::{self, Class, EdwardsParams, IvSource, OaepHash, Profile, code_name},
 };
 
@@ -37,32 +36,30 @@ pub struct Measured {
     pub remarks: Vec<String>,
 }
 
-/// Measures the token that `uri` names. Spends a PIN try, and refuses when the token remembers a wrong one. Tells
-/// `progress` what it is about to do.
-pub fn probe(uri: &Uri, lock_dir: &Path, mut progress: impl FnMut(&str)) -> Result<Measured, TokenError> {
-    let _starting = lock(lock_dir)?;
-    outlive_signals()?;
-    progress("loading the module");
-    let module = Module::load(&uri.module_path)?;
-    let (slot, info) = module.token(uri)?;
-    module::check_pin_flags(&info)?;
-    let pin = pin::read(uri.pin_source.as_deref().ok_or(TokenError::PinSourceMissing)?)?;
-    progress("logging in, which spends a PIN try");
-    let login = module.pkcs11.open_rw_session(slot)?;
-    login.login(UserType::User, Some(&pin)).map_err(module::login_error)?;
+impl Login {
+    /// Measures the token. Spends a PIN try, and refuses when the token remembers a wrong one. Tells `progress` what it
+    /// is about to do.
+    pub fn probe(self, mut progress: impl FnMut(&str)) -> Result<Measured, TokenError> {
+        let Self { module, slot, pin, _starting, .. } = self;
+        let info = module.pkcs11.get_token_info(slot)?;
+        module::check_pin_flags(&info)?;
+        progress("logging in, which spends a PIN try");
+        let login = module.pkcs11.open_rw_session(slot)?;
+        login.login(UserType::User, Some(&pin)).map_err(module::login_error)?;
 
-    let mut probe = Probe { profile: base(&module, &info), remarks: Vec::new(), module, slot };
-    probe.sessions(&info);
-    progress("EdDSA: how a curve is named");
-    probe.edwards_params()?;
-    progress("key pairs: CKA_ALLOWED_MECHANISMS, CKA_COPYABLE, and a handle that was destroyed");
-    probe.key_pair()?;
-    progress("AES-GCM: whose IV is used, and a ciphertext that was tampered with");
-    probe.gcm()?;
-    progress("RSA-OAEP: its hashes (an RSA-2048 pair is generated)");
-    probe.oaep()?;
-    login.logout()?;
-    Ok(Measured { profile: probe.profile, remarks: probe.remarks })
+        let mut probe = Probe { profile: base(&module, &info), remarks: Vec::new(), module, slot };
+        probe.sessions(&info);
+        progress("EdDSA: how a curve is named");
+        probe.edwards_params()?;
+        progress("key pairs: CKA_ALLOWED_MECHANISMS, CKA_COPYABLE, and a handle that was destroyed");
+        probe.key_pair()?;
+        progress("AES-GCM: whose IV is used, and a ciphertext that was tampered with");
+        probe.gcm()?;
+        progress("RSA-OAEP: its hashes (an RSA-2048 pair is generated)");
+        probe.oaep()?;
+        login.logout()?;
+        Ok(Measured { profile: probe.profile, remarks: probe.remarks })
+    }
 }
 
 struct Probe {

@@ -83,6 +83,8 @@ pub enum RefusalKind {
     Passing,
     /// The token has no room for another session. The workers that run go on.
     Capacity,
+    /// The link broke inside C_Login: a PIN try may be spent.
+    LoginInDoubt,
 }
 
 /// What a worker may send.
@@ -135,6 +137,7 @@ impl FromWorker {
                     RefusalKind::Configuration => 1,
                     RefusalKind::Passing => 2,
                     RefusalKind::Capacity => 3,
+                    RefusalKind::LoginInDoubt => 4,
                 });
                 out.put_bytes(refusal.text.as_bytes());
             }
@@ -176,6 +179,7 @@ impl FromWorker {
                     1 => RefusalKind::Configuration,
                     2 => RefusalKind::Passing,
                     3 => RefusalKind::Capacity,
+                    4 => RefusalKind::LoginInDoubt,
                     _ => return Err(Malformed),
                 },
                 text: body.text()?,
@@ -364,8 +368,14 @@ mod tests {
         let mut messages: Vec<_> =
             results.into_iter().map(|result| FromWorker::Answer(Answer { id: 1, result })).collect();
         messages.extend(
-            [RefusalKind::Pin, RefusalKind::Configuration, RefusalKind::Passing, RefusalKind::Capacity]
-                .map(|kind| FromWorker::Refused(Refusal { kind, text: "why".to_owned() })),
+            [
+                RefusalKind::Pin,
+                RefusalKind::Configuration,
+                RefusalKind::Passing,
+                RefusalKind::Capacity,
+                RefusalKind::LoginInDoubt,
+            ]
+            .map(|kind| FromWorker::Refused(Refusal { kind, text: "why".to_owned() })),
         );
         messages.push(FromWorker::Hello(Hello {
             build: super::super::BUILD_ID.to_owned(),

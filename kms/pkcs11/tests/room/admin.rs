@@ -142,7 +142,8 @@ fn logged_in() {
 #[ignore = "run by other tests, in a process of its own"]
 fn probed() {
     let mut steps = Vec::new();
-    let measured = token::probe(&uri(), &dir().join("lock"), |step| steps.push(step.to_owned()));
+    let login = token::Login::prepare(&uri(), &dir().join("lock")).unwrap();
+    let measured = login.probe(|step| steps.push(step.to_owned()));
     println!("\nprofile:\n{}\nsteps:{steps:?}", measured.unwrap());
 }
 

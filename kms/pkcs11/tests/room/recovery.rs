@@ -146,18 +146,24 @@ async fn workers_retire_after_their_operations_and_no_caller_notices() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_has_grown_too_large_retires_even_without_a_spare() {
-    let rig = Rig::with(|config| {
-        config.workers = 1;
-        config.worker_memory_bytes_max = NonZeroU64::new(1);
-    })
-    .await;
-    let (key, _) = rig.key(Algorithm::Es256).await;
-    let first = rig.workers();
-    let load = Load::start(&rig, &key, 4);
-    eventually("it has gone", || !rig.workers().is_empty() && rig.workers() != first).await;
-    load.stop().await;
-    rig.close().await;
+async fn a_worker_that_has_grown_too_large_retires_unless_it_is_the_only_one() {
+    for spares in [1, 0] {
+        let rig = Rig::with(|config| {
+            (config.workers, config.spare_workers) = (1, spares);
+            config.worker_memory_bytes_max = NonZeroU64::new(1);
+        })
+        .await;
+        let (key, _) = rig.key(Algorithm::Es256).await;
+        let load = Load::start(&rig, &key, 4);
+        if spares > 0 {
+            eventually("it has gone", || rig.pool.health().recycled > 0).await;
+        } else {
+            eventually("it has done enough", || load.signed() > 1_000).await;
+            assert_eq!(rig.pool.health().recycled, 0);
+        }
+        load.stop().await;
+        rig.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,10 @@
 use kms_core::pin_latch::Outcome;
 
 use crate::{
-    pool::{login::After, slot::Login},
+    pool::{
+        login::After,
+        slot::{Login, Start},
+    },
     wire::{Refusal, RefusalKind},
 };
 
@@ -34,7 +37,9 @@ impl super::Director {
         verdict: Result<(), Refusal>,
     ) {
         let start = self.slot(number).and_then(|slot| slot.start_of(pid));
-        let waiting = start.filter(|start| start.login == Login::Asked && start.exit.is_none());
+        let waits =
+            |start: &&mut Start| start.login == Login::Asked && start.exit.is_none() && !start.link_closed;
+        let waiting = start.filter(waits);
         let waiting = waiting.and_then(|start| start.link.clone().map(|link| (start, link)));
         match (waiting, verdict) {
             (Some((start, link)), Ok(())) => {
@@ -77,6 +82,7 @@ impl super::Director {
         match after {
             After::Refuse(refusal) => self.refused(number, pid, pin.unwrap_or(refusal)),
             After::Bury(status) => {
+                self.doubt(number);
                 let text = format!("an HSM worker died while logging in ({status})");
                 self.note_failure(pin.unwrap_or(Refusal { kind: RefusalKind::Passing, text }));
                 self.down(number, false);

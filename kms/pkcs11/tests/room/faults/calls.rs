@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kms_core::{Algorithm, hsm::Fault};
+use kms_core::{Algorithm, Hsm, hsm::Fault};
 
 use super::{is_right, is_unavailable};
 use crate::support::{Rig, eventually, soon, within};
@@ -43,6 +43,23 @@ async fn a_general_error_once_does_not_cost_the_worker_even_when_no_session_is_f
     assert!(matches!(signed, Ok(_) | Err(Fault::Failed(_))), "{signed:?}");
     rig.sign(&key, soon()).await.unwrap();
     assert_eq!((controller.fired(), rig.workers()), (1, before), "the canary was well");
+    rig.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_its_library_keeps_after_the_link_was_lost_is_killed() {
+    let (rig, controller) = Rig::faulty("", |config| (config.workers, config.spare_workers) = (1, 1));
+    eventually("both are ready", || rig.pool.health().spares_ready == 1).await;
+    let (key, _) = rig.key(Algorithm::Es256).await;
+    let script = "C_Sign nth 1 times 1: return CKR_DEVICE_ERROR\nC_CloseSession always times 1: hang";
+    controller.set(&script.parse().unwrap());
+    rig.sign(&key, soon()).await.unwrap();
+    eventually("it was replaced", || {
+        let health = rig.pool.health();
+        (health.workers_ready, health.spares_ready, health.respawns) == (1, 1, 1)
+    })
+    .await;
+    rig.sign(&key, soon()).await.unwrap();
     rig.close().await;
 }
 

@@ -68,6 +68,18 @@ async fn pin_flags_refuse_before_a_try_is_spent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_whose_answer_was_lost_may_have_spent_a_try_and_is_not_simply_tried_again() {
+    let (rig, controller) = Rig::faulty("C_Login always: call-then-return CKR_DEVICE_ERROR", |_| ());
+    let error = rig.pool.wait_ready().await.unwrap_err();
+    assert!(
+        matches!(&error, StartError::Pin(text) if text.contains("may have spent a PIN try")),
+        "{error:?}"
+    );
+    assert_eq!(logins(&controller), 1);
+    rig.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_of_functions_that_are_not_there_is_refused_and_named() {
     for script in [
         "C_GetInterface always: null-functions",
