@@ -33,7 +33,7 @@ pub use jwt::{Jwt, thumbprint};
 pub use ledger::{Record, records};
 pub use load::{Load, Report};
 pub use outcome::{Refusal, refusal};
-pub use pkcs11_tool::pkcs11_tool;
+pub use pkcs11_tool::{pkcs11_tool, pkcs11_tool_without_pin};
 pub use processes::{Process, Tree, kill};
 pub use promise::Promise;
 pub use raw::{Answer, raw_calls};

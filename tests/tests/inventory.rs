@@ -5,7 +5,9 @@ use std::{fs, process::Command};
 
 use anyhow::{Context as _, ensure};
 use kms_softhsm::Token;
-use kms_tests::{Environment, Output, PATIENCE, Plan, Server, pkcs11_tool, records, until};
+use kms_tests::{
+    Environment, Output, PATIENCE, Plan, Server, pkcs11_tool, pkcs11_tool_without_pin, records, until,
+};
 use serde_json::Value;
 
 const ORPHAN: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -74,9 +76,9 @@ async fn keys_that_are_not_as_they_were_made_are_out_of_service_after_a_start() 
     };
     let token = &plan.token;
     delete(token, imported, &["privkey"])?;
-    import(&plan, imported, "privkey")?;
+    import(&plan, imported, "privkey", pkcs11_tool)?;
     delete(token, public, &["pubkey"])?;
-    import(&plan, public, "pubkey")?;
+    import(&plan, public, "pubkey", pkcs11_tool)?;
     for (id, more) in [
         (extractable, &["--usage-sign", "--extractable"][..]),
         (derives, &["--usage-sign", "--usage-derive"]),
@@ -111,6 +113,28 @@ async fn keys_that_are_not_as_they_were_made_are_out_of_service_after_a_start() 
     let of = |reason: &str| reasons.iter().filter(|found| **found == reason).count();
     ensure!((of("ATTRIBUTES_DEVIATE"), of("PUBLIC_KEY_DIFFERS")) == (5, 1), "{reasons:?}");
     ensure!(server.running.log().contains("CKA_MODIFIABLE is true"), "the log does not say which attribute");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_key_that_somebody_adds_without_the_pin_raises_an_alarm_and_suspends_nothing()
+-> anyhow::Result<()> {
+    let mut server = start_with_keys(Plan::new()?, &["web"]).await?;
+    let web = cka_id(&server, "web").await?;
+    server.running.terminate().await?;
+    let Server { plan, .. } = server;
+    import(&plan, &web, "pubkey", pkcs11_tool_without_pin)?;
+
+    let server = plan.start().await?;
+    until("the attribute audit has come to its end", PATIENCE, async || {
+        Ok(server.metric("kms_attribute_audit_last_success_timestamp_seconds").await.ok())
+    })
+    .await?;
+    ensure!(gauge(&server, "dangling").await? == 1.0);
+    ensure!(server.metric("kms_key_versions_suspended_by_audit_total").await? == 0.0);
+    ensure!(state(&server, "web").await? == "active");
+    let table = server.kms(["hsm", "inventory", "--state", "dangling"]).await?;
+    ensure!(table.text()?.contains("1 private and 2 public objects"), "{table:?}");
     Ok(())
 }
 
@@ -176,8 +200,11 @@ fn delete(token: &Token, id: &str, classes: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs pkcs11-tool, with the PIN or without.
+type Tool = fn(&Token, &[&str]) -> anyhow::Result<Output>;
+
 /// Writes one half of a fresh key of our own.
-fn import(plan: &Plan, id: &str, class: &str) -> anyhow::Result<()> {
+fn import(plan: &Plan, id: &str, class: &str, tool: Tool) -> anyhow::Result<()> {
     let (pem, der) = (plan.dir().join("import.pem"), plan.dir().join("import.der"));
     let openssl = |arguments: &[&str]| -> anyhow::Result<()> {
         let output = Command::new("openssl").args(arguments).current_dir(plan.dir()).output()?;
@@ -188,7 +215,7 @@ fn import(plan: &Plan, id: &str, class: &str) -> anyhow::Result<()> {
     let public: &[&str] = if class == "pubkey" { &["-pubout"] } else { &[] };
     openssl(&[&["pkey", "-in", "import.pem", "-outform", "DER", "-out", "import.der"], public].concat())?;
     let file = der.display().to_string();
-    pkcs11_tool(
+    tool(
         &plan.token,
         &["--write-object", &file, "--type", class, "--id", id, "--label", "imported", "--usage-sign"],
     )?

@@ -62,7 +62,7 @@ pub struct Item {
 pub enum Finding {
     /// A private key is there that its template does not allow; which attribute.
     Deviates(&'static str),
-    /// A public key is there that is not the one on record.
+    /// The one public key there is not the one on record.
     OtherKey,
     /// There is not exactly one object of each class.
     NotWhole {
@@ -105,11 +105,16 @@ struct Owner<'a> {
 }
 
 /// Compares what lies under the CKA_ID of a born version with its template and with its public key on record.
+///
+/// A session without the PIN can add objects whose CKA_PRIVATE is false. One that is *additional* is told, as a pair
+/// that is not whole, and is no difference: else anybody who reaches the token could end every key.
 pub(crate) fn examine(spki: &[u8], found: &Found) -> Option<Finding> {
-    if let Some(deviation) = found.private.iter().find_map(|private| private.deviation()) {
+    let behind_the_pin = found.private.iter().any(|private| private.private);
+    let mut judged = found.private.iter().filter(|private| private.private || !behind_the_pin);
+    if let Some(deviation) = judged.find_map(|private| private.deviation()) {
         return Some(Finding::Deviates(deviation));
     }
-    if found.public.iter().any(|public| public != spki) {
+    if matches!(found.public.as_slice(), [public] if public != spki) {
         return Some(Finding::OtherKey);
     }
     match (found.private.len(), found.public.len()) {

@@ -298,6 +298,27 @@ fn a_version_whose_objects_differ_is_taken_out_of_service_for_good_and_on_record
 }
 
 #[test]
+fn an_object_that_somebody_without_the_pin_adds_raises_an_alarm_and_suspends_nothing() {
+    let public = PrivateObject { private: false, local: false, ..PrivateObject::AS_IT_MUST_BE };
+    let additions = [
+        (Half::Public(Some(b"another key".to_vec())), (1, 2)),
+        (Half::Public(None), (1, 2)),
+        (Half::Private(public), (2, 1)),
+    ];
+    for (half, (private, public)) in additions {
+        block_on(async {
+            let (world, kms, cka_id) = with_key("k").await;
+            let label = "k/1".to_owned();
+            world.hsm.plant(Object { cka_id: cka_id.as_bytes().to_vec(), label, half });
+            let counts = kms.audit_attributes(soon()).await.expect("an audit");
+            assert_eq!((counts.of(State::Dangling), kms.attribute_audits().suspended), (1, 0));
+            assert_eq!(state_of(&kms, "k", 1).await, Some(KeyState::Active));
+            assert_eq!(only_item(&kms).await.finding, Some(Finding::NotWhole { private, public }));
+        });
+    }
+}
+
+#[test]
 fn another_key_under_the_cka_id_ends_the_version_and_a_missing_one_cannot_be_enabled() {
     block_on(async {
         let (world, kms, cka_id) = with_key("k").await;
