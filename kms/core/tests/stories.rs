@@ -138,6 +138,42 @@ fn a_birth_that_fails_again_and_again_is_tried_ever_less_often() {
 }
 
 #[test]
+fn a_birth_outlives_a_token_that_refuses_for_a_day_and_ends_before_leftovers_fill_the_token() {
+    for (fault, outcome) in [(HsmFault::GenerateFails, Ok(2)), (HsmFault::GenerateExtractable, Err(8))] {
+        block_on(async {
+            let (world, kms) = with_key("k").await;
+            let rotate = RotateKey { id: id("k"), request: Request::default() };
+            world.hsm.set_fault(fault);
+            kms.rotate_key(&administrator(), rotate, soon()).await.expect_err("no good pair is made");
+            for _ in 0..144 {
+                world.hsm.set_fault(fault);
+                kms.resume_births(soon()).await;
+                world.clock.advance(SignedDuration::from_mins(10));
+            }
+            let versions = kms.list_key_versions(&administrator(), &id("k")).await.expect("versions");
+            let second = versions.iter().find(|version| version.row.number == 2).expect("on record");
+            assert!(second.row.born.is_none(), "{fault:?}");
+            world.hsm.clear_faults();
+            world.clock.advance(SignedDuration::from_mins(10));
+            let finished = kms.resume_births(soon()).await;
+            match outcome {
+                Ok(pairs) => assert_eq!((finished, world.hsm.count().0), (1, pairs), "{fault:?}"),
+                Err(left) => {
+                    assert_eq!((finished, world.hsm.count().0), (0, 1 + left), "{fault:?}");
+                    let last = world.log.events().pop().expect("a record");
+                    assert_eq!((last.version, last.reason), (Some(2), Some("BIRTH_GIVEN_UP")));
+                    // Somebody looked, and cleared the leftovers away.
+                    let leftovers = second.row.earlier_attempts.iter().chain([&second.row.cka_id]);
+                    leftovers.for_each(|cka_id| world.hsm.lose(*cka_id));
+                    world.clock.advance(SignedDuration::from_mins(10));
+                    assert_eq!(kms.resume_births(soon()).await, 1, "it goes on");
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn a_key_whose_template_is_wrong_is_never_used() {
     block_on(async {
         let world = World::default();

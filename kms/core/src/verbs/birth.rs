@@ -25,8 +25,12 @@ use crate::{
 /// How often the last step is tried again when somebody else changes the key meanwhile.
 const COMMIT_ATTEMPTS_MAX: usize = 8;
 
-/// How many pairs may be given up before no more are generated: each may stay behind in the HSM.
-const ATTEMPTS_MAX: usize = 8;
+/// How many attempts may leave objects behind in the HSM before no more are made: somebody must look at them first.
+const LEFT_BEHIND_MAX: usize = 8;
+
+/// How many attempts may be given up at all. Those of a token that is full or away leave nothing behind, and it
+/// must heal by itself: with the longest pause in between, these last for a week.
+const ATTEMPTS_MAX: usize = 1_000;
 
 /// Whether the HSM may hold something under the row's CKA_ID already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,23 +151,50 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             Ok(spki) => PublicKey::from_spki(entry.key.algorithm, row.cka_id, &spki).map(Some),
             Err(reason) => {
                 tracing::warn!(key = %id, version = number, cka_id = %row.cka_id, reason, "giving up an attempt");
+                self.check_attempts(grant, id, row, &found, deadline).await?;
                 self.begin_attempt(&entry.key, row).await?;
                 Ok(None)
             }
         }
     }
 
-    async fn begin_attempt(&self, key: &Key, row: &KeyVersion) -> Result<(), Error> {
-        if row.earlier_attempts.len() >= ATTEMPTS_MAX {
-            return Err(Error::precondition(
-                "BIRTH_GIVEN_UP",
-                format!(
-                    "keys/{}/versions/{} was generated {ATTEMPTS_MAX} times and was never as it must be; the \
-                     server's log says why, and `kms doctor` what the token can do",
-                    key.id, row.number
-                ),
-            ));
+    /// Refuses another attempt when too many have left something in the token. The token is asked, so that a birth
+    /// goes on once the leftovers are cleared away.
+    async fn check_attempts(
+        &self,
+        grant: &Grant,
+        id: &KeyId,
+        row: &KeyVersion,
+        found: &Found,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let given_up = |why: String| {
+            let text = format!(
+                "keys/{id}/versions/{} {why}; the server's log says what was wrong, `kms doctor` what the token can \
+                 do, and `kms hsm inventory` what is left of the attempts",
+                row.number
+            );
+            Err(Error::precondition("BIRTH_GIVEN_UP", text))
+        };
+        let attempts = row.earlier_attempts.len() + 1;
+        if attempts > ATTEMPTS_MAX {
+            return given_up(format!("was begun {attempts} times in vain"));
         }
+        let is_left = |found: &Found| !found.private.is_empty() || !found.public.is_empty();
+        let mut left = usize::from(is_left(found));
+        if attempts < LEFT_BEHIND_MAX {
+            return Ok(());
+        }
+        for earlier in &row.earlier_attempts {
+            left += usize::from(is_left(&self.hsm.find(grant, *earlier, deadline).await?));
+            if left >= LEFT_BEHIND_MAX {
+                return given_up(format!("was generated {left} times and was never as it must be"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn begin_attempt(&self, key: &Key, row: &KeyVersion) -> Result<(), Error> {
         let mut row = row.clone();
         row.earlier_attempts.push(row.cka_id);
         row.cka_id = CkaId::from_bytes(self.random()?);
