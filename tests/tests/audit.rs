@@ -69,6 +69,17 @@ async fn every_verb_leaves_its_record_and_a_change_also_its_intent() -> anyhow::
             new.iter().filter(|r| r["action"] == action).map(|r| r["operation"].to_string()).collect();
         ensure!(operations.len() == 1, "{action}: an intent and an outcome of two operations: {new:#?}");
     }
+    let before = records(&service.dir())?.len();
+    service.kms(["access-token", "revoke", "carol"]).await?.text()?;
+    service.kms(["keys", "disable", "orders", "--version", "1"]).await?.text()?;
+    let told: Vec<_> = records(&service.dir())?
+        .split_off(before)
+        .iter()
+        .map(|r| (r["action"].clone(), r["target"].clone(), r["version"].clone()))
+        .collect();
+    let revoked = (json!("revoke_access_token"), json!("carol"), json!(null));
+    let disabled = (json!("disable_key_version"), json!(null), json!(1));
+    ensure!(told == [revoked.clone(), revoked, disabled.clone(), disabled], "{told:#?}");
     check_sequence(&records(&service.dir())?)
 }
 

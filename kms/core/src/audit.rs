@@ -7,7 +7,11 @@ use std::{future::Future, sync::Arc};
 
 use serde::Serialize;
 
-use crate::{Action, Error, KeyId, time::Timestamp};
+use crate::{
+    Action, Error, KeyId,
+    hsm::{CKA_ID_LEN_MAX, hex},
+    time::Timestamp,
+};
 
 /// An append-only, durable log. Implemented by `kms/audit`; passes `conformance::audit`.
 pub trait AuditLog: Send + Sync + 'static {
@@ -46,15 +50,26 @@ pub struct Event {
     /// The key, when one was named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyId>,
-    /// The version that did the work.
+    /// The version that did the work, or that is to be changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,
+    /// What else it is about: an access token's name, a CKA_ID in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<Arc<str>>,
     /// How it ended; for an intent, that it was allowed.
     pub outcome: Outcome,
     /// Machine-readable reason of a denial or failure; for a denial the rule that denied. Also why a version was
     /// taken out of service by the attribute audit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
+}
+
+/// What an operation is about, known before it begins: all of its records tell it, a denial's too.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Subject {
+    pub(crate) key: Option<KeyId>,
+    pub(crate) version: Option<u32>,
+    pub(crate) target: Option<Arc<str>>,
 }
 
 /// Intent or outcome.
@@ -86,6 +101,30 @@ pub enum Outcome {
 /// 128 bits: the process's random prefix and a counter, in hexadecimal on disk.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OperationId(u128);
+
+impl Subject {
+    /// One version of a key.
+    pub fn of_version(key: &KeyId, number: u32) -> Self {
+        Self { version: Some(number), ..Some(key).into() }
+    }
+
+    /// An access token. A name that none can have is left out: it may be anything, a credential even.
+    pub fn of_access_token(name: &str) -> Self {
+        Self { target: name.parse::<KeyId>().ok().map(|_| name.into()), ..Self::default() }
+    }
+
+    /// The objects under a CKA_ID. One that is longer than any we take is left out.
+    pub fn of_objects(cka_id: &[u8]) -> Self {
+        let is_possible = (1..=CKA_ID_LEN_MAX).contains(&cka_id.len());
+        Self { target: is_possible.then(|| hex(cka_id).into()), ..Self::default() }
+    }
+}
+
+impl From<Option<&KeyId>> for Subject {
+    fn from(key: Option<&KeyId>) -> Self {
+        Self { key: key.cloned(), ..Self::default() }
+    }
+}
 
 impl OperationId {
     pub(crate) fn new(prefix: u64, counter: u64) -> Self {

@@ -18,7 +18,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::{
     Action, Caller, Error, KeyId,
-    audit::{AuditLog, Event, OperationId, Outcome, Phase},
+    audit::{AuditLog, Event, OperationId, Outcome, Phase, Subject},
     epoch::Recovery,
     policy::{self, Decision},
     time::Timestamp,
@@ -38,8 +38,7 @@ pub struct Grant {
     operation: OperationId,
     caller: Arc<str>,
     action: Action,
-    key: Option<KeyId>,
-    version: Option<u32>,
+    subject: Subject,
     /// Why our own work is done, where that is not plain.
     reason: Option<&'static str>,
     at: Timestamp,
@@ -90,10 +89,21 @@ impl<A: AuditLog> Gate<A> {
         key: Option<&KeyId>,
         now: Timestamp,
     ) -> Result<Admission<A>, Error> {
+        self.admit_about(caller, action, key.into(), now).await
+    }
+
+    async fn admit_about(
+        &self,
+        caller: &Caller,
+        action: Action,
+        subject: Subject,
+        now: Timestamp,
+    ) -> Result<Admission<A>, Error> {
         let slot = self.log.reserve()?;
-        let grant = self.grant(caller.shared_name(), action, key, now);
+        let grant = self.grant(caller.shared_name(), action, subject, now);
+        let decision = policy::decide(caller, action, grant.subject.key.as_ref());
         let admission = Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) };
-        match policy::decide(caller, action, key) {
+        match decision {
             Decision::Allow => self.unless_in_recovery(admission).await,
             Decision::Deny { rule } => admission.deny(rule, Error::denied()).await,
         }
@@ -107,7 +117,18 @@ impl<A: AuditLog> Gate<A> {
         key: Option<&KeyId>,
         now: Timestamp,
     ) -> Result<Admission<A>, Error> {
-        let admission = self.admit(caller, action, key, now).await?;
+        self.begin_about(caller, action, key.into(), now).await
+    }
+
+    /// Like [`Gate::begin`], for a change to something that is no key, or to one version.
+    pub async fn begin_about(
+        &self,
+        caller: &Caller,
+        action: Action,
+        subject: Subject,
+        now: Timestamp,
+    ) -> Result<Admission<A>, Error> {
+        let admission = self.admit_about(caller, action, subject, now).await?;
         self.intend(admission).await
     }
 
@@ -115,11 +136,11 @@ impl<A: AuditLog> Gate<A> {
     pub async fn begin_system(
         &self,
         work: SystemWork,
-        key: &KeyId,
+        subject: Subject,
         now: Timestamp,
     ) -> Result<Admission<A>, Error> {
         let slot = self.log.reserve()?;
-        let grant = self.system(work, Some(key), now);
+        let grant = Grant { subject, ..self.system(work, None, now) };
         let admission = Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) };
         self.intend(self.unless_in_recovery(admission).await?).await
     }
@@ -133,7 +154,7 @@ impl<A: AuditLog> Gate<A> {
     /// A grant for our own work that writes no record of its own: the canary, the epoch, and the steps inside a
     /// birth whose intent and outcome are recorded already.
     pub fn system(&self, work: SystemWork, key: Option<&KeyId>, now: Timestamp) -> Grant {
-        let grant = self.grant(work.caller().into(), work.action(), key, now);
+        let grant = self.grant(work.caller().into(), work.action(), key.into(), now);
         Grant { reason: work.reason(), ..grant }
     }
 
@@ -164,16 +185,16 @@ impl<A: AuditLog> Gate<A> {
         Ok(admission)
     }
 
-    fn grant(&self, caller: Arc<str>, action: Action, key: Option<&KeyId>, at: Timestamp) -> Grant {
+    fn grant(&self, caller: Arc<str>, action: Action, subject: Subject, at: Timestamp) -> Grant {
         let operation = OperationId::new(self.prefix, self.counter.fetch_add(1, Ordering::Relaxed));
-        Grant { operation, caller, action, key: key.cloned(), version: None, reason: None, at }
+        Grant { operation, caller, action, subject, reason: None, at }
     }
 }
 
 impl<A: AuditLog> Admission<A> {
     /// Notes which version does the work, for the record.
     pub fn uses_version(&mut self, number: u32) {
-        self.grant.version = Some(number);
+        self.grant.subject.version = Some(number);
     }
 
     /// Makes the record durable, then opens the result. When the record cannot be made, the result is gone.
@@ -260,8 +281,9 @@ impl Grant {
             phase,
             caller: Arc::clone(&self.caller),
             action: self.action,
-            key: self.key.clone(),
-            version: self.version,
+            key: self.subject.key.clone(),
+            version: self.subject.version,
+            target: self.subject.target.clone(),
             outcome,
             reason: reason.or(self.reason),
         }
@@ -274,8 +296,7 @@ impl Grant {
             operation: OperationId::new(0, 0),
             caller: "system:conformance".into(),
             action,
-            key: None,
-            version: None,
+            subject: Subject::default(),
             reason: None,
             at: Timestamp::UNIX_EPOCH,
         }
@@ -397,7 +418,11 @@ mod tests {
             assert_eq!(reason(admitted), expected, "{action}");
         }
         for work in [SystemWork::Birth, SystemWork::Rotation, SystemWork::Destruction] {
-            assert_eq!(reason(block_on(gate.begin_system(work, &key, now))), "RECOVERY_MODE", "{work:?}");
+            assert_eq!(
+                reason(block_on(gate.begin_system(work, Some(&key).into(), now))),
+                "RECOVERY_MODE",
+                "{work:?}"
+            );
             let last = log.events().pop().expect("a record");
             assert_eq!((last.outcome, last.reason), (Outcome::Denied, Some("RECOVERY_MODE")), "{work:?}");
         }

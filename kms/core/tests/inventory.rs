@@ -8,7 +8,7 @@ use futures::executor::block_on;
 use kms_core::{
     Action, Algorithm, Caller, KeyId, KeyState, Store,
     algorithm::{Curve, KeySpec},
-    audit::Outcome,
+    audit::{Event, Outcome, Phase},
     caller::{KeyScope, Role},
     error::Kind,
     fakes::{FakeKms, HsmFault, World, administrator, soon},
@@ -17,7 +17,9 @@ use kms_core::{
     kms::Settings,
     store::{Fault, QuarantinedObject, Transaction, Write},
     time::SignedDuration,
-    verbs::{ChangeVersion, CreateKey, Encoding, Quarantine, Request, RotateKey, Sign, ToSign},
+    verbs::{
+        ChangeVersion, CreateAccessToken, CreateKey, Encoding, Quarantine, Request, RotateKey, Sign, ToSign,
+    },
 };
 
 const SPEC: KeySpec = KeySpec::Ec(Curve::P256);
@@ -108,6 +110,59 @@ fn only_an_administrator_of_every_key_sees_the_token_or_quarantines_and_each_loo
         inventory(&kms).await;
         let last = world.log.events().pop().expect("a record");
         assert_eq!((last.action, last.outcome), (Action::GetInventory, Outcome::Succeeded));
+    });
+}
+
+#[test]
+fn the_records_of_a_change_tell_what_it_is_about_from_the_intent_on_and_those_of_a_denial_too() {
+    block_on(async {
+        let (world, kms, _) = with_key("k").await;
+        let told = || {
+            let events = world.log.events();
+            let last: Vec<_> = events.iter().rev().take(2).rev().collect();
+            let told =
+                |event: &&Event| (event.phase, event.version, event.target.as_deref().map(str::to_owned));
+            last.iter().map(told).collect::<Vec<_>>()
+        };
+        let both = |version: Option<u32>, target: Option<&str>| {
+            [Phase::Intent, Phase::Outcome].map(|phase| (phase, version, target.map(str::to_owned))).to_vec()
+        };
+        world.hsm.plant(planted(&[0xaa; 16], "elsewhere/7"));
+        kms.quarantine(&administrator(), quarantine(&[0xaa; 16]), soon()).await.expect("on record");
+        assert_eq!(told(), both(None, Some(&"aa".repeat(16))));
+        let create = |name: &str| CreateAccessToken {
+            name: name.to_owned(),
+            role: Role::User,
+            scope: KeyScope::All,
+            ttl: None,
+            request: Request::default(),
+        };
+        kms.create_access_token(&administrator(), create("carol")).await.expect("made");
+        assert_eq!(told(), both(None, Some("carol")));
+        kms.revoke_access_token(&administrator(), "carol").await.expect("revoked");
+        assert_eq!(told(), both(None, Some("carol")));
+        kms.revoke_access_token(&administrator(), "kms_SECRET").await.expect_err("no name");
+        assert_eq!(told(), both(None, None), "whatever is no name is not put on record");
+        kms.quarantine(&administrator(), quarantine(&[7; 5000]), soon()).await.expect_err("too long");
+        assert_eq!(told(), both(None, None));
+
+        let (administrator, change) = (administrator(), || change("k", 1));
+        kms.disable_key_version(&administrator, change()).await.expect("disabled");
+        assert_eq!(told(), both(Some(1), None));
+        kms.enable_key_version(&administrator, change(), soon()).await.expect("enabled");
+        assert_eq!(told(), both(Some(1), None));
+        kms.destroy_key_version(&administrator, change(), "keys/k/versions/1").await.expect_err("in use");
+        assert_eq!(told(), both(Some(1), None));
+        kms.restore_key_version(&administrator, change()).await.ok();
+        assert_eq!(told(), both(Some(1), None));
+
+        let user = Caller::new("access-token:u", Role::User, KeyScope::All);
+        kms.revoke_access_token(&user, "carol").await.expect_err("denied");
+        let last = world.log.events().pop().expect("a record");
+        assert_eq!((last.outcome, last.target.as_deref()), (Outcome::Denied, Some("carol")));
+        kms.disable_key_version(&user, change()).await.expect_err("denied");
+        let last = world.log.events().pop().expect("a record");
+        assert_eq!((last.outcome, last.version), (Outcome::Denied, Some(1)));
     });
 }
 

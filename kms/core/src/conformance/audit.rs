@@ -38,6 +38,7 @@ fn event(number: u64) -> Event {
         action: Action::Sign,
         key: None,
         version: Some(1),
+        target: Some("a-target".into()),
         outcome: Outcome::Succeeded,
         reason: None,
     }

@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Gate, Hsm, KeyId, Kms, Store, Unsettled,
     algorithm::Hash,
+    audit::Subject,
     caller::{KeyScope, Role},
     error::Kind,
     jwk::base64url,
@@ -46,8 +47,9 @@ pub async fn bootstrap<S: Store, A: AuditLog>(
     let mut prefix = [0; 8];
     entropy(&mut prefix)?;
     let gate = Gate::new(audit, u64::from_be_bytes(prefix));
+    let subject = Subject::of_access_token(FIRST_ADMINISTRATOR);
     let operator = Caller::new("system:bootstrap", Role::Administrator, KeyScope::All);
-    let admission = gate.begin(&operator, Action::CreateAccessToken, None, now).await?;
+    let admission = gate.begin_about(&operator, Action::CreateAccessToken, subject, now).await?;
     let result = first_administrator(store, now, entropy).await;
     admission.settle(result.map(Unsettled::new)).await
 }
@@ -85,7 +87,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         request: CreateAccessToken,
     ) -> Result<(AccessToken, String), Error> {
         let now = self.clock.now();
-        let admission = self.gate.begin(caller, Action::CreateAccessToken, None, now).await?;
+        let subject = Subject::of_access_token(&request.name);
+        let admission = self.gate.begin_about(caller, Action::CreateAccessToken, subject, now).await?;
         let result = self.create_token_admitted(request, now).await;
         admission.settle(result.map(Unsettled::new)).await
     }
@@ -101,7 +104,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     /// Revokes an access token: it stops working before this returns.
     pub async fn revoke_access_token(&self, caller: &Caller, name: &str) -> Result<AccessToken, Error> {
-        let admission = self.gate.begin(caller, Action::RevokeAccessToken, None, self.clock.now()).await?;
+        let (subject, now) = (Subject::of_access_token(name), self.clock.now());
+        let admission = self.gate.begin_about(caller, Action::RevokeAccessToken, subject, now).await?;
         let result = self.revoke_admitted(name).await;
         admission.settle(result.map(Unsettled::new)).await
     }

@@ -5,6 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use crate::{
     AuditLog, Clock, Error, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
+    audit::Subject,
     error::Kind,
     gate::SystemWork,
     hsm::hex,
@@ -67,8 +68,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             return Ok(());
         }
         let work = SystemWork::AttributeAudit(finding.reason());
-        let mut admission = self.gate.begin_system(work, id, self.clock.now()).await?;
-        admission.uses_version(number);
+        let subject = Subject::of_version(id, number);
+        let admission = self.gate.begin_system(work, subject, self.clock.now()).await?;
         let result = async {
             let mut attempts = 1;
             loop {

@@ -13,6 +13,7 @@ use std::{
 
 use crate::{
     AuditLog, Clock, Error, Failpoint, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
+    audit::Subject,
     error::Kind,
     gate::SystemWork,
     hsm::{CkaId, Found, NewKeyPair},
@@ -92,8 +93,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     async fn resume_birth(&self, id: &KeyId, number: u32, deadline: Deadline) -> Result<(), Error> {
         let at_work = self.begin_work(id, number)?;
-        let mut admission = self.gate.begin_system(SystemWork::Birth, id, self.clock.now()).await?;
-        admission.uses_version(number);
+        let admission = self
+            .gate
+            .begin_system(SystemWork::Birth, Subject::of_version(id, number), self.clock.now())
+            .await?;
         let result = self.give_birth(&admission, at_work, Attempt::Resumed, None, deadline).await;
         admission.settle(result.map(Unsettled::new)).await
     }

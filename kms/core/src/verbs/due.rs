@@ -2,6 +2,7 @@
 
 use crate::{
     AuditLog, Clock, Error, Failpoint, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
+    audit::Subject,
     catalog::Entry,
     gate::SystemWork,
     time::{Deadline, SignedDuration, Timestamp},
@@ -42,7 +43,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 
     async fn rotate_due(&self, id: &KeyId, deadline: Deadline) -> Result<(), Error> {
-        let admission = self.gate.begin_system(SystemWork::Rotation, id, self.clock.now()).await?;
+        let admission =
+            self.gate.begin_system(SystemWork::Rotation, Some(id).into(), self.clock.now()).await?;
         let result = self.rotate_on_schedule(&admission, id, deadline).await;
         admission.settle(result.map(Unsettled::new)).await
     }
@@ -51,8 +53,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// objects, then the row: a crash in between destroys what is gone already, which succeeds.
     async fn destroy_due(&self, id: &KeyId, number: u32, deadline: Deadline) -> Result<(), Error> {
         let now = self.clock.now();
-        let mut admission = self.gate.begin_system(SystemWork::Destruction, id, now).await?;
-        admission.uses_version(number);
+        let subject = Subject::of_version(id, number);
+        let admission = self.gate.begin_system(SystemWork::Destruction, subject, now).await?;
         let result = async {
             let entry = self.catalog.entry(id)?;
             let row = &entry.version(number)?.row;

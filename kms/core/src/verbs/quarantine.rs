@@ -3,6 +3,7 @@
 
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Grant, Hsm, Kms, Store, Unsettled,
+    audit::Subject,
     hsm::CKA_ID_LEN_MAX,
     inventory::{Item, State},
     store::{QuarantinedObject, Transaction, Write},
@@ -29,7 +30,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         request: Quarantine,
         deadline: Deadline,
     ) -> Result<Item, Error> {
-        let admission = self.gate.begin(caller, Action::QuarantineObject, None, self.clock.now()).await?;
+        let (subject, now) = (Subject::of_objects(&request.cka_id), self.clock.now());
+        let admission = self.gate.begin_about(caller, Action::QuarantineObject, subject, now).await?;
         let result = self.quarantine_admitted(&admission, caller, request, deadline).await;
         admission.settle(result.map(Unsettled::new)).await
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, KeyState, KeyVersion, Kms, Store, Unsettled,
+    audit::Subject,
     catalog::{Entry, Version},
     key::{Born, Timeline},
     kms::VersionView,
@@ -30,8 +31,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<VersionView, Error> {
         let now = self.clock.now();
-        let mut admission = self.gate.begin(caller, Action::EnableKeyVersion, Some(&request.id), now).await?;
-        admission.uses_version(request.number);
+        let subject = Subject::of_version(&request.id, request.number);
+        let admission = self.gate.begin_about(caller, Action::EnableKeyVersion, subject, now).await?;
         let result = async {
             self.check_objects(&admission, &request, deadline).await?;
             self.change_admitted(caller, "enable a version", request, resume).await
@@ -86,8 +87,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send,
     ) -> Result<VersionView, Error> {
         let now = self.clock.now();
-        let mut admission = self.gate.begin(caller, action, Some(&request.id), now).await?;
-        admission.uses_version(request.number);
+        let subject = Subject::of_version(&request.id, request.number);
+        let admission = self.gate.begin_about(caller, action, subject, now).await?;
         let result = self.change_admitted(caller, transaction, request, change).await;
         admission.settle(result.map(Unsettled::new)).await
     }
