@@ -18,6 +18,17 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     })
 }
 
+/// Like [`deserialize`], for what would wear out token or log if it were done without a pause.
+pub(super) fn at_least_seconds<'de, const SECONDS: u64, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Duration, D::Error> {
+    let duration = deserialize(deserializer)?;
+    if duration < Duration::from_secs(SECONDS) {
+        return Err(D::Error::custom(format_args!("this is too short; it must be at least {SECONDS}s")));
+    }
+    Ok(duration)
+}
+
 /// Parses a sum of whole numbers with units, greater than zero; `None` when it is anything else.
 fn parse(text: &str) -> Option<Duration> {
     let mut rest = text;

@@ -206,6 +206,18 @@ dir = "/var/log/kms"
     }
 
     #[test]
+    fn audits_of_the_whole_token_without_a_pause_are_refused() {
+        for (period, is_taken) in [("1ms", false), ("9999ms", false), ("10s", true)] {
+            let text = format!("{MINIMAL}[keys]\nattribute_audit_period = \"{period}\"\n");
+            let config = parse_with(&text, &[], &Overrides::default());
+            assert_eq!(config.is_ok(), is_taken, "{period}");
+            if let Err(error) = config {
+                assert!(error.starts_with("kms.toml:14:") && error.contains("at least 10s"), "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn an_unknown_section_and_a_missing_field_are_errors() {
         let unknown = error(&format!("{MINIMAL}[hms]\n"), &[], &Overrides::default());
         assert!(unknown.starts_with("kms.toml:13:2: unknown field `hms`"), "{unknown}");

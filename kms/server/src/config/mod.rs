@@ -168,8 +168,9 @@ pub struct Keys {
     /// From the request to the destruction. Default: 30d.
     #[serde(deserialize_with = "duration::deserialize")]
     pub destroy_delay: Duration,
-    /// From one audit of the attributes of all keys in the token to the next; the first is at start. Default: 1h.
-    #[serde(deserialize_with = "duration::deserialize")]
+    /// From one audit of the attributes of all keys in the token to the next, at least 10 s; the first is at start.
+    /// Default: 1h.
+    #[serde(deserialize_with = "duration::at_least_seconds::<10, _>")]
     pub attribute_audit_period: Duration,
 }
 
