@@ -36,6 +36,7 @@ async fn inventory_names_orphans_foreigners_and_what_is_missing_and_destroys_not
     for told in ["1 orphan: ", "1 dangling: "] {
         ensure!(inventory.stderr.contains(told), "{}", inventory.stderr);
     }
+    ensure!(inventory.stderr.contains("it may be somebody's live key"), "{}", inventory.stderr);
     let table = server.kms(["hsm", "inventory", "--state", "dangling"]).await?;
     let table = table.text()?;
     ensure!(table.contains("keys/gone/versions/1") && table.contains("not in the token"), "{table}");

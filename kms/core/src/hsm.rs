@@ -296,11 +296,11 @@ impl From<Fault> for Error {
             }
             Fault::KeyNotFound => Self::unavailable(
                 "KEY_NOT_IN_HSM",
-                "the HSM does not hold this key version; an operator must run `kms doctor`",
+                "the HSM does not hold this key version; an operator must run `kms hsm inventory`",
             ),
             Fault::KeyMismatch(_) => Self::internal(
                 "the HSM holds another key than the one on record; nothing was released; \
-                 an operator must run `kms doctor`",
+                 an operator must run `kms hsm inventory`",
             ),
             Fault::Unsupported(_) => Self::precondition(
                 "UNSUPPORTED_BY_HSM",

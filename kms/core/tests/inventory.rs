@@ -12,7 +12,7 @@ use kms_core::{
     caller::{KeyScope, Role},
     error::Kind,
     fakes::{FakeKms, HsmFault, World, administrator, soon},
-    hsm::{CkaId, Half, Object, PrivateObject},
+    hsm::{self, CkaId, Half, Object, PrivateObject},
     inventory::{Finding, Inventory, Item, State},
     kms::Settings,
     store::{Fault, QuarantinedObject, Transaction, Write},
@@ -291,6 +291,14 @@ fn a_fault_of_the_hsm_is_no_finding() {
             assert_eq!(signs(&kms, "k").await, Ok(1), "{fault:?}");
         }
     });
+}
+
+#[test]
+fn a_key_that_is_missing_or_another_one_sends_the_operator_to_the_inventory() {
+    for fault in [hsm::Fault::KeyNotFound, hsm::Fault::KeyMismatch("another one".to_owned())] {
+        let error = kms_core::Error::from(fault);
+        assert!(error.to_string().contains("`kms hsm inventory`"), "{error}");
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ enum State {
     Live,
     /// Of a key version that is still being made
     Resuming,
-    /// Made by this service, or one like it, and needed by no key version
+    /// Made by this service, or one like it, and named by no key version in its database; maybe somebody's live key
     Orphan,
     /// A key version whose pair is missing, not whole, or another one
     Dangling,
@@ -67,7 +67,11 @@ impl Inventory {
 /// What an operator should know of states that ask for a decision.
 fn advise(counts: &[v1::HsmObjectCount]) {
     for (state, advice) in [
-        (WireState::Orphan, "needed by no key version: put each on record with `kms hsm quarantine`"),
+        (
+            WireState::Orphan,
+            "named by no key version in this database; on a shared token, or after a restore, it may be somebody's \
+             live key: delete none, and put each that is explained on record with `kms hsm quarantine`",
+        ),
         (WireState::Dangling, "missing or not the one on record: restore the token, or rotate the key"),
         (WireState::Deviating, "not as it was made, and out of service: rotate the key"),
     ] {
