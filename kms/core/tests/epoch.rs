@@ -360,7 +360,7 @@ fn an_older_store_does_nothing_but_read_and_take_away_until_it_is_accepted() {
 }
 
 #[test]
-fn what_is_due_waits_too() {
+fn what_is_due_waits_too_and_a_destruction_for_its_whole_delay_once_the_store_is_accepted() {
     block_on(async {
         let (world, kms) = with_key().await;
         world.hsm.set_fault(HsmFault::GenerateFails);
@@ -377,7 +377,18 @@ fn what_is_due_waits_too() {
         assert_eq!(world.hsm.count(), (1, 1), "nothing is destroyed, nothing made");
         assert_eq!(world.log.events().len(), before, "and the log is not filled with refusals");
         kms.follow_epoch(soon()).await.expect("nothing to follow");
-        assert!(kms.recovery().is_some());
+        let Recovery { token, .. } = kms.recovery().expect("recovery mode");
+
+        kms.accept_older_store(&administrator(), token, soon()).await.expect("accepted");
+        assert_eq!(kms.resume_births(soon()).await, 1);
+        let calls = [0, 30 * 24 - 1].map(SignedDuration::from_hours);
+        for more in calls {
+            world.clock.advance(more);
+            assert_eq!(kms.run_due(soon()).await, 0, "{more}");
+        }
+        kms.restore_key_version(&administrator(), version(1)).await.expect("called off again");
+        enable(&kms).await;
+        sign(&kms).await.expect("the key is there");
     });
 }
 

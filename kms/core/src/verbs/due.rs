@@ -5,8 +5,12 @@ use crate::{
     audit::Subject,
     catalog::Entry,
     gate::SystemWork,
+    key::later,
+    store::Write,
     time::{Deadline, SignedDuration, Timestamp},
 };
+
+use super::version_states::with_destruction;
 
 /// How long a `request_id` is remembered.
 const REQUESTS_KEPT: SignedDuration = SignedDuration::from_hours(24);
@@ -40,6 +44,23 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             tracing::warn!(%fault, "old requests could not be forgotten");
         }
         done
+    }
+
+    /// Puts every pending destruction off to at least the delay that a new one has. What a restored backup brings
+    /// back may have been called off since: there must be time to do that again.
+    pub(super) fn destructions_put_off(&self, now: Timestamp) -> Vec<Write> {
+        let earliest = later(now, self.settings.destroy_delay);
+        let mut writes = vec![];
+        for entry in self.catalog.now().keys.values() {
+            let pending = entry.versions.iter().filter(|version| destruction_due(&version.row, earliest));
+            let put_off: Vec<_> =
+                pending.map(|version| with_destruction(version, |at| at.max(Some(earliest)))).collect();
+            if !put_off.is_empty() {
+                writes
+                    .extend(self.versions_written("put destructions off", &entry.key, put_off, None).writes);
+            }
+        }
+        writes
     }
 
     async fn rotate_due(&self, id: &KeyId, deadline: Deadline) -> Result<(), Error> {

@@ -174,7 +174,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         if confirm != token {
             return Err(Error::invalid("confirm", format!("to accept it, confirm the HSM's epoch, {token}")));
         }
-        let writes = vec![Write::MoveEpoch { past: token }];
+        let mut writes = self.destructions_put_off(self.clock.now());
+        writes.push(Write::MoveEpoch { past: token });
         self.commit(Transaction { name: "accept an older store", writes, request: None }).await?;
         let epoch = self.catalog.now().epoch.unwrap_or(epoch);
         self.gate.set_recovery(None);

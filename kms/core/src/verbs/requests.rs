@@ -129,7 +129,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.commit_moving(self.versions_written(name, key, versions, request)).await
     }
 
-    fn versions_written(
+    pub(super) fn versions_written(
         &self,
         name: &'static str,
         key: &Key,

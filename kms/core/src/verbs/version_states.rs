@@ -182,7 +182,7 @@ fn check_out_of_use(version: &Version, now: Timestamp) -> Result<(), Error> {
     ))
 }
 
-fn with_destruction(
+pub(super) fn with_destruction(
     version: &Version,
     change: impl Fn(Option<Timestamp>) -> Option<Timestamp>,
 ) -> KeyVersion {
