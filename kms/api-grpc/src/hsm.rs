@@ -26,7 +26,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::hsm_service_server::HsmService
         request: Request<v1::AcceptOlderStoreRequest>,
     ) -> Result<Response<v1::AcceptOlderStoreResponse>, Status> {
         let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::AcceptOlderStoreRequest| async move {
-            let epoch = kms.accept_older_store(&call.caller, request.confirm, call.deadline).await?;
+            let epoch = kms.accept_older_store(&call.caller, &request.confirm, call.deadline).await?;
             Ok(v1::AcceptOlderStoreResponse { epoch })
         };
         self.0.run_detached(request, verb).await

@@ -9,7 +9,12 @@
 
 use std::fmt;
 
-use crate::{Error, hsm::Fault};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+
+use crate::{
+    Error,
+    hsm::{Fault, hex},
+};
 
 /// The store's row: there is at most one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +57,13 @@ pub enum Step {
 pub struct Recovery {
     /// The store's epoch.
     pub store: u64,
-    /// The token's: what an administrator confirms.
+    /// The token's.
     pub token: u64,
 }
+
+/// What an administrator confirms to end recovery mode: 64 random bits, drawn when it is entered. It stands in the
+/// server's log and nowhere else, so that a credential which the restore has brought back cannot accept it alone.
+pub(crate) struct AcceptanceCode(String);
 
 /// How a store's epoch stands against the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +157,22 @@ impl From<UnknownVersion> for Fault {
     }
 }
 
+impl AcceptanceCode {
+    pub(crate) fn new(random: [u8; 8]) -> Self {
+        Self(hex(&random))
+    }
+
+    /// Whether `text` is it; in constant time.
+    pub(crate) fn is(&self, text: &str) -> bool {
+        verify_slices_are_equal(self.0.as_bytes(), text.as_bytes()).is_ok()
+    }
+
+    /// For the server's log only.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl Recovery {
     /// What callers get whose action must wait.
     pub(crate) fn refusal(&self) -> Error {
@@ -162,7 +187,7 @@ impl fmt::Display for Recovery {
             f,
             "recovery mode: the database is older (epoch {store}) than what the HSM has seen (epoch {token}), so \
              nothing is signed, made, rotated or destroyed; put the newer database back, or have an administrator \
-             see what is missing and accept this one with `kms hsm accept-older-store --confirm {token}`"
+             see what is missing and accept this one with `kms hsm accept-older-store`; the server's log has the code"
         )
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     Algorithm, AuditLog, Caller, Clock, Error, Gate, Hsm, Key, KeyId, KeyState, KeyVersion, Store,
     caller::Role,
     catalog::{Catalog, Entry, Version},
+    epoch::AcceptanceCode,
     gate::SystemWork,
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
@@ -28,6 +29,8 @@ pub struct Kms<H, S, A, C> {
     pub(crate) births: Mutex<Births>,
     /// Held by whoever lets the token follow the epoch: one at a time.
     pub(crate) following: futures::lock::Mutex<()>,
+    /// What ends recovery mode, while the service is in it.
+    pub(crate) acceptance: Mutex<Option<AcceptanceCode>>,
     /// What attribute audits found.
     pub(crate) audits: Mutex<AttributeAudits>,
 }
@@ -129,6 +132,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             births: Mutex::default(),
             audits: Mutex::default(),
             following: futures::lock::Mutex::default(),
+            acceptance: Mutex::default(),
         };
         kms.compare_epochs().await?;
         Ok(kms)

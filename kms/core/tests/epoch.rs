@@ -10,7 +10,7 @@ use kms_core::{
     caller::{Caller, KeyScope, Role},
     epoch::{Epoch, Installation, Mark, Recovery},
     error::Kind,
-    fakes::{FakeKms, HsmFault, World, administrator, soon},
+    fakes::{FakeKms, HsmFault, ServerLog, World, administrator, soon},
     kms::Settings,
     store::Fault,
     time::SignedDuration,
@@ -35,6 +35,14 @@ fn settings() -> Settings {
 
 async fn open(world: &World) -> FakeKms {
     world.open(settings()).await.expect("the service opens")
+}
+
+/// The same, over a store that is older, with the code that the server's log has.
+async fn open_older(world: &World) -> (FakeKms, String) {
+    let log = ServerLog::keep();
+    let kms = open(world).await;
+    let code = log.acceptance_code().expect("the log has a code");
+    (kms, code)
 }
 
 /// A service with the key `k`.
@@ -113,8 +121,8 @@ fn restored(world: &World, backup: kms_core::fakes::MemoryStore) -> World {
     World { store: backup.into(), ..world.clone() }
 }
 
-/// A world whose store is older by one disabling, and its service, in recovery mode.
-async fn older() -> (World, FakeKms) {
+/// A world whose store is older by one revocation, its service, in recovery mode, and the code that ends it.
+async fn older() -> (World, FakeKms, String) {
     let (world, kms) = with_key().await;
     rotate(&kms).await.expect("rotated");
     kms.create_access_token(&administrator(), token("leaked")).await.expect("made");
@@ -122,8 +130,8 @@ async fn older() -> (World, FakeKms) {
     kms.revoke_access_token(&administrator(), "leaked").await.expect("revoked");
     drop(kms);
     let world = restored(&world, backup);
-    let kms = open(&world).await;
-    (world, kms)
+    let (kms, code) = open_older(&world).await;
+    (world, kms, code)
 }
 
 fn reason<T>(outcome: Result<T, Error>) -> Result<(), &'static str> {
@@ -310,12 +318,13 @@ fn a_mark_that_was_removed_is_put_back() {
 #[test]
 fn an_older_store_does_nothing_but_read_and_take_away_until_it_is_accepted() {
     block_on(async {
-        let (world, kms) = older().await;
+        let (world, kms, code) = older().await;
         assert_eq!(kms.recovery(), Some(Recovery { store: 2, token: 3 }));
         let admin = administrator();
         let refused = sign(&kms).await.expect_err("an older store");
         assert_eq!((refused.kind(), refused.reason()), (Kind::FailedPrecondition, "RECOVERY_MODE"));
-        assert!(refused.to_string().contains("accept-older-store --confirm 3"), "{refused}");
+        assert!(refused.to_string().contains("accept-older-store"), "{refused}");
+        assert!(!refused.to_string().contains(&code), "callers do not learn the code: {refused}");
         let last = world.log.events().pop().expect("a record");
         assert_eq!((last.action, last.outcome), (Action::Sign, Outcome::Denied));
         assert_eq!(last.reason, Some("RECOVERY_MODE"));
@@ -343,7 +352,8 @@ fn an_older_store_does_nothing_but_read_and_take_away_until_it_is_accepted() {
             encoding: Encoding::Jose,
         };
         kms.verify(&admin, check).await.expect("verifies");
-        assert!(kms.check(soon()).await.epoch.is_err(), "not ready");
+        let not_ready = kms.check(soon()).await.epoch.expect_err("not ready");
+        assert!(!not_ready.contains(&code), "nor do probes: {not_ready}");
 
         kms.revoke_access_token(&admin, "leaked").await.expect("revoked again");
         disable(&kms).await;
@@ -370,16 +380,16 @@ fn what_is_due_waits_too_and_a_destruction_for_its_whole_delay_once_the_store_is
         let backup = world.store.copy();
         kms.restore_key_version(&administrator(), version(1)).await.expect("called off");
         drop(kms);
-        let kms = open(&restored(&world, backup)).await;
+        let (kms, code) = open_older(&restored(&world, backup)).await;
         world.clock.advance(SignedDuration::from_hours(31 * 24));
         let before = world.log.events().len();
         assert_eq!((kms.run_due(soon()).await, kms.resume_births(soon()).await), (0, 0));
         assert_eq!(world.hsm.count(), (1, 1), "nothing is destroyed, nothing made");
         assert_eq!(world.log.events().len(), before, "and the log is not filled with refusals");
         kms.follow_epoch(soon()).await.expect("nothing to follow");
-        let Recovery { token, .. } = kms.recovery().expect("recovery mode");
+        assert!(kms.recovery().is_some());
 
-        kms.accept_older_store(&administrator(), token, soon()).await.expect("accepted");
+        kms.accept_older_store(&administrator(), &code, soon()).await.expect("accepted");
         assert_eq!(kms.resume_births(soon()).await, 1);
         let calls = [0, 30 * 24 - 1].map(SignedDuration::from_hours);
         for more in calls {
@@ -395,7 +405,7 @@ fn what_is_due_waits_too_and_a_destruction_for_its_whole_delay_once_the_store_is
 #[test]
 fn no_number_of_changes_and_starts_makes_an_older_store_look_new() {
     block_on(async {
-        let (world, mut kms) = older().await;
+        let (world, mut kms, _) = older().await;
         for number in [1, 2, 1, 2] {
             kms.disable_key_version(&administrator(), version(number)).await.expect("disabled");
             kms.revoke_access_token(&administrator(), "leaked").await.expect("revoked");
@@ -407,25 +417,29 @@ fn no_number_of_changes_and_starts_makes_an_older_store_look_new() {
 }
 
 #[test]
-fn accepting_is_for_an_administrator_of_everything_who_names_the_tokens_epoch() {
+fn accepting_is_for_an_administrator_of_everything_who_reads_the_servers_log() {
     block_on(async {
-        let (world, kms) = older().await;
+        let (world, kms, code) = older().await;
         let some = KeyScope::Only([id("k")].into());
         for (role, scope) in [(Role::User, KeyScope::All), (Role::Administrator, some)] {
             let caller = Caller::new("access-token:s", role, scope);
-            let denied = kms.accept_older_store(&caller, 3, soon()).await;
+            let denied = kms.accept_older_store(&caller, &code, soon()).await;
             assert_eq!(reason(denied), Err("PERMISSION_DENIED"), "{role}");
         }
-        for wrong in [0, 2, 4] {
-            let error = kms.accept_older_store(&administrator(), wrong, soon()).await.expect_err("not 3");
-            assert_eq!(error.field(), Some("confirm"), "{wrong}");
-        }
         world.hsm.set_down(true);
-        assert_eq!(reason(kms.accept_older_store(&administrator(), 3, soon()).await), Err("HSM_UNAVAILABLE"));
+        for wrong in ["", "3", "0000000000000000", &code[1..], &format!("{code}0")] {
+            let error = kms.accept_older_store(&administrator(), wrong, soon()).await.expect_err("a guess");
+            assert_eq!(error.field(), Some("confirm"), "{wrong}: the HSM is not asked");
+            assert!(!error.to_string().contains(&code), "{error}");
+        }
+        assert_eq!(
+            reason(kms.accept_older_store(&administrator(), &code, soon()).await),
+            Err("HSM_UNAVAILABLE")
+        );
         world.hsm.set_down(false);
         assert!(kms.recovery().is_some());
 
-        assert_eq!(kms.accept_older_store(&administrator(), 3, soon()).await.expect("accepted"), 4);
+        assert_eq!(kms.accept_older_store(&administrator(), &code, soon()).await.expect("accepted"), 4);
         assert_eq!(kms.recovery(), None);
         is_level_at(&world, 4, "past the token's").await;
         sign(&kms).await.expect("signs without a restart");
@@ -434,9 +448,28 @@ fn accepting_is_for_an_administrator_of_everything_who_names_the_tokens_epoch() 
         let last: Vec<_> = records.iter().rev().take(2).map(|e| (e.phase, e.outcome)).collect();
         assert_eq!(last, [(Phase::Outcome, Outcome::Succeeded), (Phase::Intent, Outcome::Allowed)]);
         assert_eq!(
-            reason(kms.accept_older_store(&administrator(), 4, soon()).await),
+            reason(kms.accept_older_store(&administrator(), &code, soon()).await),
             Err("NOT_IN_RECOVERY_MODE")
         );
+    });
+}
+
+#[test]
+fn each_entry_into_recovery_mode_has_a_code_of_its_own() {
+    block_on(async {
+        let (world, kms, before) = older().await;
+        drop(kms);
+        let (kms, code) = open_older(&world).await;
+        assert_ne!(code, before);
+        let old = kms.accept_older_store(&administrator(), &before, soon()).await.expect_err("an old code");
+        assert_eq!(old.field(), Some("confirm"));
+        let later = Mark { value: 9, ..world.hsm.marks()[0] };
+        world.hsm.set_mark(later, true);
+        let log = ServerLog::keep();
+        let gone_on = kms.accept_older_store(&administrator(), &code, soon()).await;
+        assert_eq!(reason(gone_on), Err("RECOVERY_MODE"), "the newer store is in use");
+        let code = log.acceptance_code().expect("a new code");
+        assert_eq!(kms.accept_older_store(&administrator(), &code, soon()).await.expect("accepted"), 10);
     });
 }
 
@@ -447,8 +480,8 @@ fn the_store_that_was_given_up_is_the_older_one_from_then_on() {
         let backup = newer.store.copy();
         disable(&kms).await;
         drop(kms);
-        let kms = open(&restored(&newer, backup)).await;
-        kms.accept_older_store(&administrator(), 2, soon()).await.expect("accepted");
+        let (kms, code) = open_older(&restored(&newer, backup)).await;
+        kms.accept_older_store(&administrator(), &code, soon()).await.expect("accepted");
         let kms = open(&newer).await;
         assert_eq!(kms.recovery(), Some(Recovery { store: 2, token: 3 }));
     });
@@ -466,10 +499,10 @@ fn an_acceptance_that_is_cut_is_whole_or_is_none() {
     ];
     for (what, accepted, cut) in cuts {
         block_on(async {
-            let (world, kms) = older().await;
+            let (world, kms, code) = older().await;
             cut(&world);
             // Its answer says whether it is known to be accepted; the next start knows.
-            let _ = kms.accept_older_store(&administrator(), 3, soon()).await;
+            let _ = kms.accept_older_store(&administrator(), &code, soon()).await;
             drop(kms);
             let kms = open(&world).await;
             assert_eq!(kms.recovery().is_none(), accepted, "{what}");

@@ -12,9 +12,9 @@ use crate::{
 /// Accept a database that is older than the HSM has seen, which ends recovery mode; look first at what is missing
 #[derive(Debug, Args)]
 pub(crate) struct AcceptOlderStore {
-    /// The HSM's epoch, which the server's log and every refusal name
-    #[arg(long, value_name = "EPOCH")]
-    confirm: u64,
+    /// The code that the server's log gave when it entered recovery mode
+    #[arg(long, value_name = "CODE")]
+    confirm: String,
     #[command(flatten)]
     connection: Connection,
 }

@@ -5,6 +5,7 @@
 mod audit;
 mod contents;
 mod hsm;
+mod server_log;
 mod store;
 
 use std::sync::{
@@ -14,6 +15,7 @@ use std::sync::{
 
 pub use audit::MemoryLog;
 pub use hsm::{HsmFault, SoftHsm};
+pub use server_log::ServerLog;
 pub use store::MemoryStore;
 
 use crate::{

@@ -5,11 +5,14 @@
 //! store's epoch in three steps, each of which may be cut and is taken again: make the new mark, confirm it in the
 //! store, destroy the marks that it replaces.
 
-use std::time::Duration;
+use std::{
+    sync::{MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Failpoint, Hsm, Kms, Store, Unsettled,
-    epoch::{Epoch, Installation, Mark, Recovery, Standing, Step},
+    epoch::{AcceptanceCode, Epoch, Installation, Mark, Recovery, Standing, Step},
     gate::SystemWork,
     hsm::Fault,
     store::{Transaction, Write},
@@ -36,18 +39,18 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Lets the token follow the store's epoch, if it is behind. In recovery mode it stays as it is.
     pub async fn follow_epoch(&self, deadline: Deadline) -> Result<(), Error> {
         let _one_at_a_time = self.following.lock().await;
-        match self.catalog.now().epoch {
-            Some(epoch) if epoch.in_token < epoch.value => self.mark_token(epoch, deadline).await,
-            _ => Ok(()),
+        match self.unfollowed() {
+            Some(epoch) => self.mark_token(epoch, deadline).await,
+            None => Ok(()),
         }
     }
 
     /// Takes the store as it is, although the token has seen a later epoch, and leaves recovery mode. `confirm` is
-    /// the token's epoch. Returns the new one. Run it detached: it must not be cut off.
+    /// the code in the server's log. Returns the new epoch. Run it detached: it must not be cut off.
     pub async fn accept_older_store(
         &self,
         caller: &Caller,
-        confirm: u64,
+        confirm: &str,
         deadline: Deadline,
     ) -> Result<u64, Error> {
         let now = self.clock.now();
@@ -94,9 +97,26 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.commit(transaction).await?;
         if self.hsm.health().workers_ready > 0 {
             let deadline = self.clock.within(FOLLOW_TIME_MAX);
-            self.follow_epoch(deadline).await.unwrap_or_else(|error| report(&error));
+            self.follow_or_leave(deadline).await.unwrap_or_else(|error| report(&error));
         }
         Ok(())
+    }
+
+    /// Lets the token follow, unless somebody is at it: who looks once more when done, so that nothing is missed. To
+    /// wait for them could take as long as their deadline.
+    async fn follow_or_leave(&self, deadline: Deadline) -> Result<(), Error> {
+        while self.unfollowed().is_some() {
+            let Some(_one_at_a_time) = self.following.try_lock() else { return Ok(()) };
+            if let Some(epoch) = self.unfollowed() {
+                self.mark_token(epoch, deadline).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The store's epoch, if the token has to follow it.
+    fn unfollowed(&self) -> Option<Epoch> {
+        self.catalog.now().epoch.filter(|epoch| epoch.in_token < epoch.value && self.recovery().is_none())
     }
 
     async fn begin_epoch(&self, marks: &[Mark]) -> Result<Epoch, Error> {
@@ -156,7 +176,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
     }
 
-    async fn accept_admitted(&self, confirm: u64, deadline: Deadline) -> Result<u64, Error> {
+    async fn accept_admitted(&self, confirm: &str, deadline: Deadline) -> Result<u64, Error> {
         let _one_at_a_time = self.following.lock().await;
         let (Some(known), Some(epoch)) = (self.recovery(), self.catalog.now().epoch) else {
             return Err(Error::precondition(
@@ -164,29 +184,44 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 "the database is as new as the HSM has seen; there is nothing to accept",
             ));
         };
-        // Somebody may have gone on with the newer store meanwhile.
-        let marks = self.step(Step::Read, deadline).await?;
-        let token = match epoch.against(&marks) {
-            Standing::Behind(Recovery { token, .. }) => token.max(known.token),
-            Standing::Level | Standing::Ahead | Standing::Lost => known.token,
-        };
-        self.gate.set_recovery(Some(Recovery { token, ..known }));
-        if confirm != token {
-            return Err(Error::invalid("confirm", format!("to accept it, confirm the HSM's epoch, {token}")));
+        // Before anything else: a guess costs a record, and the HSM nothing.
+        if !self.acceptance().as_ref().is_some_and(|code| code.is(confirm)) {
+            return Err(Error::invalid("confirm", "this is not the code in the server's log"));
         }
+        let marks = self.step(Step::Read, deadline).await?;
+        if let Standing::Behind(now) = epoch.against(&marks)
+            && now.token > known.token
+        {
+            // Somebody has gone on with the newer store meanwhile: that is to be decided anew.
+            self.enter_recovery(now);
+            return Err(now.refusal());
+        }
+        let token = known.token;
         let mut writes = self.destructions_put_off(self.clock.now());
         writes.push(Write::MoveEpoch { past: token });
         self.commit(Transaction { name: "accept an older store", writes, request: None }).await?;
         let epoch = self.catalog.now().epoch.unwrap_or(epoch);
         self.gate.set_recovery(None);
+        *self.acceptance() = None;
         tracing::warn!(epoch = epoch.value, "an older database was accepted; recovery mode is over");
         self.mark_token(epoch, deadline).await.unwrap_or_else(|error| report(&error));
         Ok(epoch.value)
     }
 
     fn enter_recovery(&self, recovery: Recovery) {
-        tracing::error!("{recovery}");
         self.gate.set_recovery(Some(recovery));
+        let code = self.random().map(AcceptanceCode::new);
+        match &code {
+            Ok(code) => tracing::error!("{recovery}: `--confirm {}`", code.as_str()),
+            Err(error) => {
+                tracing::error!(%error, "{recovery}; none could be drawn, so restart the server first")
+            }
+        }
+        *self.acceptance() = code.ok();
+    }
+
+    fn acceptance(&self) -> MutexGuard<'_, Option<AcceptanceCode>> {
+        self.acceptance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn step(&self, step: Step, deadline: Deadline) -> Result<Vec<Mark>, Fault> {
@@ -197,4 +232,36 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
 fn report(error: &Error) {
     tracing::warn!(%error, "the HSM does not hold the database's epoch yet; it will be tried again");
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt as _, executor::block_on};
+
+    use crate::{
+        caller::{KeyScope, Role},
+        fakes::{World, administrator, soon},
+        kms::Settings,
+        verbs::{CreateAccessToken, Request},
+    };
+
+    #[test]
+    fn a_change_does_not_wait_for_somebody_elses_turn_with_the_token() {
+        let kms = block_on(World::default().open(Settings::default())).expect("the service opens");
+        let request = CreateAccessToken {
+            name: "leaked".to_owned(),
+            role: Role::User,
+            scope: KeyScope::All,
+            ttl: None,
+            request: Request::default(),
+        };
+        block_on(kms.create_access_token(&administrator(), request)).expect("made");
+        let others_turn = kms.following.try_lock().expect("nobody else is at it");
+        let revoked = kms.revoke_access_token(&administrator(), "leaked").now_or_never();
+        revoked.expect("it does not wait").expect("revoked");
+        drop(others_turn);
+        assert_eq!(kms.epoch_pending(), 1);
+        block_on(kms.follow_epoch(soon())).expect("it follows");
+        assert_eq!(kms.epoch_pending(), 0);
+    }
 }
