@@ -4,14 +4,18 @@
 //! and ends from the outside in, so that whatever was accepted is finished, recorded and durable before the locks
 //! are given up.
 
-use std::{num::NonZeroU64, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroU64,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail};
 use kms_audit::FileLog;
 use kms_core::{
     Kms,
     kms::{Ports, Settings},
-    time::SignedDuration,
+    time::{Deadline, SignedDuration},
 };
 use kms_pkcs11::{
     Pool,
@@ -33,6 +37,8 @@ use crate::{
     storage, telemetry,
 };
 
+/// How long the HSM may take at the end to follow the store's epoch.
+const FOLLOW_MAX: Duration = Duration::from_secs(2);
 /// How long detached changes of state may take to finish at the end.
 const DETACHED_MAX: Duration = Duration::from_secs(10);
 /// How often we look whether detached work is over.
@@ -101,8 +107,22 @@ async fn serve_with(
     };
     tracing::info!(cause = cause.unwrap_or_else(|gone| gone), "draining");
     running.drain().await;
+    follow_epoch(&service).await;
     finish(service).await;
     cause.map(drop).map_err(anyhow::Error::msg)
+}
+
+/// Whoever makes a backup of a server that was stopped in order gets one that a later change outdates: moves that the
+/// HSM was not there for are not left to the next start.
+async fn follow_epoch(service: &Service) {
+    let deadline = Deadline::at(Instant::now() + FOLLOW_MAX);
+    let followed = timeout(FOLLOW_MAX, service.follow_epoch(deadline)).await;
+    if !matches!(followed, Ok(Ok(()))) {
+        tracing::warn!(
+            pending = service.epoch_pending(),
+            "the HSM does not hold the database's epoch yet; it will at the next start"
+        );
+    }
 }
 
 /// Changes of state run detached from their calls, each with a hold on the service: waits for them.
