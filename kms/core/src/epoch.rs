@@ -118,6 +118,10 @@ impl Mark {
     /// Most marks that a token may hold: others share it, and replaced ones may be left behind.
     pub const COUNT_MAX: usize = 1_024;
 
+    /// Highest epoch. No service lives to see it; a forged one far beyond would leave no number to go on with, for SQLite
+    /// counts to 2⁶³ - 1.
+    pub const VALUE_MAX: u64 = (1 << 62) - 1;
+
     const VERSION: u8 = 1;
     const HEAD_LEN: usize = 1 + 16;
 
@@ -133,7 +137,10 @@ impl Mark {
         let [version, installation @ ..] = *head;
         let installation = Installation(installation);
         match (version, <[u8; 8]>::try_from(value)) {
-            (Self::VERSION, Ok(value)) => Ok(Some(Self { installation, value: u64::from_be_bytes(value) })),
+            (Self::VERSION, Ok(value)) => {
+                let value = u64::from_be_bytes(value);
+                Ok((value <= Self::VALUE_MAX).then_some(Self { installation, value }))
+            }
             (Self::VERSION | 0, _) => Ok(None),
             (version, _) => Err(UnknownVersion { version }),
         }
@@ -218,7 +225,9 @@ mod tests {
     #[test]
     fn what_is_no_mark_is_ignored_and_a_later_version_is_an_error() {
         let whole = mark(OURS, 7).to_bytes();
-        for other in [&[][..], &[1], &whole[..24], &[&whole[..], &[0]].concat(), &[0; 25], b"some text"] {
+        let huge = [Mark::VALUE_MAX + 1, u64::MAX].map(|value| mark(OURS, value).to_bytes());
+        let long = [&whole[..], &[0]].concat();
+        for other in [&[][..], &[1], &whole[..24], &long, &[0; 25], b"some text", &huge[0], &huge[1]] {
             assert_eq!(Mark::parse(other), Ok(None), "{other:?}");
         }
         for later in [&[&[2], &whole[1..]].concat()[..], &[9; 64]] {
@@ -228,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_mark_reads_back_as_it_was_written() {
-        for value in [0, 1, 0x0102_0304_0506_0708, u64::MAX] {
+        for value in [0, 1, 0x0102_0304_0506_0708, Mark::VALUE_MAX] {
             let bytes = mark(THEIRS, value).to_bytes();
             assert!(bytes.len() <= Mark::LEN_MAX);
             assert_eq!(Mark::parse(&bytes), Ok(Some(mark(THEIRS, value))));

@@ -67,7 +67,7 @@ impl<H: Hsm> Suite<'_, H> {
             marks.sort();
             marks
         };
-        let gone = mark(ours, u64::MAX);
+        let gone = mark(ours, Mark::VALUE_MAX);
         for step in [Step::Read, Step::Destroy(gone)] {
             assert_eq!(of_both(self.epoch(step).await), [], "{step:?} of none");
         }

@@ -83,17 +83,19 @@ impl TokenSession {
     }
 }
 
-/// What all marks have in common.
+/// What all marks have in common. Private, for anybody may make public objects without the PIN, and one that looks
+/// like a later release's would keep the server from starting.
 fn ours() -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::DATA),
         Attribute::Token(true),
+        Attribute::Private(true),
         Attribute::Label(Mark::LABEL.into()),
         Attribute::Application(Mark::APPLICATION.into()),
     ]
 }
 
 fn template(mark: Mark) -> Vec<Attribute> {
-    let own = [Attribute::Private(true), Attribute::Modifiable(false), Attribute::Value(mark.to_bytes())];
+    let own = [Attribute::Modifiable(false), Attribute::Value(mark.to_bytes())];
     ours().into_iter().chain(own).collect()
 }

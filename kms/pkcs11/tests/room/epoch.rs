@@ -20,6 +20,8 @@ async fn what_others_put_under_our_label_is_left_alone() {
     {
         put(&rig, application, &value);
     }
+    // Whoever lacks the PIN can make public objects, such as one of a later release, which would be an error.
+    put_public(&rig, &[2; 25]);
     let mark = Mark { installation: Installation(random()), value: 7 };
     for (step, expected) in [
         (Step::Read, vec![]),
@@ -29,7 +31,7 @@ async fn what_others_put_under_our_label_is_left_alone() {
     ] {
         assert_eq!(rig.pool.epoch(&grant(), step, soon()).await.unwrap(), expected, "{step:?}");
     }
-    assert_eq!(list(&rig).matches("kms-epoch").count(), 4, "{}", list(&rig));
+    assert_eq!(list(&rig).matches("kms-epoch").count(), 5, "{}", list(&rig));
     rig.close().await;
 }
 
@@ -58,11 +60,19 @@ async fn many_who_make_the_same_mark_make_one_that_nobody_may_change() {
 }
 
 fn put(rig: &Rig, application: &str, value: &[u8]) {
+    put_with(rig, application, value, &["--private"]);
+}
+
+fn put_public(rig: &Rig, value: &[u8]) {
+    put_with(rig, "kms", value, &[]);
+}
+
+fn put_with(rig: &Rig, application: &str, value: &[u8], more: &[&str]) {
     let file = rig.dir.path().join("value");
     fs::write(&file, value).unwrap();
     let file = file.display().to_string();
     let object = ["--type", "data", "--label", "kms-epoch", "--application-label", application];
-    pkcs11_tool(rig, &[&["--write-object", &file][..], &object].concat());
+    pkcs11_tool(rig, &[&["--write-object", &file][..], &object, more].concat());
 }
 
 fn list(rig: &Rig) -> String {
