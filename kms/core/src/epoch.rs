@@ -23,6 +23,8 @@ pub struct Epoch {
     pub installation: Installation,
     /// How often it has moved, from 1.
     pub value: u64,
+    /// Random, of the last move: copies of a store that move in step are told apart by it.
+    pub nonce: [u8; 8],
     /// The highest that the token was known to hold; 0 before the first. Below `value` the token has yet to follow.
     pub in_token: u64,
 }
@@ -39,6 +41,8 @@ pub struct Mark {
     pub installation: Installation,
     /// Which.
     pub value: u64,
+    /// Of the move to it.
+    pub nonce: [u8; 8],
 }
 
 /// What may be done to the marks in a token.
@@ -52,7 +56,7 @@ pub enum Step {
     Destroy(Mark),
 }
 
-/// The store is older than what the token has seen.
+/// The store is older than what the token has seen, or, with equal epochs, another copy of it has gone on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recovery {
     /// The store's epoch.
@@ -74,27 +78,28 @@ pub(crate) enum Standing {
     Ahead,
     /// As [`Standing::Ahead`], though the token did hold more: a mark was removed, or the token is an older copy.
     Lost,
-    /// The token has seen a later one.
+    /// The token has seen a later one, or one of the same number that another copy of this store has reached.
     Behind(Recovery),
 }
 
 impl Epoch {
     /// The first of a new installation.
-    pub(crate) fn first(installation: Installation) -> Self {
-        Self { installation, value: 1, in_token: 0 }
+    pub(crate) fn first(installation: Installation, nonce: [u8; 8]) -> Self {
+        Self { installation, value: 1, nonce, in_token: 0 }
     }
 
     /// The mark that the token should hold.
     pub(crate) fn mark(&self) -> Mark {
-        Mark { installation: self.installation, value: self.value }
+        Mark { installation: self.installation, value: self.value, nonce: self.nonce }
     }
 
     /// How it stands against the marks in the token, of whatever installation.
     pub(crate) fn against(&self, marks: &[Mark]) -> Standing {
         let ours = marks.iter().filter(|mark| mark.installation == self.installation);
+        let forked = ours.clone().any(|mark| mark.value == self.value && mark.nonce != self.nonce);
         let token = ours.map(|mark| mark.value).max().unwrap_or(0);
         match token {
-            _ if token > self.value => Standing::Behind(Recovery { store: self.value, token }),
+            _ if token > self.value || forked => Standing::Behind(Recovery { store: self.value, token }),
             _ if token < self.in_token => Standing::Lost,
             _ if token < self.value => Standing::Ahead,
             _ => Standing::Level,
@@ -125,21 +130,21 @@ impl Mark {
     const VERSION: u8 = 1;
     const HEAD_LEN: usize = 1 + 16;
 
-    /// CKA_VALUE: a version byte, the installation, and the epoch as 8 bytes, big-endian.
+    /// CKA_VALUE: a version byte, the installation, the epoch as 8 bytes, big-endian, and its nonce.
     pub fn to_bytes(self) -> Vec<u8> {
-        [&[Self::VERSION][..], &self.installation.0, &self.value.to_be_bytes()].concat()
+        [&[Self::VERSION][..], &self.installation.0, &self.value.to_be_bytes(), &self.nonce].concat()
     }
 
     /// Reads a CKA_VALUE. One of another version is an error, for it may hold a later epoch; `None` is something
     /// else altogether, which somebody else has put there.
     pub fn parse(bytes: &[u8]) -> Result<Option<Self>, UnknownVersion> {
-        let Some((head, value)) = bytes.split_first_chunk::<{ Self::HEAD_LEN }>() else { return Ok(None) };
+        let Some((head, rest)) = bytes.split_first_chunk::<{ Self::HEAD_LEN }>() else { return Ok(None) };
         let [version, installation @ ..] = *head;
         let installation = Installation(installation);
-        match (version, <[u8; 8]>::try_from(value)) {
-            (Self::VERSION, Ok(value)) => {
-                let value = u64::from_be_bytes(value);
-                Ok((value <= Self::VALUE_MAX).then_some(Self { installation, value }))
+        match (version, <[u8; 16]>::try_from(rest)) {
+            (Self::VERSION, Ok([v0, v1, v2, v3, v4, v5, v6, v7, nonce @ ..])) => {
+                let value = u64::from_be_bytes([v0, v1, v2, v3, v4, v5, v6, v7]);
+                Ok((value <= Self::VALUE_MAX).then_some(Self { installation, value, nonce }))
             }
             (Self::VERSION | 0, _) => Ok(None),
             (version, _) => Err(UnknownVersion { version }),
@@ -192,9 +197,10 @@ impl fmt::Display for Recovery {
         let Self { store, token } = self;
         write!(
             f,
-            "recovery mode: the database is older (epoch {store}) than what the HSM has seen (epoch {token}), so \
-             nothing is signed, made, rotated or destroyed; put the newer database back, or have an administrator \
-             see what is missing and accept this one with `kms hsm accept-older-store`; the server's log has the code"
+            "recovery mode: the database is older (epoch {store}) than what the HSM has seen (epoch {token}), or \
+             another copy of it has gone on, so nothing is signed, made, rotated or destroyed; put the newer database \
+             back, or have an administrator see what is missing and accept this one with `kms hsm accept-older-store`; \
+             the server's log has the code"
         )
     }
 }
@@ -219,7 +225,7 @@ mod tests {
     const THEIRS: Installation = Installation([2; 16]);
 
     fn mark(installation: Installation, value: u64) -> Mark {
-        Mark { installation, value }
+        Mark { installation, value, nonce: [5; 8] }
     }
 
     #[test]
@@ -245,14 +251,18 @@ mod tests {
     }
 
     #[test]
-    fn only_a_higher_mark_of_ours_means_an_older_store() {
-        let epoch = Epoch { installation: OURS, value: 5, in_token: 4 };
+    fn only_a_higher_mark_of_ours_or_anothers_of_the_same_number_means_an_older_store() {
+        let epoch = Epoch { installation: OURS, value: 5, nonce: [5; 8], in_token: 4 };
+        let fork = Mark { nonce: [6; 8], ..mark(OURS, 5) };
         for (marks, standing) in [
             (vec![], Standing::Lost),
             (vec![mark(THEIRS, 9)], Standing::Lost),
             (vec![mark(OURS, 3), mark(THEIRS, 9)], Standing::Lost),
             (vec![mark(OURS, 4)], Standing::Ahead),
             (vec![mark(OURS, 5), mark(OURS, 4), mark(THEIRS, 9)], Standing::Level),
+            (vec![Mark { nonce: [6; 8], ..mark(OURS, 4) }], Standing::Ahead),
+            (vec![fork], Standing::Behind(Recovery { store: 5, token: 5 })),
+            (vec![mark(OURS, 5), fork], Standing::Behind(Recovery { store: 5, token: 5 })),
             (vec![mark(OURS, 4), mark(OURS, 6)], Standing::Behind(Recovery { store: 5, token: 6 })),
         ] {
             assert_eq!(epoch.against(&marks), standing, "{marks:?}");

@@ -108,6 +108,8 @@ pub enum Write {
     MoveEpoch {
         /// 0 for a mere move.
         past: u64,
+        /// Of this move, random.
+        nonce: [u8; 8],
     },
     /// The token holds this epoch. Fails with [`Fault::Changed`] when the store has not reached it.
     ConfirmEpoch {

@@ -20,7 +20,7 @@ use kms_core::{
     },
 };
 
-const THEIRS: Mark = Mark { installation: Installation([9; 16]), value: 1_000 };
+const THEIRS: Mark = Mark { installation: Installation([9; 16]), value: 1_000, nonce: [9; 8] };
 
 /// Sets what goes wrong.
 type Cut = fn(&World);
@@ -112,7 +112,7 @@ async fn epoch(world: &World) -> Epoch {
 async fn is_level_at(world: &World, value: u64, what: &str) {
     let epoch = epoch(world).await;
     assert_eq!((epoch.value, epoch.in_token), (value, value), "{what}");
-    let mark = Mark { installation: epoch.installation, value };
+    let mark = Mark { installation: epoch.installation, value, nonce: epoch.nonce };
     assert_eq!(world.hsm.marks(), [mark], "{what}");
 }
 
@@ -525,5 +525,24 @@ fn a_copy_that_runs_beside_goes_into_recovery_mode_with_its_next_change() {
         assert_eq!(other.recovery(), Some(Recovery { store: 2, token: 3 }));
         assert_eq!(reason(sign(&other).await), Err("RECOVERY_MODE"));
         sign(&kms).await.expect("the first one signs on");
+    });
+}
+
+#[test]
+fn two_copies_that_move_in_step_are_told_apart_and_the_second_stops() {
+    block_on(async {
+        let (world, kms) = with_key().await;
+        let copy = restored(&world, world.store.copy());
+        let other = open(&copy).await;
+        disable(&kms).await;
+        other.disable_key_version(&administrator(), version(1)).await.expect("effective all the same");
+        assert_eq!(other.recovery(), Some(Recovery { store: 2, token: 2 }));
+        is_level_at(&world, 2, "the first one's").await;
+        drop(other);
+        let (other, code) = open_older(&copy).await;
+        assert_eq!(other.accept_older_store(&administrator(), &code, soon()).await.expect("accepted"), 3);
+        is_level_at(&copy, 3, "accepted").await;
+        enable(&kms).await;
+        assert_eq!(kms.recovery(), Some(Recovery { store: 3, token: 3 }), "the one that was given up");
     });
 }

@@ -59,12 +59,14 @@ async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<(), F
             one_row(connection, query, || format!("access token {name}")).await
         }
         Write::InsertEpoch(epoch) => {
-            let insert = "INSERT INTO epoch (one, installation, value, in_token) VALUES (1, $1, $2, $3)";
+            let insert =
+                "INSERT INTO epoch (one, installation, value, nonce, in_token) VALUES (1, $1, $2, $3, $4)";
             one_row(connection, rows::bind_epoch(sqlx::query(insert), epoch)?, the_epoch).await
         }
-        Write::MoveEpoch { past } => {
-            let update = "UPDATE epoch SET value = max(value, $1) + 1";
-            one_row(connection, sqlx::query(update).bind(rows::count(*past)?), the_epoch).await
+        Write::MoveEpoch { past, nonce } => {
+            let update = "UPDATE epoch SET value = max(value, $1) + 1, nonce = $2";
+            one_row(connection, sqlx::query(update).bind(rows::count(*past)?).bind(&nonce[..]), the_epoch)
+                .await
         }
         Write::ConfirmEpoch { value } => {
             let update = "UPDATE epoch SET in_token = $1 WHERE value >= $1";

@@ -179,7 +179,7 @@ pub(crate) fn request(row: &SqliteRow) -> Result<RememberedRequest, Fault> {
 
 pub(crate) fn bind_epoch<'q>(query: Statement<'q>, epoch: &'q Epoch) -> Result<Statement<'q>, Fault> {
     let query = query.bind(&epoch.installation.0[..]);
-    Ok(query.bind(count(epoch.value)?).bind(count(epoch.in_token)?))
+    Ok(query.bind(count(epoch.value)?).bind(&epoch.nonce[..]).bind(count(epoch.in_token)?))
 }
 
 pub(crate) fn epoch(row: &SqliteRow) -> Result<Epoch, Fault> {
@@ -188,6 +188,7 @@ pub(crate) fn epoch(row: &SqliteRow) -> Result<Epoch, Fault> {
         installation: cells
             .parse("installation", |bytes: Vec<u8>| bytes.try_into().ok().map(Installation))?,
         value: cells.parse("value", |value: i64| u64::try_from(value).ok())?,
+        nonce: cells.parse("nonce", |bytes: Vec<u8>| bytes.try_into().ok())?,
         in_token: cells.parse("in_token", |value: i64| u64::try_from(value).ok())?,
     })
 }

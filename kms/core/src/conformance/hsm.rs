@@ -56,7 +56,7 @@ impl<H: Hsm> Suite<'_, H> {
 
     async fn marks_are_made_once_destroyed_and_told_apart_by_installation(&self) {
         let [ours, theirs] = [(); 2].map(|()| Installation(*fresh_id().as_bytes()));
-        let mark = |installation, value| Mark { installation, value };
+        let mark = |installation, value| Mark { installation, value, nonce: [9; 8] };
         let of_both = |marks: Vec<Mark>| -> Vec<Mark> {
             let mut marks: Vec<_> =
                 marks.into_iter().filter(|mark| [ours, theirs].contains(&mark.installation)).collect();

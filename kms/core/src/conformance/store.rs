@@ -183,13 +183,14 @@ async fn there_is_one_bootstrap_ever_and_revocation_stays<S: Store>(store: &S) {
 async fn an_epoch_moves_with_its_transaction_and_each_move_counts<S: Store>(store: &S) {
     let commit = |writes| store.commit(transaction(writes));
     let read = || async { store.load().await.expect("load").epoch };
-    let moved = Write::MoveEpoch { past: 0 };
+    let nonce = [7; 8];
+    let moved = Write::MoveEpoch { past: 0, nonce };
     assert_eq!(read().await, None);
     for write in [moved.clone(), Write::ConfirmEpoch { value: 0 }] {
         let outcome = commit(vec![Write::InsertKey(a_key("must-not-stay")), write]).await;
         assert!(matches!(outcome, Err(Fault::Changed(_))), "there is no epoch: {outcome:?}");
     }
-    let first = Epoch { installation: Installation([3; 16]), value: 1, in_token: 0 };
+    let first = Epoch { installation: Installation([3; 16]), value: 1, nonce: [6; 8], in_token: 0 };
     commit(vec![Write::InsertEpoch(first)]).await.expect("commit");
     assert_eq!(read().await, Some(first));
     let other = Epoch { installation: Installation([4; 16]), ..first };
@@ -199,18 +200,22 @@ async fn an_epoch_moves_with_its_transaction_and_each_move_counts<S: Store>(stor
     let one = || commit(vec![moved.clone()]);
     let both = futures::join!(one(), one());
     assert!(both.0.is_ok() && both.1.is_ok(), "{both:?}");
-    assert_eq!(read().await, Some(Epoch { value: 3, ..first }), "each of two at once counts");
+    assert_eq!(read().await, Some(Epoch { value: 3, nonce, ..first }), "each of two at once counts");
     let failing = commit(vec![moved.clone(), Write::UpdateKey(a_key("unknown-to-all"))]).await;
     assert!(failing.is_err(), "{failing:?}");
-    assert_eq!(read().await, Some(Epoch { value: 3, ..first }), "a failed change moves nothing");
+    assert_eq!(read().await, Some(Epoch { value: 3, nonce, ..first }), "a failed change moves nothing");
 
     commit(vec![Write::ConfirmEpoch { value: 2 }]).await.expect("commit");
-    assert_eq!(read().await, Some(Epoch { value: 3, in_token: 2, ..first }));
+    assert_eq!(read().await, Some(Epoch { value: 3, in_token: 2, nonce, ..first }));
     let early = commit(vec![Write::ConfirmEpoch { value: 4 }]).await;
     assert!(matches!(early, Err(Fault::Changed(_))), "it is not reached yet: {early:?}");
-    commit(vec![Write::MoveEpoch { past: 9 }]).await.expect("commit");
-    commit(vec![Write::MoveEpoch { past: 9 }]).await.expect("commit");
-    assert_eq!(read().await, Some(Epoch { value: 11, in_token: 2, ..first }), "past what was named");
+    commit(vec![Write::MoveEpoch { past: 9, nonce: [8; 8] }]).await.expect("commit");
+    commit(vec![Write::MoveEpoch { past: 9, nonce: [8; 8] }]).await.expect("commit");
+    assert_eq!(
+        read().await,
+        Some(Epoch { value: 11, in_token: 2, nonce: [8; 8], ..first }),
+        "past what was named"
+    );
 }
 
 async fn an_object_is_quarantined_once_and_stays_so<S: Store>(store: &S) {

@@ -220,9 +220,10 @@ impl Rows {
                 self.epoch = Some(epoch);
                 Ok(())
             }
-            Write::MoveEpoch { past } => {
+            Write::MoveEpoch { past, nonce } => {
                 let epoch = self.epoch.as_mut().ok_or_else(|| Fault::Changed("the epoch".to_owned()))?;
                 epoch.value = epoch.value.max(past) + 1;
+                epoch.nonce = nonce;
                 Ok(())
             }
             Write::ConfirmEpoch { value } => match &mut self.epoch {

@@ -92,7 +92,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// count: enough of them would reach the token's epoch, and the store would no longer look older.
     pub(super) async fn commit_moving(&self, mut transaction: Transaction) -> Result<(), Error> {
         if self.recovery().is_none() {
-            transaction.writes.push(Write::MoveEpoch { past: 0 });
+            transaction.writes.push(Write::MoveEpoch { past: 0, nonce: self.random()? });
         }
         self.commit(transaction).await?;
         if self.hsm.health().workers_ready > 0 {
@@ -126,7 +126,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                  the token, it was restored from a backup that is older than the epoch itself"
             );
         }
-        let epoch = Epoch::first(Installation(self.random()?));
+        let epoch = Epoch::first(Installation(self.random()?), self.random()?);
         let writes = vec![Write::InsertEpoch(epoch)];
         self.commit(Transaction { name: "begin the epoch", writes, request: None }).await?;
         Ok(epoch)
@@ -159,6 +159,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         if let Standing::Behind(recovery) = epoch.against(&marks) {
             // Another service has gone on with another copy of this store.
             self.enter_recovery(recovery);
+            // Nor must that one take ours for a reason to stop.
+            if let Err(fault) = self.step(Step::Destroy(epoch.mark()), deadline).await {
+                tracing::warn!(epoch = epoch.value, %fault, "the epoch of this copy stays in the HSM for now");
+            }
             return Err(recovery.refusal());
         }
         let writes = vec![Write::ConfirmEpoch { value: epoch.value }];
@@ -198,7 +202,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let token = known.token;
         let mut writes = self.destructions_put_off(self.clock.now());
-        writes.push(Write::MoveEpoch { past: token });
+        writes.push(Write::MoveEpoch { past: token, nonce: self.random()? });
         self.commit(Transaction { name: "accept an older store", writes, request: None }).await?;
         let epoch = self.catalog.now().epoch.unwrap_or(epoch);
         self.gate.set_recovery(None);

@@ -343,7 +343,7 @@ mod tests {
             private: vec![object, PrivateObject { copyable: None, ..object }],
             public: vec![vec![1, 2]],
         };
-        let mark = Mark { installation: kms_core::epoch::Installation([5; 16]), value: 6 };
+        let mark = Mark { installation: kms_core::epoch::Installation([5; 16]), value: 6, nonce: [7; 8] };
         let object = |half| Object { cka_id: vec![5; 20], label: "l\u{e9}".to_owned(), half };
         let objects =
             [Half::Private(found.private[1]), Half::Public(None), Half::Public(Some(vec![6]))].map(object);

@@ -48,6 +48,7 @@ impl Put for Vec<u8> {
     fn put_mark(&mut self, mark: &Mark) {
         self.put_raw(&mark.installation.0);
         self.put_u64(mark.value);
+        self.put_raw(&mark.nonce);
     }
 }
 
@@ -107,7 +108,7 @@ impl<'a> Body<'a> {
     }
 
     pub(super) fn mark(&mut self) -> Result<Mark, Malformed> {
-        Ok(Mark { installation: Installation(self.array()?), value: self.u64()? })
+        Ok(Mark { installation: Installation(self.array()?), value: self.u64()?, nonce: self.array()? })
     }
 
     /// A list of at most `len_max` entries; nothing is reserved ahead, so a lying length costs nothing.

@@ -19,7 +19,7 @@ pub use frame::{FRAME_LEN_MAX, Inbox, frame};
 pub use request::{Operation, Request};
 
 /// Proves that both ends come from one build.
-pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"), " wire 3");
+pub const BUILD_ID: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"), " wire 4");
 
 /// The pool's answer to [`FromWorker::LoggingIn`], an empty frame: it knows, so C_Login may be called.
 pub const LOG_IN: [u8; 4] = [0; 4];

@@ -175,7 +175,7 @@ mod tests {
     fn requests() -> Vec<Request> {
         let id = CkaId::from_bytes([7; 16]);
         let mut operations = vec![Operation::Find(id), Operation::Destroy(id), Operation::Check];
-        let mark = Mark { installation: Installation([3; 16]), value: u64::MAX };
+        let mark = Mark { installation: Installation([3; 16]), value: u64::MAX, nonce: [4; 8] };
         operations.extend([Step::Read, Step::Create(mark), Step::Destroy(mark)].map(Operation::Epoch));
         let cursor = Cursor { cka_id: vec![1, 2], listed: 3 };
         operations.extend([None, Some(cursor)].map(Operation::List));

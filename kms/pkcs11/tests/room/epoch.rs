@@ -22,7 +22,7 @@ async fn what_others_put_under_our_label_is_left_alone() {
     }
     // Whoever lacks the PIN can make public objects, such as one of a later release, which would be an error.
     put_public(&rig, &[2; 25]);
-    let mark = Mark { installation: Installation(random()), value: 7 };
+    let mark = Mark { installation: Installation(random()), value: 7, nonce: [1; 8] };
     for (step, expected) in [
         (Step::Read, vec![]),
         (Step::Create(mark), vec![mark]),
@@ -47,7 +47,7 @@ async fn a_mark_of_a_later_release_is_an_error_that_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_who_make_the_same_mark_make_one_that_nobody_may_change() {
     let rig = Rig::new().await;
-    let mark = Mark { installation: Installation(random()), value: 1 };
+    let mark = Mark { installation: Installation(random()), value: 1, nonce: [1; 8] };
     let grant = grant();
     let all = (0..16).map(|_| rig.pool.epoch(&grant, Step::Create(mark), soon()));
     for marks in join_all(all).await {
