@@ -17,13 +17,14 @@ const FILES: [&str; 5] = [
 ];
 
 /// Messages that carry payloads or credentials. Their Debug is written by hand in `src/redacted.rs`.
-const REDACTED: [&str; 6] = [
+const REDACTED: [&str; 7] = [
     ".kms.v1.SignRequest",
     ".kms.v1.SignResponse",
     ".kms.v1.VerifyRequest",
     ".kms.v1.SignJwtRequest",
     ".kms.v1.SignJwtResponse",
     ".kms.v1.CreateAccessTokenResponse",
+    ".kms.v1.AcceptOlderStoreRequest",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -6,8 +6,8 @@
 use std::fmt;
 
 use crate::v1::{
-    CreateAccessTokenResponse, SignJwtRequest, SignJwtResponse, SignRequest, SignResponse, VerifyRequest,
-    sign_request, verify_request,
+    AcceptOlderStoreRequest, CreateAccessTokenResponse, SignJwtRequest, SignJwtResponse, SignRequest,
+    SignResponse, VerifyRequest, sign_request, verify_request,
 };
 
 /// Stands for bytes that must not be shown.
@@ -97,5 +97,11 @@ impl fmt::Debug for CreateAccessTokenResponse {
             .field("access_token", &self.access_token)
             .field("secret", &Redacted(self.secret.len()))
             .finish()
+    }
+}
+
+impl fmt::Debug for AcceptOlderStoreRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AcceptOlderStoreRequest").field("confirm", &Redacted(self.confirm.len())).finish()
     }
 }

@@ -3,9 +3,9 @@
 use std::fmt::Debug;
 
 use kms_proto::v1::{
-    BatchSignRequest, BatchSignResponse, BatchSignResult, CreateAccessTokenResponse, SignJwtRequest,
-    SignJwtResponse, SignRequest, SignResponse, VerifyRequest, batch_sign_result, sign_request,
-    verify_request,
+    AcceptOlderStoreRequest, BatchSignRequest, BatchSignResponse, BatchSignResult, CreateAccessTokenResponse,
+    SignJwtRequest, SignJwtResponse, SignRequest, SignResponse, VerifyRequest, batch_sign_result,
+    sign_request, verify_request,
 };
 
 const CANARY: &str = "canary-7f3a9";
@@ -36,6 +36,7 @@ fn what_is_to_be_signed_is_not_shown() {
         assert_hidden(sign_request(input.clone()));
         assert_hidden(BatchSignRequest { requests: vec![sign_request(input)] });
     }
+    assert_hidden(AcceptOlderStoreRequest { confirm: CANARY.into() });
     assert_hidden(SignJwtRequest { claims_json: CANARY.into(), ..SignJwtRequest::default() });
 }
 
