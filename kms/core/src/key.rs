@@ -11,6 +11,7 @@ use crate::{
     Algorithm, Error,
     hsm::CkaId,
     jwk::Kid,
+    replica::ReplicaId,
     time::{SignedDuration, Timestamp},
 };
 
@@ -62,6 +63,8 @@ pub struct KeyVersion {
     pub created_at: Timestamp,
     /// What is known once it is born; `None` while it is CREATING.
     pub born: Option<Born>,
+    /// The replica that is at work on its birth, or was when it died; `None` once it is born.
+    pub maker: Option<ReplicaId>,
     /// Set by "disable", cleared by "enable".
     pub suspended: bool,
     /// When it was declared compromised. Never cleared.

@@ -120,7 +120,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let Ports { hsm, store, audit, clock, entropy } = ports;
         let mut prefix = [0; 8];
         entropy(&mut prefix)?;
-        let catalog = Catalog::new(store.load().await?)?;
+        let catalog = Catalog::new(store.load(None).await?)?;
         let kms = Self {
             hsm,
             store,
@@ -196,7 +196,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     /// Loads the catalog anew.
     pub(crate) async fn refresh(&self) -> Result<(), Error> {
-        self.catalog.replace(self.store.load().await?)
+        self.catalog.replace(self.store.load(None).await?)
     }
 
     pub(crate) fn random<const N: usize>(&self) -> Result<[u8; N], Error> {

@@ -28,6 +28,7 @@ pub mod key;
 pub mod kms;
 pub mod pin_latch;
 pub mod policy;
+pub mod replica;
 pub mod signature;
 pub mod store;
 pub mod time;

@@ -105,7 +105,7 @@ fn token(name: &str) -> CreateAccessToken {
 }
 
 async fn epoch(world: &World) -> Epoch {
-    world.store.load().await.expect("load").epoch.expect("an epoch")
+    world.store.load(None).await.expect("load").epoch.expect("an epoch")
 }
 
 /// Token and store agree on `value`, and nothing replaced is left.

@@ -107,8 +107,8 @@ async fn insert_version(
     let query = sqlx::query(
         "INSERT INTO key_versions (key_id, number, cka_id, earlier_attempts, token_serial, created_at_us,
             spki, kid, published_at_us, activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us,
-            suspended, compromised_at_us, destroyed_at_us)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+            suspended, compromised_at_us, destroyed_at_us, maker)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
     );
     let what = || format!("version {} of key {id}, or one on its way,", version.number);
     one_row(connection, rows::bind_version(query, id, version), what).await
@@ -123,7 +123,7 @@ async fn update_version(
         "UPDATE key_versions SET cka_id = $3, earlier_attempts = $4, token_serial = $5, created_at_us = $6,
             spki = $7, kid = $8, published_at_us = $9, activates_at_us = $10, retires_at_us = $11,
             withdrawn_at_us = $12, destroys_at_us = $13, suspended = $14, compromised_at_us = $15,
-            destroyed_at_us = $16
+            destroyed_at_us = $16, maker = $17
          WHERE key_id = $1 AND number = $2",
     );
     let what = || format!("version {} of key {id}", version.number);

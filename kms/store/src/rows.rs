@@ -9,6 +9,7 @@ use kms_core::{
     hsm::CkaId,
     key::{Born, Timeline},
     pin_latch::{Holder, Place, State, Try},
+    replica::ReplicaId,
     store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest},
     time::{SignedDuration, Timestamp},
 };
@@ -82,6 +83,7 @@ pub(crate) fn bind_version<'q>(
         .bind(version.suspended)
         .bind(micros(version.compromised_at))
         .bind(micros(version.destroyed_at))
+        .bind(version.maker.as_ref().map(ReplicaId::as_str))
 }
 
 /// A version and the key that it belongs to.
@@ -102,6 +104,7 @@ pub(crate) fn version(row: &SqliteRow) -> Result<(KeyId, KeyVersion), Fault> {
         token_serial: cells.get("token_serial")?,
         created_at: cells.parse("created_at_us", instant)?,
         born: born(&cells)?,
+        maker: cells.get::<Option<String>>("maker")?.map(ReplicaId::new),
         suspended: cells.get("suspended")?,
         compromised_at: cells.parse_some("compromised_at_us", instant)?,
         destroyed_at: cells.parse_some("destroyed_at_us", instant)?,

@@ -4,11 +4,20 @@ use std::collections::BTreeMap;
 
 use kms_core::{
     Key, KeyId, KeyVersion,
-    store::{Fault, Snapshot},
+    store::{Fault, Generation, Snapshot},
+    time::Timestamp,
 };
 use sqlx::SqlitePool;
 
 use crate::{fault, rows};
+
+/// The generation, and the time.
+pub(crate) async fn pulse(readers: &SqlitePool) -> Result<(Generation, Timestamp), Fault> {
+    let pulse = "SELECT value, CAST(unixepoch('subsec') * 1000000 AS INTEGER) FROM generation";
+    let (generation, now) = sqlx::query_as(pulse).fetch_one(readers).await.map_err(fault::statement)?;
+    let now = Timestamp::from_microsecond(now).map_err(|error| Fault::Corrupt(error.to_string()))?;
+    Ok((rows::generation(generation)?, now))
+}
 
 pub(crate) async fn load(readers: &SqlitePool) -> Result<Snapshot, Fault> {
     // One read transaction: WAL shows it one state of the database, whatever is written meanwhile.

@@ -1,10 +1,11 @@
 //! The store as core sees it.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use kms_core::{
     Store,
     pin_latch::{Place, State},
+    replica::{Beat, Lease, LeaseToken, Pulse, Replica, ReplicaId},
     store::{Fault, Generation, RememberedRequest, Snapshot, Transaction},
     time::Timestamp,
 };
@@ -72,7 +73,7 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
-    async fn load(&self) -> Result<Snapshot, Fault> {
+    async fn load(&self, _since: Option<Generation>) -> Result<Snapshot, Fault> {
         snapshot::load(&self.readers).await
     }
 
@@ -106,4 +107,20 @@ impl Store for SqliteStore {
     async fn check(&self) -> Result<Generation, Fault> {
         self.detached(|pool| async move { commit::check(&pool).await }).await
     }
+
+    /// The lock makes this the only server: what it has is confirmed by being read, and the lease is its own.
+    async fn pulse(&self, beat: Beat) -> Result<Pulse, Fault> {
+        let (generation, now) = snapshot::pulse(&self.readers).await?;
+        let Beat { replica, generation: known, report, .. } = beat;
+        let lease = Some(Lease { holder: replica.clone(), token: LeaseToken(0) });
+        let replicas = vec![Replica { id: replica, seen_at: now, generation: known, report }];
+        Ok(Pulse { generation, now, lease, replicas })
+    }
+
+    async fn changed(&self, _known: Generation, at_most: Duration) {
+        tokio::time::sleep(at_most).await;
+    }
+
+    /// There is no other server.
+    async fn propagated(&self, _generation: Generation, _but: &ReplicaId, _at_most: Duration) {}
 }

@@ -10,9 +10,9 @@ async fn sqlite_does_what_every_store_must_do() {
     let store = SqliteStore::open(&path).await.expect("it opens");
     conformance::store::run(&store).await;
 
-    let before = store.load().await.expect("it reads");
+    let before = store.load(None).await.expect("it reads");
     store.close().await;
     drop(store);
     let store = SqliteStore::open(&path).await.expect("it opens again");
-    assert_eq!(store.load().await.expect("it reads"), before);
+    assert_eq!(store.load(None).await.expect("it reads"), before);
 }

@@ -4,12 +4,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
+    time::Duration,
 };
 
 use crate::{
     Key, KeyId, KeyVersion,
     epoch::Epoch,
     pin_latch::{Place, State},
+    replica::{Beat, Lease, LeaseToken, Pulse, Replica, ReplicaId},
     store::{
         AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Snapshot, Store, Transaction,
         Write,
@@ -73,7 +75,7 @@ impl MemoryStore {
 }
 
 impl Store for Arc<MemoryStore> {
-    async fn load(&self) -> Result<Snapshot, Fault> {
+    async fn load(&self, _since: Option<Generation>) -> Result<Snapshot, Fault> {
         let mut rows = self.lock();
         if std::mem::take(&mut rows.next_load_fails) {
             return Err(Fault::Unavailable("set by the test".to_owned()));
@@ -148,6 +150,18 @@ impl Store for Arc<MemoryStore> {
     async fn check(&self) -> Result<Generation, Fault> {
         Ok(self.lock().generation)
     }
+
+    async fn pulse(&self, beat: Beat) -> Result<Pulse, Fault> {
+        let Beat { replica, generation: known, report, .. } = beat;
+        let (generation, now) = (self.lock().generation, Timestamp::UNIX_EPOCH);
+        let lease = Some(Lease { holder: replica.clone(), token: LeaseToken(0) });
+        let replicas = vec![Replica { id: replica, seen_at: now, generation: known, report }];
+        Ok(Pulse { generation, now, lease, replicas })
+    }
+
+    async fn changed(&self, _known: Generation, _at_most: Duration) {}
+
+    async fn propagated(&self, _generation: Generation, _but: &ReplicaId, _at_most: Duration) {}
 }
 
 impl Rows {

@@ -67,7 +67,7 @@ async fn first_administrator<S: Store>(store: &S, now: Timestamp, entropy: Entro
         revoked_at: None,
     };
     let writes = vec![Write::InsertAccessToken(token)];
-    let committed = store.commit(Transaction { name: "bootstrap", writes, request: None }).await;
+    let committed = store.commit(Transaction::new("bootstrap", writes)).await;
     committed.map_err(|fault| match fault {
         crate::store::Fault::Exists(_) => Error::new(
             Kind::Conflict,
@@ -135,7 +135,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             revoked_at: None,
         };
         let writes = vec![Write::InsertAccessToken(token.clone())];
-        self.commit(Transaction { name: "create an access token", writes, request: None }).await?;
+        self.commit(Transaction::new("create an access token", writes)).await?;
         Ok((token, credential))
     }
 
@@ -157,7 +157,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let revocation = Write::RevokeAccessToken { name: token.name, at: self.clock.now() };
         let writes = vec![revocation];
-        self.commit_moving(Transaction { name: "revoke an access token", writes, request: None }).await?;
+        self.commit_moving(Transaction::new("revoke an access token", writes)).await?;
         find().ok_or_else(absent)
     }
 }

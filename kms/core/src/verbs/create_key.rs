@@ -111,7 +111,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let version = self.new_version(1)?;
         let id = key.id.clone();
         let writes = vec![Write::InsertKey(key), Write::InsertVersion(id, version)];
-        self.commit(Transaction { name: "begin birth of a key", writes, request: remembered }).await
+        self.commit(Transaction { request: remembered, ..Transaction::new("begin birth of a key", writes) })
+            .await
     }
 
     /// A CREATING row with a fresh CKA_ID.
@@ -123,6 +124,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             token_serial: self.hsm.token_serial(),
             created_at: self.clock.now(),
             born: None,
+            maker: None,
             suspended: false,
             compromised_at: None,
             destroyed_at: None,

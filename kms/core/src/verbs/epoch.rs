@@ -128,7 +128,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let epoch = Epoch::first(Installation(self.random()?), self.random()?);
         let writes = vec![Write::InsertEpoch(epoch)];
-        self.commit(Transaction { name: "begin the epoch", writes, request: None }).await?;
+        self.commit(Transaction::new("begin the epoch", writes)).await?;
         Ok(epoch)
     }
 
@@ -166,7 +166,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             return Err(recovery.refusal());
         }
         let writes = vec![Write::ConfirmEpoch { value: epoch.value }];
-        self.commit(Transaction { name: "confirm an epoch", writes, request: None }).await?;
+        self.commit(Transaction::new("confirm an epoch", writes)).await?;
         self.destroy_replaced(epoch, &marks, deadline).await;
         Ok(())
     }
@@ -203,7 +203,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let token = known.token;
         let mut writes = self.destructions_put_off(self.clock.now());
         writes.push(Write::MoveEpoch { past: token, nonce: self.random()? });
-        self.commit(Transaction { name: "accept an older store", writes, request: None }).await?;
+        self.commit(Transaction::new("accept an older store", writes)).await?;
         let epoch = self.catalog.now().epoch.unwrap_or(epoch);
         self.gate.set_recovery(None);
         *self.acceptance() = None;

@@ -60,7 +60,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             at: self.clock.now(),
         };
         let writes = vec![Write::Quarantine(record.clone())];
-        self.commit(Transaction { name: "quarantine an object", writes, request: None }).await?;
+        self.commit(Transaction::new("quarantine an object", writes)).await?;
         (item.state, item.quarantine) = (State::Quarantined, Some(record));
         let item = item.clone();
         self.audits().counts = Some(inventory.counts());

@@ -140,6 +140,6 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let id = key.id.clone();
         let mut writes = vec![Write::UpdateKey(key)];
         writes.extend(versions.into_iter().map(|version| Write::UpdateVersion(id.clone(), version)));
-        Transaction { name, writes, request }
+        Transaction { request, ..Transaction::new(name, writes) }
     }
 }

@@ -98,7 +98,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let key = Key { revision: entry.key.revision + 1, updated_at: now, ..entry.key.clone() };
         let id = key.id.clone();
         let writes = vec![Write::UpdateKey(key), Write::InsertVersion(id, self.new_version(number)?)];
-        self.commit(Transaction { name: "begin birth of a version", writes, request }).await
+        self.commit(Transaction { request, ..Transaction::new("begin birth of a version", writes) }).await
     }
 }
 
