@@ -51,13 +51,25 @@ impl Catalog {
         Ok(Self { current: ArcSwap::from_pointee(Picture::new(snapshot, None)?) })
     }
 
-    /// Replaces the picture, unless a newer one came first. Unchanged entries are kept, not parsed again.
-    pub(crate) fn replace(&self, snapshot: Snapshot) -> Result<(), Error> {
-        let picture = Arc::new(Picture::new(snapshot, Some(&self.now()))?);
-        self.current.rcu(|current| {
-            if current.generation < picture.generation { Arc::clone(&picture) } else { Arc::clone(current) }
-        });
-        Ok(())
+    /// Puts a snapshot in the place of the picture `base`: on top of it what was written `since`, or everything anew.
+    /// Unchanged entries are kept, not parsed again. Returns whether the picture is as new as the snapshot now; it is
+    /// not when another picture has taken the place of `base` meanwhile.
+    pub(crate) fn apply(
+        &self,
+        base: &Arc<Picture>,
+        since: Option<Generation>,
+        snapshot: Snapshot,
+    ) -> Result<bool, Error> {
+        let generation = snapshot.generation;
+        let picture = match since {
+            Some(since) if since != base.generation => return Ok(false),
+            Some(since) if since == generation => return Ok(self.now().generation >= generation),
+            Some(_) => base.with(snapshot)?,
+            None => Picture::new(snapshot, Some(base))?,
+        };
+        let before = self.current.compare_and_swap(base, Arc::new(picture));
+        // What others have read since may stand on a picture that is in doubt: only a delta may leave it at that.
+        Ok(Arc::ptr_eq(&before, base) || (since.is_some() && before.generation >= generation))
     }
 
     /// The picture as it is.
@@ -80,22 +92,24 @@ impl Catalog {
 
 impl Picture {
     fn new(snapshot: Snapshot, previous: Option<&Self>) -> Result<Self, Error> {
-        let keys = snapshot
-            .keys
-            .into_iter()
-            .map(|(key, versions)| {
-                let known = previous.and_then(|picture| picture.keys.get(&key.id));
-                let entry = match known {
-                    Some(entry) if entry.key.revision == key.revision => Arc::clone(entry),
-                    _ => Arc::new(Entry::new(key, versions)?),
-                };
-                Ok((entry.key.id.clone(), entry))
-            })
-            .collect::<Result<_, Error>>()?;
-        let access_tokens =
-            snapshot.access_tokens.into_iter().map(|token| (token.sha256, Arc::new(token))).collect();
+        let keys = entries(snapshot.keys, previous)?;
+        let access_tokens = hashed(snapshot.access_tokens);
         let quarantined = snapshot.quarantined;
         Ok(Self { generation: snapshot.generation, keys, access_tokens, epoch: snapshot.epoch, quarantined })
+    }
+
+    /// This picture with what a later snapshot has changed.
+    fn with(&self, changes: Snapshot) -> Result<Self, Error> {
+        let mut keys = self.keys.clone();
+        keys.extend(entries(changes.keys, Some(self))?);
+        let mut access_tokens = self.access_tokens.clone();
+        access_tokens.extend(hashed(changes.access_tokens));
+        let mut quarantined = self.quarantined.clone();
+        let known =
+            |record: &QuarantinedObject| self.quarantined(&record.token_serial, &record.cka_id).is_some();
+        quarantined.extend(changes.quarantined.into_iter().filter(|record| !known(record)));
+        let epoch = changes.epoch.or(self.epoch);
+        Ok(Self { generation: changes.generation, keys, access_tokens, epoch, quarantined })
     }
 
     /// The record of a quarantined object.
@@ -109,7 +123,30 @@ impl Picture {
     }
 }
 
+type Rows = Vec<(Key, Vec<KeyVersion>)>;
+
+fn entries(rows: Rows, previous: Option<&Picture>) -> Result<BTreeMap<KeyId, Arc<Entry>>, Error> {
+    let entry = |(key, versions): (Key, Vec<KeyVersion>)| {
+        let known = previous.and_then(|picture| picture.keys.get(&key.id));
+        let entry = match known {
+            Some(entry) if entry.is(&key, &versions) => Arc::clone(entry),
+            _ => Arc::new(Entry::new(key, versions)?),
+        };
+        Ok((entry.key.id.clone(), entry))
+    };
+    rows.into_iter().map(entry).collect()
+}
+
+fn hashed(tokens: Vec<AccessToken>) -> HashMap<[u8; 32], Arc<AccessToken>> {
+    tokens.into_iter().map(|token| (token.sha256, Arc::new(token))).collect()
+}
+
 impl Entry {
+    /// Whether these are its rows. Not by the revision alone: after a failover another change may have that number.
+    fn is(&self, key: &Key, rows: &[KeyVersion]) -> bool {
+        self.key == *key && self.versions.iter().map(|version| &version.row).eq(rows)
+    }
+
     fn new(key: Key, rows: Vec<KeyVersion>) -> Result<Self, Error> {
         let versions = rows
             .into_iter()

@@ -64,7 +64,7 @@ pub struct Lease {
 }
 
 /// The fencing token of a lease: higher with each holder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct LeaseToken(pub u64);
 
 /// A replica as the store knows it.

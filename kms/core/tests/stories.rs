@@ -303,17 +303,17 @@ fn a_rotation_publishes_first_signs_later_and_withdraws_last() {
     block_on(async {
         let (world, kms) = with_key("k").await;
         let count = || {
-            let set = kms.published_keys(Some(&id("k"))).expect("a set");
+            let set = kms.published_keys(Some(&id("k"))).expect("fresh").expect("a set");
             let json: serde_json::Value = serde_json::from_slice(&set.body).expect("JSON");
             json["keys"].as_array().map_or(0, Vec::len)
         };
         let old = signs(&kms, "k").await.expect("signs");
-        let etag = kms.published_keys(None).expect("a set").etag;
+        let etag = kms.published_keys(None).expect("fresh").expect("a set").etag;
         let rotate = RotateKey { id: id("k"), request: Request::default() };
         let next = kms.rotate_key(&administrator(), rotate.clone(), soon()).await.expect("rotates");
         assert_eq!((next.state, next.primary), (Some(KeyState::PreActivation), false));
         assert_eq!(count(), 2, "published at once");
-        assert_ne!(kms.published_keys(None).expect("a set").etag, etag);
+        assert_ne!(kms.published_keys(None).expect("fresh").expect("a set").etag, etag);
         assert_eq!(signs(&kms, "k").await.expect("signs").version, 1, "and not yet signing");
         world.clock.advance(hours(1) - SignedDuration::from_secs(1));
         assert_eq!(signs(&kms, "k").await.expect("signs").version, 1);
@@ -491,7 +491,10 @@ fn a_disabled_version_neither_signs_nor_verifies_nor_is_published_until_enabled(
         kms.disable_key_version(&admin, change()).await.expect("disables");
         let error = signs(&kms, "k").await.expect_err("disabled");
         assert!(error.to_string().contains("version 1 is suspended; enable it"), "{error}");
-        assert_eq!(&*kms.published_keys(Some(&id("k"))).expect("a set").body, br#"{"keys":[]}"#);
+        assert_eq!(
+            &*kms.published_keys(Some(&id("k"))).expect("fresh").expect("a set").body,
+            br#"{"keys":[]}"#
+        );
         kms.disable_key_version(&admin, change()).await.expect("twice does no harm");
         kms.enable_key_version(&admin, change(), soon()).await.expect("enables");
         signs(&kms, "k").await.expect("signs again");

@@ -15,6 +15,7 @@ use kms_audit::FileLog;
 use kms_core::{
     Kms,
     kms::{Ports, Settings},
+    replica::ReplicaId,
     time::{Deadline, SignedDuration},
 };
 use kms_pkcs11::{
@@ -89,7 +90,12 @@ async fn serve_with(
             return Ok(());
         }
     }
-    let ports = Ports { hsm: pool.clone(), store, audit: Arc::clone(audit), clock: SystemClock, entropy };
+    // The id of a run, never used again.
+    let mut run = [0; 8];
+    entropy(&mut run)?;
+    let replica = ReplicaId::new(format!("{:016x}", u64::from_be_bytes(run)));
+    let ports =
+        Ports { hsm: pool.clone(), store, audit: Arc::clone(audit), clock: SystemClock, replica, entropy };
     let service = tokio::select! {
         service = Kms::open(ports, settings(config)?) => Arc::new(service.context("the service cannot be opened")?),
         signal = end.signal() => {

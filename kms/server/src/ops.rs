@@ -34,7 +34,7 @@ const READINESS_KEPT: Duration = Duration::from_secs(1);
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// What works at this moment, part by part; the texts are for operators.
-pub(crate) type Readiness = [(&'static str, Result<(), String>); 4];
+pub(crate) type Readiness = [(&'static str, Result<(), String>); 5];
 
 /// The part that is not ready in recovery mode.
 pub(crate) const EPOCH: &str = "epoch";
@@ -159,6 +159,7 @@ mod tests {
                     ("store", Ok(())),
                     ("audit", Ok(())),
                     (EPOCH, Ok(())),
+                    ("fence", Ok(())),
                 ]
             })
         });
@@ -166,7 +167,10 @@ mod tests {
         for _ in 0..3 {
             let (status, body) = fetch(&router, "/readyz").await;
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-            assert_eq!(body, r#"{"audit":"ok","epoch":"ok","hsm":"not ready","ready":false,"store":"ok"}"#);
+            assert_eq!(
+                body,
+                r#"{"audit":"ok","epoch":"ok","fence":"ok","hsm":"not ready","ready":false,"store":"ok"}"#
+            );
         }
         assert_eq!(PROBES.load(Ordering::Relaxed), 1);
         assert_eq!(fetch(&router, "/livez").await.0, StatusCode::OK);
@@ -189,7 +193,7 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_openmetrics_with_base_units() {
-        let parts = ["hsm", "store", "audit", EPOCH];
+        let parts = ["hsm", "store", "audit", EPOCH, "fence"];
         let probe: Probe = Box::new(move || Box::pin(async move { parts.map(|part| (part, Ok(()))) }));
         let router = router(probe, metrics());
         let (status, text) = fetch(&router, "/metrics").await;

@@ -91,6 +91,7 @@ impl Starting {
         });
         let addresses = addresses::File::write(config.store_dir(), grpc_addr, http_addr)?;
         let mut background = JoinSet::new();
+        background.spawn(scheduler::beat(Arc::clone(service)));
         background.spawn(scheduler::run(Arc::clone(service)));
         let period = config.keys.attribute_audit_period;
         background.spawn(scheduler::audit_attributes(Arc::clone(service), period));
@@ -178,13 +179,14 @@ fn probe(service: &Arc<Service>, audit: &Arc<FileLog>) -> ops::Probe {
         let (service, audit) = (Arc::clone(&service), Arc::clone(&audit));
         Box::pin(async move {
             let checked = timeout(PROBE_MAX, service.check(Deadline::at(Instant::now() + CANARY_MAX))).await;
-            let Readiness { hsm, store, epoch } = checked.unwrap_or_else(|_| Readiness {
+            let Readiness { hsm, store, epoch, fence } = checked.unwrap_or_else(|_| Readiness {
                 hsm: Err(format!("not known: the store gave no answer within {PROBE_MAX:?}")),
                 store: Err(format!("no answer within {PROBE_MAX:?}")),
                 epoch: Ok(()),
+                fence: Ok(()),
             });
             let audit = audit.health().refusal.map_or(Ok(()), Err);
-            [("hsm", hsm), ("store", store), ("audit", audit), (ops::EPOCH, epoch)]
+            [("hsm", hsm), ("store", store), ("audit", audit), (ops::EPOCH, epoch), ("fence", fence)]
         })
     })
 }

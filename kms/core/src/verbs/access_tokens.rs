@@ -89,7 +89,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let now = self.clock.now();
         let subject = Subject::of_access_token(&request.name);
         let admission = self.gate.begin_about(caller, Action::CreateAccessToken, subject, now).await?;
-        let result = self.create_token_admitted(request, now).await;
+        let result = self.in_effect(self.create_token_admitted(request, now).await).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -106,7 +106,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     pub async fn revoke_access_token(&self, caller: &Caller, name: &str) -> Result<AccessToken, Error> {
         let (subject, now) = (Subject::of_access_token(name), self.clock.now());
         let admission = self.gate.begin_about(caller, Action::RevokeAccessToken, subject, now).await?;
-        let result = self.revoke_admitted(name).await;
+        let result = self.in_effect(self.revoke_admitted(name).await).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 

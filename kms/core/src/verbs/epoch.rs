@@ -55,7 +55,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<u64, Error> {
         let now = self.clock.now();
         let admission = self.gate.begin(caller, Action::AcceptOlderStore, None, now).await?;
-        let result = self.accept_admitted(confirm, deadline).await;
+        let result = self.in_effect(self.accept_admitted(confirm, deadline).await).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -222,6 +222,20 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             }
         }
         *self.acceptance() = code.ok();
+    }
+
+    /// An administrator may accept this store at any replica: who sees its epoch past the token's leaves recovery mode
+    /// too. No other change moves the epoch so far, for in recovery mode none moves it at all.
+    pub(crate) fn recovery_ended_elsewhere(&self) {
+        let (Some(known), Some(epoch)) = (self.recovery(), self.catalog.now().epoch) else { return };
+        if epoch.value > known.token {
+            self.gate.set_recovery(None);
+            *self.acceptance() = None;
+            tracing::warn!(
+                epoch = epoch.value,
+                "an older database was accepted at another server; recovery mode is over"
+            );
+        }
     }
 
     fn acceptance(&self) -> MutexGuard<'_, Option<AcceptanceCode>> {

@@ -99,6 +99,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<Option<RememberedRequest>, Error> {
         let Some(id) = request.scoped(caller) else { return Ok(None) };
         let Some(remembered) = self.store.request(&id).await? else { return Ok(None) };
+        // It may have been asked of another replica a moment ago.
+        self.refresh().await?;
         if remembered.fingerprint == fingerprint.0 {
             // Its commit may have been followed by a reload that failed: the answer must not be an old one.
             self.refresh().await?;

@@ -39,6 +39,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let now = self.clock.now();
         let mut admission = self.gate.begin(caller, Action::RotateKey, Some(&request.id), now).await?;
         let result = self.rotate_admitted(&mut admission, caller, &request, deadline).await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 

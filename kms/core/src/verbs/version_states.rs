@@ -38,6 +38,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             self.change_admitted(caller, "enable a version", request, resume).await
         }
         .await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -90,6 +91,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let subject = Subject::of_version(&request.id, request.number);
         let admission = self.gate.begin_about(caller, action, subject, now).await?;
         let result = self.change_admitted(caller, transaction, request, change).await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
