@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use crate::{Output, PATIENCE, kms, until};
 
+/// How often a connection is tried.
+const CONNECT_ATTEMPTS: usize = 3;
+
 /// The client's variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
@@ -51,6 +54,12 @@ impl Environment {
         options.ca_pem = Some(std::fs::read(&self.ca_file)?);
         // On a busy machine a handshake takes longer than the SDK waits for one.
         (options.connect_timeout, options.timeout) = (PATIENCE, PATIENCE);
+        // And longer than the server waits for one, who then hangs up.
+        for _ in 1..CONNECT_ATTEMPTS {
+            if let Ok(client) = Client::connect(options.clone()).await {
+                return Ok(client);
+            }
+        }
         Ok(Client::connect(options).await?)
     }
 
