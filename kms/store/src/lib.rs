@@ -6,18 +6,18 @@
 //! kept to the microsecond: finer ones are truncated.
 
 mod commit;
-mod fault;
-mod lock;
-mod open;
 mod pin_latch;
+mod pulse;
+mod requests;
 mod rows;
+mod session;
 mod snapshot;
 mod sqlite;
+mod statement;
 
 use std::path::PathBuf;
 
-pub use open::Options;
-pub use sqlite::SqliteStore;
+pub use sqlite::{Options, SqliteStore};
 
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
