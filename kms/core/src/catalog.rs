@@ -171,8 +171,20 @@ impl Entry {
         self.versions.iter().rev().find(|version| version.row.state(now).may_protect())
     }
 
-    /// The version that is to sign at `now`: the primary, or the one asked for if it may.
+    /// The version that is to sign at `now`: the primary, or the one asked for if it may. It stands in the JWKS of the
+    /// same picture, whatever its row says: a signature that nobody can verify is worse than none.
     pub(crate) fn signing_version(&self, number: Option<u32>, now: Timestamp) -> Result<&Version, Error> {
+        let version = self.active_version(number, now)?;
+        if version.row.is_published(now) {
+            return Ok(version);
+        }
+        let number = version.row.number;
+        let text =
+            format!("keys/{}/versions/{number} is active and not in the JWKS; rotate the key", self.key.id);
+        Err(Error::precondition("VERSION_NOT_PUBLISHED", text))
+    }
+
+    fn active_version(&self, number: Option<u32>, now: Timestamp) -> Result<&Version, Error> {
         let Some(number) = number else { return self.primary(now) };
         let version = self.version(number)?;
         let state = version.row.state(now);
@@ -197,11 +209,12 @@ impl Entry {
     }
 
     /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
-    /// before the key's last change may carry the longest max-age.
+    /// before the key's last change may carry the longest max-age; a replica that is cut off serves one on until it is
+    /// fenced; and the clock of one that signs may be ahead of ours.
     pub(crate) fn lead(&self, now: Timestamp) -> SignedDuration {
-        let changed_lately = later(self.key.updated_at, MAX_AGE_MAX) > now;
-        let cached = if changed_lately { MAX_AGE_MAX + Key::FENCE } else { Key::FENCE };
-        self.key.publish_lead.max(cached)
+        let changed_lately = later(self.key.updated_at, MAX_AGE_MAX + Key::CLOCKS_APART) > now;
+        let cached = if changed_lately { MAX_AGE_MAX } else { SignedDuration::ZERO };
+        self.key.publish_lead.max(cached + Key::FENCE + Key::CLOCKS_APART)
     }
 
     fn no_primary(&self, now: Timestamp) -> Error {

@@ -23,6 +23,9 @@ pub const LIVE_MAX: Duration = Duration::from_secs(12);
 /// How far a replica's clock may be from the store's.
 pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5);
 
+/// How far the clocks of two replicas may be apart: one ahead of the store's, one behind it.
+pub const CLOCKS_APART_MAX: Duration = Duration::from_secs(10);
+
 /// One run of one server. Readable, and never used again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReplicaId(String);
