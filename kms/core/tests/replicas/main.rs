@@ -1,6 +1,11 @@
 //! Stories of several replicas over one store and one token: the fence, births, rotations at once, the lease, clocks.
 
-#![expect(clippy::expect_used, reason = "a test's verdict is a panic")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test's verdict is a panic, and its seed is printed"
+)]
 
 mod births;
 mod clocks;
