@@ -42,7 +42,7 @@ pub(crate) struct Entry {
 pub(crate) struct Version {
     pub(crate) row: KeyVersion,
     /// Present exactly when the row is born.
-    pub(crate) public: Option<PublicKey>,
+    pub(crate) public: Option<Arc<PublicKey>>,
 }
 
 impl Catalog {
@@ -130,7 +130,7 @@ fn entries(rows: Rows, previous: Option<&Picture>) -> Result<BTreeMap<KeyId, Arc
         let known = previous.and_then(|picture| picture.keys.get(&key.id));
         let entry = match known {
             Some(entry) if entry.is(&key, &versions) => Arc::clone(entry),
-            _ => Arc::new(Entry::new(key, versions)?),
+            known => Arc::new(Entry::new(key, versions, known.map(|entry| &**entry))?),
         };
         Ok((entry.key.id.clone(), entry))
     };
@@ -147,12 +147,20 @@ impl Entry {
         self.key == *key && self.versions.iter().map(|version| &version.row).eq(rows)
     }
 
-    fn new(key: Key, rows: Vec<KeyVersion>) -> Result<Self, Error> {
+    /// What `known` has parsed already is not parsed again.
+    fn new(key: Key, rows: Vec<KeyVersion>, known: Option<&Self>) -> Result<Self, Error> {
+        let parsed = |row: &KeyVersion, spki: &Arc<[u8]>| {
+            let public = known?.version(row.number).ok()?.public.as_ref()?;
+            (public.is(row.cka_id, spki)).then(|| Arc::clone(public))
+        };
         let versions = rows
             .into_iter()
             .map(|row| {
                 let public = match &row.born {
-                    Some(born) => Some(PublicKey::from_spki(key.algorithm, row.cka_id, &born.spki)?),
+                    Some(born) => Some(match parsed(&row, &born.spki) {
+                        Some(public) => public,
+                        None => Arc::new(PublicKey::from_spki(key.algorithm, row.cka_id, &born.spki)?),
+                    }),
                     None => None,
                 };
                 Ok(Version { row, public })
@@ -237,7 +245,7 @@ impl Entry {
 impl Version {
     /// Its public key; a failed precondition while it is being made.
     pub(crate) fn public(&self) -> Result<&PublicKey, Error> {
-        self.public.as_ref().ok_or_else(|| {
+        self.public.as_deref().ok_or_else(|| {
             Error::precondition(
                 "PENDING_CREATION",
                 format!("version {} is still being made; retry in a moment", self.row.number),

@@ -76,7 +76,8 @@ impl Fence {
     pub(crate) fn check(&self) -> Result<(), Fenced> {
         self.check_obstacle()?;
         match self.age() {
-            Some(age) if age <= FENCE => Ok(()),
+            // Whoever has waited for a whole fence counts on it.
+            Some(age) if age < FENCE => Ok(()),
             age => Err(Fenced::Unconfirmed(age)),
         }
     }
@@ -164,10 +165,10 @@ mod tests {
         let sent = clock.instant();
         clock.elapse(Duration::from_secs(4));
         fence.confirm(sent);
-        clock.elapse(Duration::from_secs(6));
+        clock.elapse(Duration::from_millis(5_999));
         assert_eq!(fence.check(), Ok(()));
-        clock.elapse(Duration::from_secs(1));
-        assert_eq!(fence.check(), Err(Fenced::Unconfirmed(Some(Duration::from_secs(11)))));
+        clock.elapse(Duration::from_millis(1));
+        assert_eq!(fence.check(), Err(Fenced::Unconfirmed(Some(FENCE))));
         fence.confirm(clock.instant());
         fence.confirm(sent);
         assert_eq!(fence.check(), Ok(()), "an older confirmation takes nothing back");

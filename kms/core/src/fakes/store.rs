@@ -221,7 +221,8 @@ impl Store for Arc<MemoryStore> {
     }
 }
 
-async fn yield_once() {
+/// Lets everybody else have a turn.
+pub(super) async fn yield_once() {
     let mut others_had_a_turn = false;
     std::future::poll_fn(|context| {
         if std::mem::replace(&mut others_had_a_turn, true) {

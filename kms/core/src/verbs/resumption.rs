@@ -171,7 +171,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         lease: Option<LeaseToken>,
     ) -> Option<AtWork<'_, H, S, A, C>> {
         let birth = (id.clone(), number);
-        self.births().at_work.insert(birth.clone()).then_some(AtWork { kms: self, birth, lease })
+        let is_first = self.births().at_work.insert(birth.clone());
+        // Only then: who drops it takes the birth off the list.
+        is_first.then(|| AtWork { kms: self, birth, lease })
     }
 
     /// Whether no other replica that lives is at work on it, by the last pulse.
