@@ -56,7 +56,7 @@ async fn replicas_and_workers_die_one_after_another_and_nothing_acknowledged_is_
         traffic.goes_on(40).await?;
         // Changes go on too; they wait until the dead one would have stopped by itself.
         acknowledged.push(create_patiently(&fleet, &format!("without-{round}")).await?);
-        sign(&fleet.client().await?, acknowledged.last().context("a key")?).await?;
+        signs(&fleet.client().await?, acknowledged.last().context("a key")?).await?;
         fleet.start_replica(round).await?;
         acknowledged.push(create_patiently(&fleet, &format!("again-{round}")).await?);
         traffic.goes_on(40).await?;
@@ -69,7 +69,7 @@ async fn replicas_and_workers_die_one_after_another_and_nothing_acknowledged_is_
     for replica in &fleet.replicas {
         let client = replica.environment()?.client().await?;
         for name in &acknowledged {
-            sign(&client, name).await.with_context(|| format!("{name} is lost"))?;
+            signs(&client, name).await?;
         }
     }
     same_key_sets(&fleet).await
@@ -144,6 +144,10 @@ async fn sign(client: &Client, name: &str) -> Result<String, Refusal> {
     });
     request.set_timeout(DEADLINE);
     Ok(client.crypto().sign_jwt(request).await?.into_inner().token)
+}
+
+async fn signs(client: &Client, name: &str) -> anyhow::Result<()> {
+    sign(client, name).await.map(drop).map_err(|refusal| anyhow::anyhow!("{name} does not sign: {refusal:?}"))
 }
 
 /// Callers that sign at a steady pace, each over a connection of its own, and a verifier that keeps the key set as it
@@ -247,14 +251,18 @@ async fn verify(
 
 /// A verifier tries again when its connection breaks.
 async fn fetch(there: &Environment) -> anyhow::Result<(JwkSet, Instant)> {
-    until("the key set is fetched", PATIENCE, async || {
-        let Ok(answer) = there.get("/.well-known/jwks.json").await else { return Ok(None) };
+    let began = Instant::now();
+    let mut tick = interval(PACE);
+    while began.elapsed() < PATIENCE {
+        tick.tick().await;
+        let Ok(answer) = there.get("/.well-known/jwks.json").await else { continue };
         let cached = answer.headers().get("cache-control").context("no Cache-Control")?.to_str()?.to_owned();
         let max_age =
             cached.split("max-age=").nth(1).and_then(|rest| rest.split(',').next()?.trim().parse().ok());
         let until = Instant::now() + Duration::from_secs(max_age.context("no max-age")?);
-        let Ok(body) = answer.bytes().await else { return Ok(None) };
-        Ok(Some((serde_json::from_slice(&body)?, until)))
-    })
-    .await
+        if let Ok(body) = answer.bytes().await {
+            return Ok((serde_json::from_slice(&body)?, until));
+        }
+    }
+    anyhow::bail!("the key set was not to be had")
 }

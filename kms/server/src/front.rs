@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use kms_audit::FileLog;
 use kms_core::{
-    Kms,
+    Hsm as _, Kms,
     kms::{Ports, Settings},
     replica::ReplicaId,
     time::{Deadline, SignedDuration},
@@ -22,7 +22,7 @@ use kms_pkcs11::{
     Pool,
     pool::{self, PoolLatch, Status},
 };
-use kms_store::SqliteStore;
+use kms_store::AnyStore;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::timeout,
@@ -34,10 +34,13 @@ use crate::{
     config::Config,
     hygiene,
     pin_latch::DurableLatch,
+    replicas,
     running::{Certificates, Sockets, Starting},
     storage, telemetry,
 };
 
+/// A server whose login has lasted for so many start-up timeouts is dead, as others see it.
+const LOGIN_TIMEOUTS: u32 = 4;
 /// How long the HSM may take at the end to follow the store's epoch.
 const FOLLOW_MAX: Duration = Duration::from_secs(2);
 /// How long detached changes of state may take to finish at the end.
@@ -64,10 +67,13 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let sockets = Sockets::bind(config).await?;
     let starting = Starting::listen(sockets, Certificates::load(config)?)?;
     let (store, audit) = storage::open(config).await?;
-    addresses::File::remove_stale(config.store_dir())?;
-    let latch = Arc::new(DurableLatch::new(store.clone(), config.hsm.pin_generation.get())?);
+    addresses::File::remove_stale(config.state_dir())?;
+    let replica = replica_id()?;
+    let login_max = config.hsm.startup_timeout * LOGIN_TIMEOUTS;
+    let pin_generation = config.hsm.pin_generation.get();
+    let latch = Arc::new(DurableLatch::new(store.clone(), pin_generation, &replica, login_max)?);
     let pool = start_pool(config, PoolLatch(latch.clone()))?;
-    let ended = serve_with(config, end, starting, store, &audit, &pool).await;
+    let ended = serve_with(config, end, starting, store, &replica, &audit, &pool).await;
     // A server that ends in order leaves no try of the PIN behind in the latch.
     latch.close(config.hsm.startup_timeout).await;
     drop(pool);
@@ -79,7 +85,8 @@ async fn serve_with(
     config: &Config,
     mut end: End,
     starting: Starting,
-    store: SqliteStore,
+    store: AnyStore,
+    replica: &ReplicaId,
     audit: &Arc<FileLog>,
     pool: &Pool,
 ) -> anyhow::Result<()> {
@@ -90,12 +97,15 @@ async fn serve_with(
             return Ok(());
         }
     }
-    // The id of a run, never used again.
-    let mut run = [0; 8];
-    entropy(&mut run)?;
-    let replica = ReplicaId::new(format!("{:016x}", u64::from_be_bytes(run)));
-    let ports =
-        Ports { hsm: pool.clone(), store, audit: Arc::clone(audit), clock: SystemClock, replica, entropy };
+    replicas::join(config, &store, replica, pool.token_serial()).await?;
+    let ports = Ports {
+        hsm: pool.clone(),
+        store: store.clone(),
+        audit: Arc::clone(audit),
+        clock: SystemClock,
+        replica: replica.clone(),
+        entropy,
+    };
     let service = tokio::select! {
         service = Kms::open(ports, settings(config)?) => Arc::new(service.context("the service cannot be opened")?),
         signal = end.signal() => {
@@ -112,9 +122,10 @@ async fn serve_with(
         () = abandoned(pool) => Err("the parent process is gone"),
     };
     tracing::info!(cause = cause.unwrap_or_else(|gone| gone), "draining");
-    running.drain().await;
+    running.drain(config.drain_delay()).await;
     follow_epoch(&service).await;
     finish(service).await;
+    replicas::leave(&store, replica).await;
     cause.map(drop).map_err(anyhow::Error::msg)
 }
 
@@ -141,6 +152,14 @@ async fn finish(service: Arc<Service>) {
     if timeout(DETACHED_MAX, idle).await.is_err() {
         tracing::warn!("changes of state are cut off; they are resumed at the next start");
     }
+}
+
+/// Readable, and of one run only.
+fn replica_id() -> anyhow::Result<ReplicaId> {
+    let mut unique = [0; 4];
+    entropy(&mut unique)?;
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(ReplicaId::new(format!("{name}/{}/{:08x}", std::process::id(), u32::from_be_bytes(unique))))
 }
 
 fn start_pool(config: &Config, latch: PoolLatch) -> anyhow::Result<Pool> {

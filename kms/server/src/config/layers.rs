@@ -290,8 +290,8 @@ dir = "/var/log/kms"
         assert!(absent.contains("kms.toml") && absent.contains("--config"), "{absent}");
         fs::write(&file, MINIMAL).expect("write");
         let config = Config::load(&file, [], &Overrides::default()).expect("a configuration");
-        assert_eq!(config.store.path, dir.path().join("data/kms.db"));
-        assert_eq!(config.store_dir(), dir.path().join("data"));
+        assert_eq!(config.store.sqlite_path(), Some(&*dir.path().join("data/kms.db")));
+        assert_eq!(config.state_dir(), dir.path().join("data"));
         assert_eq!(config.audit.dir, Path::new("/var/log/kms"));
     }
 }

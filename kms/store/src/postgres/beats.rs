@@ -51,7 +51,8 @@ pub(super) async fn pulse(connection: &mut PgConnection, beat: Beat) -> Result<P
     let now_us = now.as_microsecond();
 
     let holder = "SELECT holder, token FROM leases WHERE holder IS NOT NULL AND expires_at_us >= $1";
-    let found = connection.fetch(Statement::new(holder).bind(now_us)).await.map_err(super::fault::statement)?;
+    let found =
+        connection.fetch(Statement::new(holder).bind(now_us)).await.map_err(super::fault::statement)?;
     let lease = found.first().map(|row| {
         let cells = Cells::named(row, "the lease");
         let token = cells.parse("token", |token: i64| u64::try_from(token).ok())?;
@@ -80,10 +81,8 @@ pub(super) async fn laggards(
 ) -> Result<usize, Fault> {
     let behind = "SELECT id FROM replicas WHERE id <> $1 AND known < $2
         AND seen_at_us >= (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::BIGINT - $3";
-    let behind = Statement::new(behind)
-        .bind(but.as_str())
-        .bind(rows::generation_cell(generation)?)
-        .bind(live_us());
+    let behind =
+        Statement::new(behind).bind(but.as_str()).bind(rows::generation_cell(generation)?).bind(live_us());
     connection.fetch(behind).await.map(|found| found.len()).map_err(super::fault::statement)
 }
 

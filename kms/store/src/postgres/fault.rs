@@ -48,7 +48,10 @@ mod tests {
 
     #[test]
     fn a_commit_whose_answer_is_lost_has_an_unknown_outcome() {
-        assert!(matches!(at_commit(sqlx::Error::Io(std::io::ErrorKind::BrokenPipe.into())), Fault::Unknown(_)));
+        assert!(matches!(
+            at_commit(sqlx::Error::Io(std::io::ErrorKind::BrokenPipe.into())),
+            Fault::Unknown(_)
+        ));
         assert!(matches!(at_commit(sqlx::Error::WorkerCrashed), Fault::Unknown(_)));
         assert!(matches!(
             statement(sqlx::Error::Io(std::io::ErrorKind::BrokenPipe.into())),

@@ -31,7 +31,8 @@ impl PostgresStore {
         settings: &BTreeMap<String, String>,
         may_differ: &BTreeSet<String>,
     ) -> Result<(), JoinError> {
-        let work = Join { replica: replica.clone(), settings: settings.clone(), may_differ: may_differ.clone() };
+        let work =
+            Join { replica: replica.clone(), settings: settings.clone(), may_differ: may_differ.clone() };
         match self.writing("join the replicas", work).await {
             Ok(None) => Ok(()),
             Ok(Some(differs)) => Err(JoinError::Differs(differs)),
@@ -65,7 +66,8 @@ impl Work<Option<String>> for Join {
                 return Ok(Some(differs));
             }
         }
-        let settings = serde_json::to_string(&self.settings).map_err(|error| Fault::Corrupt(error.to_string()))?;
+        let settings =
+            serde_json::to_string(&self.settings).map_err(|error| Fault::Corrupt(error.to_string()))?;
         let join = "INSERT INTO replicas (id, seen_at_us, known, report, settings)
             VALUES ($1, (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::BIGINT, NULL, '{}', $2)
             ON CONFLICT (id) DO UPDATE SET settings = excluded.settings, seen_at_us = excluded.seen_at_us";

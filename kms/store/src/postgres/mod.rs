@@ -25,12 +25,7 @@ use tokio::{sync::Mutex, time::timeout};
 
 pub use self::{join::JoinError, options::PostgresOptions};
 use self::{news::News, open::Door, options::STATEMENT_MAX};
-use crate::{
-    OpenError, commit, pin_latch, requests,
-    session::session,
-    snapshot,
-    statement::Statement,
-};
+use crate::{OpenError, commit, pin_latch, requests, session::session, snapshot, statement::Statement};
 
 mod beats;
 mod fault;
@@ -43,6 +38,9 @@ session!(PgConnection, PgRow, fault::statement);
 
 /// How long one operation may take: a few statements.
 const OPERATION_MAX: Duration = STATEMENT_MAX.saturating_mul(2);
+
+/// How long a beat may take: several must have their chance before the fence.
+const BEAT_MAX: Duration = Duration::from_secs(3);
 
 /// How often [`Store::propagated`] looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -231,7 +229,7 @@ impl Store for PostgresStore {
             *held = Some(connection);
             Ok(pulse)
         };
-        timeout(OPERATION_MAX, pulse).await.unwrap_or_else(|_| Err(fault::too_slow("a beat")))
+        timeout(BEAT_MAX, pulse).await.unwrap_or_else(|_| Err(fault::too_slow("a beat")))
     }
 
     async fn changed(&self, known: Generation, at_most: Duration) {
@@ -241,7 +239,10 @@ impl Store for PostgresStore {
     async fn propagated(&self, generation: Generation, but: &ReplicaId, at_most: Duration) {
         let all = async {
             loop {
-                match self.reading(async |connection| beats::laggards(connection, generation, but).await).await {
+                match self
+                    .reading(async |connection| beats::laggards(connection, generation, but).await)
+                    .await
+                {
                     Ok(0) => return,
                     Ok(_) => {}
                     Err(fault) => tracing::warn!(%fault, "not known who has the change"),

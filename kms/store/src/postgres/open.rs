@@ -102,7 +102,9 @@ async fn check(connection: &mut PgConnection, accepted: &PostgresOptions) -> Res
     .await?;
     let refuse = |text: String| Err(sqlx::Error::Configuration(text.into()));
     if row.try_get::<&str, _>("read_only")? == "on" {
-        return refuse("the database is read-only: a standby, or set so; name the primary in store.url".to_owned());
+        return refuse(
+            "the database is read-only: a standby, or set so; name the primary in store.url".to_owned(),
+        );
     }
     for (setting, unsafe_values) in
         [("synchronous_commit", &["off", "local"][..]), ("fsync", &["off"]), ("full_page_writes", &["off"])]

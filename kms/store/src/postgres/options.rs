@@ -50,9 +50,13 @@ impl PostgresOptions {
 
     pub(super) fn connect_options(&self) -> Result<PgConnectOptions, OpenError> {
         let refused = |why: String| OpenError::Database(format!("store.url {why}"));
-        if let Some(unknown) = self.unsafe_settings.iter().find(|name| !UNSAFE_SETTINGS.contains(&name.as_str())) {
+        if let Some(unknown) =
+            self.unsafe_settings.iter().find(|name| !UNSAFE_SETTINGS.contains(&name.as_str()))
+        {
             let known = UNSAFE_SETTINGS.join(", ");
-            return Err(OpenError::Database(format!("store.unsafe_settings: {unknown:?} is none of {known}")));
+            return Err(OpenError::Database(format!(
+                "store.unsafe_settings: {unknown:?} is none of {known}"
+            )));
         }
         // The parser's error does not repeat the text, which may hold a password.
         let url = Url::parse(&self.url).map_err(|error| refused(format!("is no URL: {error}")))?;
@@ -60,11 +64,14 @@ impl PostgresOptions {
             return Err(refused("must begin with postgres://".to_owned()));
         }
         if url.password().is_some() {
-            return Err(refused("holds a password; put it into a file and name that in store.password_file".to_owned()));
+            return Err(refused(
+                "holds a password; put it into a file and name that in store.password_file".to_owned(),
+            ));
         }
         let user = decoded(url.username());
         let host = url.host().filter(|_| !user.is_empty());
-        let host = host.ok_or_else(|| refused("must name user and host: postgres://USER@HOST/DATABASE".to_owned()))?;
+        let host =
+            host.ok_or_else(|| refused("must name user and host: postgres://USER@HOST/DATABASE".to_owned()))?;
         let database = decoded(url.path().trim_start_matches('/'));
         if database.is_empty() {
             return Err(refused("must name a database: postgres://USER@HOST/DATABASE".to_owned()));
@@ -74,7 +81,10 @@ impl PostgresOptions {
             match &*name {
                 "sslmode" => {
                     let parsed = value.parse::<PgSslMode>();
-                    mode = Some(parsed.map_err(|_| refused("has an sslmode that PostgreSQL does not know".to_owned()))?);
+                    mode =
+                        Some(parsed.map_err(|_| {
+                            refused("has an sslmode that PostgreSQL does not know".to_owned())
+                        })?);
                 }
                 "sslrootcert" => root = Some(PathBuf::from(&*value)),
                 _ => {
@@ -125,7 +135,9 @@ impl PostgresOptions {
 impl fmt::Debug for PostgresOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The URL may hold a password, too, before it is checked.
-        f.debug_struct("PostgresOptions").field("connections_max", &self.connections_max).finish_non_exhaustive()
+        f.debug_struct("PostgresOptions")
+            .field("connections_max", &self.connections_max)
+            .finish_non_exhaustive()
     }
 }
 
@@ -172,7 +184,9 @@ mod tests {
 
     #[test]
     fn a_safe_url_is_taken_and_an_unsafe_one_when_the_operator_says_so() {
-        PostgresOptions::new("postgres://kms@db.example.com/kms").check().expect("verify-full is the default");
+        PostgresOptions::new("postgres://kms@db.example.com/kms")
+            .check()
+            .expect("verify-full is the default");
         PostgresOptions::new("postgres://kms@[::1]:5433/kms?sslmode=disable").check().expect("it stays here");
         let mut options = PostgresOptions::new("postgres://kms@db/kms?sslmode=disable");
         options.unsafe_settings.insert("tls".to_owned());
@@ -183,7 +197,8 @@ mod tests {
 
     #[test]
     fn debug_shows_no_password() {
-        let options = PostgresOptions { password: Some("geheim".to_owned()), ..PostgresOptions::new("u:geheim@h") };
+        let options =
+            PostgresOptions { password: Some("geheim".to_owned()), ..PostgresOptions::new("u:geheim@h") };
         assert!(!format!("{options:?}").contains("geheim"));
     }
 }
