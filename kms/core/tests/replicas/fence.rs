@@ -87,6 +87,10 @@ fn a_signature_is_withheld_from_a_process_that_slept_over_it_and_the_book_says_s
     for item in block_on(batch).expect("a batch") {
         assert_eq!(reason(item), Err("FENCED"));
     }
+    let records = fleet.worlds[1].log.events();
+    for record in &records[records.len() - 2..] {
+        assert_eq!((record.outcome, record.reason), (Outcome::Failed, Some("FENCED")));
+    }
 }
 
 #[test]

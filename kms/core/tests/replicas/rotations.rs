@@ -64,6 +64,17 @@ fn the_loser_remembers_the_winners_version_for_its_retries() {
 }
 
 #[test]
+fn a_winner_that_was_done_before_the_loser_looked_again_is_adopted_too() {
+    let fleet = Fleet::with_key(2);
+    fleet.interleave();
+    let mut loser: Task<_> = Box::pin(fleet.rotate(1, None));
+    poll_once(&mut loser);
+    assert_eq!(fleet.run(fleet.rotate(0, None)).expect("rotates").row.number, 2);
+    assert_eq!(fleet.run(loser).expect("adopts").row.number, 2);
+    assert_eq!(fleet.store.hsm.count().1, 2);
+}
+
+#[test]
 fn the_same_request_at_two_replicas_at_once_has_one_effect() {
     let fleet = Fleet::of(2);
     fleet.interleave();
