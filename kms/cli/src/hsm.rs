@@ -9,7 +9,7 @@ mod quarantine;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use kms_core::pin_latch::{Holder, Others, Outcome, PinLatch};
+use kms_core::pin_latch::{Holder, Outcome, PinLatch};
 use kms_pkcs11::{
     TokenError, Uri,
     token::{self, Preparation},
@@ -138,7 +138,9 @@ async fn on_purpose<T: Send + 'static>(
     let store = kms_server::open_store(config).await;
     let store = store.map_err(|error| Failure::new(Code::Precondition, format!("{error:#}")))?;
     let holder = Holder::new(format!("kms hsm, process {}", std::process::id()));
-    let latch = PinLatch::new(store.clone(), config.hsm.pin_generation.get(), holder, Others::Dead);
+    let others = kms_server::latch_others(&store, config.hsm.startup_timeout)
+        .map_err(|error| Failure::new(Code::Precondition, format!("{error:#}")))?;
+    let latch = PinLatch::new(store.clone(), config.hsm.pin_generation.get(), holder, others);
     let ended = under(&latch, serial, work).await;
     store.close().await;
     ended

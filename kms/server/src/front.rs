@@ -36,11 +36,9 @@ use crate::{
     pin_latch::DurableLatch,
     replicas,
     running::{Certificates, Sockets, Starting},
-    storage, telemetry,
+    scheduler, storage, telemetry,
 };
 
-/// A server whose login has lasted for so many start-up timeouts is dead, as others see it.
-const LOGIN_TIMEOUTS: u32 = 4;
 /// How long the HSM may take at the end to follow the store's epoch.
 const FOLLOW_MAX: Duration = Duration::from_secs(2);
 /// How long detached changes of state may take to finish at the end.
@@ -69,11 +67,12 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let (store, audit) = storage::open(config).await?;
     addresses::File::remove_stale(config.state_dir())?;
     let replica = replica_id()?;
-    let login_max = config.hsm.startup_timeout * LOGIN_TIMEOUTS;
     let pin_generation = config.hsm.pin_generation.get();
-    let latch = Arc::new(DurableLatch::new(store.clone(), pin_generation, &replica, login_max)?);
+    let latch =
+        Arc::new(DurableLatch::new(store.clone(), pin_generation, &replica, config.hsm.startup_timeout)?);
     let pool = start_pool(config, PoolLatch(latch.clone()))?;
-    let ended = serve_with(config, end, starting, store, &replica, &audit, &pool).await;
+    let ended = serve_with(config, end, starting, store.clone(), &replica, &audit, &pool).await;
+    replicas::leave(&store, &replica).await;
     // A server that ends in order leaves no try of the PIN behind in the latch.
     latch.close(config.hsm.startup_timeout).await;
     drop(pool);
@@ -100,7 +99,7 @@ async fn serve_with(
     replicas::join(config, &store, replica, pool.token_serial()).await?;
     let ports = Ports {
         hsm: pool.clone(),
-        store: store.clone(),
+        store,
         audit: Arc::clone(audit),
         clock: SystemClock,
         replica: replica.clone(),
@@ -116,6 +115,8 @@ async fn serve_with(
     if !service.has_administrator() {
         tracing::warn!("there is no administrator; stop the server and run `kms bootstrap`");
     }
+    // Beats on until the last change of state is done.
+    let heart = tokio::spawn(scheduler::beat(Arc::downgrade(&service)));
     let running = starting.serve(config, &service, audit)?;
     let cause = tokio::select! {
         signal = end.signal() => Ok(signal),
@@ -125,7 +126,7 @@ async fn serve_with(
     running.drain(config.drain_delay()).await;
     follow_epoch(&service).await;
     finish(service).await;
-    replicas::leave(&store, replica).await;
+    heart.abort();
     cause.map(drop).map_err(anyhow::Error::msg)
 }
 

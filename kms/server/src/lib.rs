@@ -33,7 +33,8 @@ use kms_core::Kms;
 use kms_pkcs11::Pool;
 use kms_store::AnyStore;
 
-pub use storage::{bootstrap, open_store};
+pub use pin_latch::others as latch_others;
+pub use storage::{bootstrap, look_at_store, open_store};
 
 /// The service over its real ports, named once.
 pub type Service = Kms<Pool, AnyStore, FileLog, clock::SystemClock>;

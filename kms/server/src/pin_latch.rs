@@ -20,6 +20,8 @@ use tokio::{
 
 use crate::clock::SystemClock;
 
+/// A process whose login has lasted for so many start-up timeouts is dead, as others see it.
+const LOGIN_TIMEOUTS: u32 = 4;
 /// How long a worker waits for another server's login before it leaves and is started again. Less than the pool's
 /// patience with a worker: a worker that waits holds the start-up lock of this host.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -41,20 +43,27 @@ struct Door {
     closed: bool,
 }
 
+/// Who else may hold a latch of `store`, when a start-up may take `startup_timeout`.
+pub fn others(store: &AnyStore, startup_timeout: Duration) -> anyhow::Result<Others> {
+    Ok(match store {
+        // The store's lock is ours: whoever else stands in a row is dead.
+        AnyStore::Sqlite(_) => Others::Dead,
+        AnyStore::Postgres(_) => {
+            Others::AliveFor(SignedDuration::try_from(startup_timeout * LOGIN_TIMEOUTS)?)
+        }
+    })
+}
+
 impl DurableLatch {
-    /// The latches of `pin_generation`, for this process. A server that has held one for longer than `login_max` is
-    /// dead.
+    /// The latches of `pin_generation`, for this process. `startup_timeout` is the
+    /// configuration's.
     pub(crate) fn new(
         store: AnyStore,
         pin_generation: u32,
         replica: &ReplicaId,
-        login_max: Duration,
+        startup_timeout: Duration,
     ) -> anyhow::Result<Self> {
-        let others = match store {
-            // The store's lock is ours: whoever else stands in a row is dead.
-            AnyStore::Sqlite(_) => Others::Dead,
-            AnyStore::Postgres(_) => Others::AliveFor(SignedDuration::try_from(login_max)?),
-        };
+        let others = others(&store, startup_timeout)?;
         let latch = PinLatch::new(store, pin_generation, Holder::new(replica.as_str()), others);
         Ok(Self { latch, door: watch::Sender::default() })
     }

@@ -103,7 +103,6 @@ impl Starting {
         });
         let addresses = addresses::File::write(config.state_dir(), grpc_addr, http_addr)?;
         let mut background = JoinSet::new();
-        background.spawn(scheduler::beat(Arc::clone(service)));
         background.spawn(scheduler::run(Arc::clone(service)));
         let period = config.keys.attribute_audit_period;
         background.spawn(scheduler::audit_attributes(Arc::clone(service), period));

@@ -9,7 +9,7 @@ use kms_store::{AnyStore, PostgresStore, SqliteStore};
 
 use crate::{
     clock::{SystemClock, entropy},
-    config::{Config, Store},
+    config::{Config, Postgres, Store},
 };
 
 /// Makes the first administrator and returns its credential, which is shown this once. The server must not be
@@ -30,6 +30,12 @@ pub async fn open_store(config: &Config) -> anyhow::Result<AnyStore> {
             AnyStore::Postgres(PostgresStore::open(&postgres.options()?).await.context("store.url")?)
         }
     })
+}
+
+/// Connects to the PostgreSQL of the configuration without touching its schema: for doctor, beside servers that may be
+/// of another release.
+pub async fn look_at_store(postgres: &Postgres) -> anyhow::Result<PostgresStore> {
+    PostgresStore::look_at(&postgres.options()?).await.context("store.url")
 }
 
 /// Opens both. The store first: with SQLite its lock is what tells a second server that it is one.

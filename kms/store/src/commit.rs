@@ -63,7 +63,7 @@ async fn apply<S: Session>(session: &mut S, write: &Write, generation: i64) -> R
             one_row(session, query, the_epoch).await
         }
         Write::ConfirmEpoch { value } => {
-            let update = "UPDATE epoch SET in_token = $1, generation = $2 WHERE value >= $1";
+            let update = "UPDATE epoch SET in_token = CASE WHEN in_token < $1 THEN $1 ELSE in_token END, generation = $2 WHERE value >= $1";
             let query = Statement::new(update).bind(rows::count(*value)?).bind(generation);
             one_row(session, query, the_epoch).await
         }

@@ -65,6 +65,10 @@ impl std::fmt::Debug for Hidden {
 /// What every replica must agree on, whatever [`Postgres::may_differ`] says.
 pub(crate) const NEVER_DIFFER: [&str; 2] = ["http.issuer", "hsm.token"];
 
+/// What they must agree on unless it is named there.
+pub(crate) const MAY_DIFFER: [&str; 3] =
+    ["keys.verify_before_release", "keys.allow_destroy", "keys.destroy_delay"];
+
 impl TryFrom<Fields> for Store {
     type Error = String;
 
@@ -88,6 +92,9 @@ impl TryFrom<Fields> for Store {
                     return Err(format!(
                         "{field} must be the same on all replicas; take it out of may_differ"
                     ));
+                }
+                if let Some(unknown) = may_differ.iter().find(|field| !MAY_DIFFER.contains(&field.as_str())) {
+                    return Err(format!("may_differ: {unknown:?} is none of {}", MAY_DIFFER.join(", ")));
                 }
                 let default = NonZeroU16::MIN.saturating_add(7);
                 let connections_max = connections_max.unwrap_or(default);

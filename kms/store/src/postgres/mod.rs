@@ -61,9 +61,19 @@ impl PostgresStore {
     pub async fn open(options: &PostgresOptions) -> Result<Self, OpenError> {
         let door = Door::new(options)?;
         door.migrate().await?;
-        let pool = door.pool();
+        Ok(Self::through(door))
+    }
+
+    /// The same, but leaves the schema as it is, and refuses one that this program cannot use.
+    pub async fn look_at(options: &PostgresOptions) -> Result<Self, OpenError> {
+        let door = Door::new(options)?;
+        door.refuse_other_schema().await?;
+        Ok(Self::through(door))
+    }
+
+    fn through(door: Door) -> Self {
         let news = Arc::new(News::follow(door.clone()));
-        Ok(Self { pool, door, beats: Arc::default(), news })
+        Self { pool: door.pool(), door, beats: Arc::default(), news }
     }
 
     /// Closes the connections. Later calls get [`Fault::Unavailable`].

@@ -63,6 +63,21 @@ impl Door {
             .connect_lazy_with(self.options.clone())
     }
 
+    /// Refuses a schema that is too new, or not there yet.
+    pub(super) async fn refuse_other_schema(&self) -> Result<(), OpenError> {
+        let look = async {
+            let mut connection = self.connect().await.map_err(|error| open_error(&error))?;
+            if refuse_newer(&mut connection).await? {
+                return Ok(());
+            }
+            Err(OpenError::Database(
+                "holds nothing of kms yet; `kms bootstrap` or a server makes it".to_owned(),
+            ))
+        };
+        let outcome = timeout(CONNECT_MAX * 2, look).await;
+        outcome.unwrap_or_else(|_| Err(open_error(&sqlx::Error::PoolTimedOut)))
+    }
+
     /// Brings the schema up to date, one server at a time, and refuses one that is too new.
     pub(super) async fn migrate(&self) -> Result<(), OpenError> {
         let mut connection = self.connect().await.map_err(|error| open_error(&error))?;
@@ -79,7 +94,7 @@ impl Door {
                 MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => open_error(&error),
                 other => OpenError::Database(format!("cannot be migrated: {other}; restore a backup")),
             })?;
-            refuse_newer(&mut connection).await
+            refuse_newer(&mut connection).await.map(drop)
         };
         let outcome = timeout(MIGRATE_MAX, migrate).await;
         outcome.unwrap_or_else(|_| {
@@ -120,13 +135,14 @@ async fn check(connection: &mut PgConnection, accepted: &PostgresOptions) -> Res
     Ok(())
 }
 
-async fn refuse_newer(connection: &mut PgConnection) -> Result<(), OpenError> {
+/// Whether there is a schema; one that is too new is an error.
+async fn refuse_newer(connection: &mut PgConnection) -> Result<bool, OpenError> {
     let present: Option<String> = sqlx::query_scalar("SELECT to_regclass('schema_compatibility')::TEXT")
         .fetch_one(&mut *connection)
         .await
         .map_err(|error| open_error(&error))?;
     if present.is_none() {
-        return Ok(());
+        return Ok(false);
     }
     let oldest: Option<i64> = sqlx::query_scalar("SELECT oldest_program FROM schema_compatibility")
         .fetch_optional(&mut *connection)
@@ -138,7 +154,7 @@ async fn refuse_newer(connection: &mut PgConnection) -> Result<(), OpenError> {
             "has a schema for programs that know version {oldest}, and this program knows only {known}; upgrade the \
              program, or restore a backup of the earlier version"
         ))),
-        _ => Ok(()),
+        _ => Ok(true),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which database, and what is asked of the way to it and of its settings. Everything is parsed here, before sqlx sees
 //! it: sqlx would log what it does not know, and take from the environment what is not said.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::{Host, Url};
@@ -69,9 +69,14 @@ impl PostgresOptions {
             ));
         }
         let user = decoded(url.username());
-        let host = url.host().filter(|_| !user.is_empty());
-        let host =
-            host.ok_or_else(|| refused("must name user and host: postgres://USER@HOST/DATABASE".to_owned()))?;
+        let host = match url.host() {
+            Some(Host::Ipv6(address)) => address.to_string(),
+            Some(host) => decoded(&host.to_string()),
+            None => String::new(),
+        };
+        if user.is_empty() || host.is_empty() {
+            return Err(refused("must name user and host: postgres://USER@HOST/DATABASE".to_owned()));
+        }
         let database = decoded(url.path().trim_start_matches('/'));
         if database.is_empty() {
             return Err(refused("must name a database: postgres://USER@HOST/DATABASE".to_owned()));
@@ -103,10 +108,6 @@ impl PostgresOptions {
                     .to_owned(),
             ));
         }
-        let host = match host {
-            Host::Ipv6(address) => address.to_string(),
-            host => host.to_string(),
-        };
         // Whatever the environment holds for programs of PostgreSQL is not for us.
         let mut options = PgConnectOptions::new_without_pgpass()
             .host(&host)
@@ -141,12 +142,9 @@ impl fmt::Debug for PostgresOptions {
     }
 }
 
-fn is_loopback(host: &Host<&str>) -> bool {
-    match host {
-        Host::Domain(name) => *name == "localhost",
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
-    }
+/// The URL's parser leaves an address as text: the scheme is none that it knows.
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn decoded(part: &str) -> String {
@@ -187,7 +185,9 @@ mod tests {
         PostgresOptions::new("postgres://kms@db.example.com/kms")
             .check()
             .expect("verify-full is the default");
-        PostgresOptions::new("postgres://kms@[::1]:5433/kms?sslmode=disable").check().expect("it stays here");
+        for here in ["[::1]:5433", "127.0.0.1:5433", "localhost"] {
+            PostgresOptions::new(format!("postgres://kms@{here}/kms?sslmode=disable")).check().expect(here);
+        }
         let mut options = PostgresOptions::new("postgres://kms@db/kms?sslmode=disable");
         options.unsafe_settings.insert("tls".to_owned());
         options.check().expect("the operator accepts it");
