@@ -140,6 +140,7 @@ async fn sign(client: &Client, name: &str) -> Result<String, Refusal> {
     let mut request = Request::new(v1::SignJwtRequest {
         name: name.to_owned(),
         claims_json: br#"{"aud":"here"}"#.to_vec(),
+        ttl: Some(prost_types::Duration { seconds: 900, nanos: 0 }),
         ..Default::default()
     });
     request.set_timeout(DEADLINE);

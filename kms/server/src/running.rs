@@ -200,7 +200,7 @@ fn probe(service: &Arc<Service>, audit: &Arc<FileLog>) -> ops::Probe {
                 hsm: Err(format!("not known: the store gave no answer within {PROBE_MAX:?}")),
                 store: Err(format!("no answer within {PROBE_MAX:?}")),
                 epoch: Ok(()),
-                fence: Ok(()),
+                fence: service.fenced().map_or(Ok(()), |fenced| Err(fenced.to_string())),
             });
             let audit = audit.health().refusal.map_or(Ok(()), Err);
             [("hsm", hsm), ("store", store), ("audit", audit), (ops::EPOCH, epoch), ("fence", fence)]
