@@ -69,6 +69,6 @@ async fn answer(call: RequestBuilder) -> anyhow::Result<Answer> {
     let message = header("grpc-message").unwrap_or_default().to_owned();
     let body = response.bytes().await?;
     let elapsed = began.elapsed();
-    ensure!(status.is_some() != !body.is_empty(), "neither a refusal nor a success");
+    ensure!(status.is_some() == body.is_empty(), "neither a refusal nor a success");
     Ok(Answer { status: status.unwrap_or(0), message, elapsed })
 }
