@@ -57,7 +57,6 @@ async fn tell_twice(
             key_id: id.clone(),
             key: Some(v1::Key { algorithm: "ES256".into(), ..Default::default() }),
             request_id: request_id(promise),
-            ..Default::default()
         };
         lost += insist(promise, &through, proxy, async |client: &Client| {
             let mut request = Request::new(create.clone());

@@ -49,7 +49,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub struct PostgresStore {
     pool: PgPool,
-    door: Door,
+    door: Arc<Door>,
     /// The connection for beats: they must not wait for others.
     beats: Arc<Mutex<Option<PgConnection>>>,
     news: Arc<News>,
@@ -72,7 +72,8 @@ impl PostgresStore {
     }
 
     fn through(door: Door) -> Self {
-        let news = Arc::new(News::follow(door.clone()));
+        let door = Arc::new(door);
+        let news = Arc::new(News::follow(Arc::clone(&door)));
         Self { pool: door.pool(), door, beats: Arc::default(), news }
     }
 

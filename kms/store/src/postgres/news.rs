@@ -1,6 +1,6 @@
 //! News of commits, by LISTEN and NOTIFY. They only wake a replica earlier than its next beat: all may be lost.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use kms_core::store::Generation;
 use sqlx::{PgPool, postgres::PgListener};
@@ -26,7 +26,7 @@ pub(super) struct News {
 
 impl News {
     /// Listens until it is dropped.
-    pub(super) fn follow(door: Door) -> Self {
+    pub(super) fn follow(door: Arc<Door>) -> Self {
         let heard = watch::Sender::new(0);
         let mut listener = JoinSet::new();
         listener.spawn(listen(door, heard.clone()));
@@ -53,7 +53,7 @@ impl News {
     }
 }
 
-async fn listen(door: Door, heard: watch::Sender<u64>) {
+async fn listen(door: Arc<Door>, heard: watch::Sender<u64>) {
     let mut told = false;
     loop {
         if let Err(error) = listen_once(&door, &heard).await
