@@ -129,7 +129,6 @@ async fn create_patiently(fleet: &Fleet, id: &str) -> anyhow::Result<String> {
             key_id: id.into(),
             key,
             request_id: request_id.clone(),
-            ..Default::default()
         };
         Ok(client.create_key(request).await.ok().map(|key| key.name))
     })
