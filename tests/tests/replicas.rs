@@ -125,11 +125,7 @@ async fn create_patiently(fleet: &Fleet, id: &str) -> anyhow::Result<String> {
     until(&format!("{id} is made"), PATIENCE, async || {
         let Ok(client) = fleet.client().await else { return Ok(None) };
         let key = Some(v1::Key { algorithm: "ES256".into(), ..Default::default() });
-        let request = v1::CreateKeyRequest {
-            key_id: id.into(),
-            key,
-            request_id: request_id.clone(),
-        };
+        let request = v1::CreateKeyRequest { key_id: id.into(), key, request_id: request_id.clone() };
         Ok(client.create_key(request).await.ok().map(|key| key.name))
     })
     .await
