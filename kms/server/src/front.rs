@@ -43,6 +43,8 @@ use crate::{
 const FOLLOW_MAX: Duration = Duration::from_secs(2);
 /// How long detached changes of state may take to finish at the end.
 const DETACHED_MAX: Duration = Duration::from_secs(10);
+/// Who holds the service when nothing is under way: the front, and its beats.
+const HOLDERS_AT_REST: usize = 2;
 /// How often we look whether detached work is over.
 const DETACHED_POLL: Duration = Duration::from_millis(10);
 
@@ -116,7 +118,7 @@ async fn serve_with(
         tracing::warn!("there is no administrator; stop the server and run `kms bootstrap`");
     }
     // Beats on until the last change of state is done.
-    let heart = tokio::spawn(scheduler::beat(Arc::downgrade(&service)));
+    let heart = tokio::spawn(scheduler::beat(Arc::clone(&service)));
     let running = starting.serve(config, &service, audit)?;
     let cause = tokio::select! {
         signal = end.signal() => Ok(signal),
@@ -125,7 +127,7 @@ async fn serve_with(
     tracing::info!(cause = cause.unwrap_or_else(|gone| gone), "draining");
     running.drain(config.drain_delay()).await;
     follow_epoch(&service).await;
-    finish(service).await;
+    finish(&service).await;
     heart.abort();
     cause.map(drop).map_err(anyhow::Error::msg)
 }
@@ -144,9 +146,9 @@ async fn follow_epoch(service: &Service) {
 }
 
 /// Changes of state run detached from their calls, each with a hold on the service: waits for them.
-async fn finish(service: Arc<Service>) {
+async fn finish(service: &Arc<Service>) {
     let idle = async {
-        while Arc::strong_count(&service) > 1 {
+        while Arc::strong_count(service) > HOLDERS_AT_REST {
             tokio::time::sleep(DETACHED_POLL).await;
         }
     };

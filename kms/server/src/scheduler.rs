@@ -5,7 +5,7 @@
 //! the next tick, and ends nothing. Cutting the work off at any point is safe: it is all resumable.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -41,11 +41,10 @@ pub(crate) async fn audit_attributes(service: Arc<Service>, period: Duration) {
 
 /// Beats about once a second, and as soon as the store may have changed: without it the fence goes up. Runs until it is
 /// dropped.
-pub(crate) async fn beat(service: Weak<Service>) {
-    while let Some(service) = service.upgrade() {
+pub(crate) async fn beat(service: Arc<Service>) {
+    loop {
         if let Err(error) = service.beat(true, "{}".to_owned()).await {
             tracing::warn!(%error, "the database did not confirm what this server knows");
-            drop(service);
             sleep(BEAT_INTERVAL).await;
             continue;
         }
