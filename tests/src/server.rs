@@ -71,30 +71,32 @@ impl Plan {
 
     /// Writes the configuration.
     pub fn write(&self) -> anyhow::Result<()> {
-        let path = |name: &str| Value::from(self.home.path().join(name).display().to_string());
+        let store = format!("path = {}", Value::from(self.store.display().to_string()));
+        Ok(fs::write(self.config_file(), self.configuration(self.home.path(), &store, &self.more))?)
+    }
+
+    /// The text of a configuration with the lines `store` about the store and `more`; the server's own files are in
+    /// `dir`.
+    pub fn configuration(&self, dir: &Path, store: &str, more: &[(&'static str, String)]) -> String {
+        let path = |dir: &Path, name: &str| Value::from(dir.join(name).display().to_string());
+        let (certificate, key) = (path(self.home.path(), "tls.crt"), path(self.home.path(), "tls.key"));
+        let grpc = format!("addr = \"127.0.0.1:0\"\ntls_cert_file = {certificate}\ntls_key_file = {key}");
         let sections = [
-            (
-                "grpc",
-                format!(
-                    "addr = \"127.0.0.1:0\"\ntls_cert_file = {}\ntls_key_file = {}",
-                    path("tls.crt"),
-                    path("tls.key")
-                ),
-            ),
+            ("grpc", grpc),
             ("http", "addr = \"127.0.0.1:0\"\nissuer = \"https://kms.test\"".to_owned()),
             ("hsm", format!("uri = {}", Value::from(self.uri.as_str()))),
-            ("store", format!("path = {}", Value::from(self.store.display().to_string()))),
-            ("audit", format!("dir = {}", path("audit"))),
+            ("store", store.to_owned()),
+            ("audit", format!("dir = {}", path(dir, "audit"))),
             ("keys", String::new()),
         ];
         let mut text = String::new();
         for (section, lines) in sections {
             text += &format!("[{section}]\n{lines}\n");
-            for (_, line) in self.more.iter().filter(|(of, _)| *of == section) {
+            for (_, line) in more.iter().filter(|(of, _)| *of == section) {
                 text += &format!("{line}\n");
             }
         }
-        Ok(fs::write(self.config_file(), text)?)
+        text
     }
 
     /// A `kms` command that is given the configuration and finds the token.
@@ -115,8 +117,16 @@ impl Plan {
 
     /// Makes the first administrator, whose credential is then in [`Self::credential_file`].
     pub async fn bootstrap(&self) -> anyhow::Result<()> {
-        let file = self.credential_file().display().to_string();
-        self.run(&["bootstrap", "--out", &file]).await?.text()?;
+        self.write()?;
+        self.bootstrap_with(&self.config_file()).await
+    }
+
+    /// The same, with another configuration.
+    pub async fn bootstrap_with(&self, config_file: &Path) -> anyhow::Result<()> {
+        let mut command = tokio::process::Command::new(kms()?);
+        command.args(["bootstrap", "--out"]).arg(self.credential_file());
+        command.env("KMS_CONFIG", config_file).envs(self.token.variables()).kill_on_drop(true);
+        Output::of("kms bootstrap", command.output().await?).text()?;
         Ok(())
     }
 
@@ -164,12 +174,13 @@ impl Plan {
         let addr = |name: &str| {
             listening[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {listening}"))
         };
-        Ok(Environment {
-            addr: format!("https://{}", addr("grpc")?),
-            ca_file: self.home.path().join("tls.crt"),
-            token_file: self.credential_file(),
-            http_addr: format!("http://{}", addr("http")?),
-        })
+        Ok(self.environment_at(format!("https://{}", addr("grpc")?), format!("http://{}", addr("http")?)))
+    }
+
+    /// The service at these URLs, with the administrator's credential.
+    pub fn environment_at(&self, addr: String, http_addr: String) -> Environment {
+        let ca_file = self.home.path().join("tls.crt");
+        Environment { addr, ca_file, token_file: self.credential_file(), http_addr }
     }
 }
 

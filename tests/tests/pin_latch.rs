@@ -8,7 +8,7 @@ use std::fs;
 
 use anyhow::{Context as _, ensure};
 use kms_softhsm::{EphemeralToken, unless_left_out};
-use kms_tests::{Plan, Promise, Server, TestHsm, pkcs11_tool, refused};
+use kms_tests::{Fleet, Plan, Promise, Server, TestHsm, pkcs11_tool, refused};
 
 /// Starts with a wrong PIN.
 const STARTS: usize = 10;
@@ -68,6 +68,45 @@ async fn no_number_of_starts_with_a_wrong_pin_locks_a_token_that_locks() -> anyh
     promise.kept(
         format!("{starts} starts with a wrong PIN on Kryoptic, which locks at {KRYOPTIC_LOCKS_AT}"),
         format!("{tries} try reached the token; the right PIN and `kms hsm login` heal it"),
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_number_of_starts_of_three_replicas_with_a_wrong_pin_locks_a_token_that_locks()
+-> anyhow::Result<()> {
+    let promise = Promise::begin(8, "pin_latch")?;
+    let Some(token) = unless_left_out(EphemeralToken::kryoptic())? else { return Ok(()) };
+    let plan = Plan::on(TestHsm::faulty(token)?)?;
+    let right = fs::read_to_string(plan.token.pin_file())?;
+    let mut fleet = Fleet::prepare(plan, 3).await?;
+    // As on three hosts: no lock but the latch keeps them apart.
+    for replica in &mut fleet.replicas {
+        let dir = serde_json::Value::from(replica.dir().display().to_string());
+        replica.more.push(("hsm", format!("lock_dir = {dir}")));
+    }
+    let story = Story { plan: fleet.plan, right };
+    story.give_wrong_pin()?;
+    let rounds = Promise::count(KRYOPTIC_LOCKS_AT / 3 + 1, 100);
+    for round in 0..rounds {
+        Promise::progress("starts of three replicas", round, rounds);
+        let starts = fleet.replicas.iter().map(|replica| replica.run(&story.plan, &["serve"]));
+        for output in futures::future::join_all(starts).await {
+            refused(&output?, &["PIN"]).with_context(|| format!("round {round}"))?;
+        }
+    }
+    let tries = story.plan.token.logins()?;
+    ensure!(tries <= 1, "{tries} tries reached the token");
+    story.give_right_pin()?;
+    fleet.replicas[2].run(&story.plan, &["hsm", "login"]).await?.text()?;
+    for replica in &mut fleet.replicas {
+        replica.start(&story.plan).await?;
+    }
+    promise.kept(
+        format!(
+            "{rounds} starts of 3 replicas with a wrong PIN on Kryoptic, which locks at {KRYOPTIC_LOCKS_AT}"
+        ),
+        format!("{tries} try reached the token; the right PIN and `kms hsm login` heal all"),
     );
     Ok(())
 }

@@ -25,12 +25,12 @@ const ARROWS: &[(&str, &[&str])] = &[
         "kms-cli",
         &["kms-client", "kms-proto", "kms-server", "kms-core", "kms-store", "kms-pkcs11", "kms-softhsm"],
     ),
-    ("kms-tests", &["kms-client", "kms-proto", "kms-softhsm"]),
+    ("kms-tests", &["kms-client", "kms-proto", "kms-softhsm", "kms-test-postgres"]),
     ("kms-bench", &["kms-client", "kms-proto", "kms-softhsm", "kms-tests"]),
 ];
 
-/// Throw-away tokens may stand in for an HSM in any crate's tests.
-const ALSO_IN_TESTS: &[&str] = &["kms-softhsm"];
+/// Throw-away tokens and databases may stand in for real ones in any crate's tests.
+const ALSO_IN_TESTS: &[&str] = &["kms-softhsm", "kms-test-postgres"];
 
 /// Who alone may name a crate from outside. The benchmark measures the bare token beside the service; the fault shim is
 /// a module, and its tests call it as a program would.

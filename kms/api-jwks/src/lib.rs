@@ -8,7 +8,7 @@
 mod conditional;
 mod discovery;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -16,13 +16,13 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
     http::{
         HeaderMap, HeaderValue, StatusCode,
-        header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+        header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::map_response,
     response::{IntoResponse, Response},
     routing::get,
 };
-use kms_core::{AuditLog, Clock, Hsm, Kms, Store, verbs::PublishedKeys};
+use kms_core::{AuditLog, Clock, Error, Hsm, Kms, Store, verbs::PublishedKeys};
 
 use crate::{conditional::Document, discovery::Discovery};
 
@@ -59,7 +59,7 @@ async fn all_keys<H: Hsm, S: Store, A: AuditLog, C: Clock>(
     State(published): State<Arc<Published<H, S, A, C>>>,
     headers: HeaderMap,
 ) -> Response {
-    published.kms.published_keys(None).map_or_else(absent, |keys| jwk_set(keys).answer(&headers))
+    answer(published.kms.published_keys(None), &headers, jwk_set)
 }
 
 /// `GET /keys/{key}/jwks.json`: the published keys of one name.
@@ -68,10 +68,10 @@ async fn keys_of_one<H: Hsm, S: Store, A: AuditLog, C: Clock>(
     key: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Response {
-    key.ok()
-        .and_then(|Path(key)| key.parse().ok())
-        .and_then(|key| published.kms.published_keys(Some(&key)))
-        .map_or_else(absent, |keys| jwk_set(keys).answer(&headers))
+    match key.ok().and_then(|Path(key)| key.parse().ok()) {
+        Some(key) => answer(published.kms.published_keys(Some(&key)), &headers, jwk_set),
+        None => absent(),
+    }
 }
 
 /// `GET /.well-known/openid-configuration`.
@@ -79,8 +79,20 @@ async fn configuration<H: Hsm, S: Store, A: AuditLog, C: Clock>(
     State(published): State<Arc<Published<H, S, A, C>>>,
     headers: HeaderMap,
 ) -> Response {
-    let keys = published.kms.published_keys(None);
-    keys.map_or_else(absent, |keys| published.discovery.document(&keys).answer(&headers))
+    answer(published.kms.published_keys(None), &headers, |keys| published.discovery.document(&keys))
+}
+
+/// The document about some keys, if there are such and this replica knows them well enough.
+fn answer(
+    keys: Result<Option<PublishedKeys>, Error>,
+    headers: &HeaderMap,
+    document: impl FnOnce(PublishedKeys) -> Document,
+) -> Response {
+    match keys {
+        Ok(Some(keys)) => document(keys).answer(headers),
+        Ok(None) => absent(),
+        Err(error) => not_now(error.retry_delay()),
+    }
 }
 
 fn jwk_set(keys: PublishedKeys) -> Document {
@@ -98,6 +110,14 @@ async fn not_found() -> Response {
 
 fn absent() -> Response {
     refusal(StatusCode::NOT_FOUND, "not_found")
+}
+
+/// Another replica may know.
+fn not_now(retry_after: Option<Duration>) -> Response {
+    let mut response = refusal(StatusCode::SERVICE_UNAVAILABLE, "unavailable");
+    let seconds = retry_after.map_or(1, |after| after.as_secs().max(1));
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    response
 }
 
 async fn method_not_allowed() -> Response {

@@ -1,7 +1,7 @@
 //! The routes as a verifier meets them, over core's fakes.
 #![expect(clippy::expect_used, clippy::panic, reason = "how a test fails")]
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -39,7 +39,11 @@ impl Answer {
 
 /// The routes over a service with the key `web`.
 async fn routes() -> Router {
-    let kms = World::default().open(Settings::default()).await.expect("a service");
+    routes_of(&World::default()).await
+}
+
+async fn routes_of(world: &World) -> Router {
+    let kms = world.open(Settings::default()).await.expect("a service");
     let create = CreateKey {
         id: "web".parse().expect("a name"),
         algorithm: Algorithm::Es256,
@@ -67,6 +71,24 @@ async fn ask(routes: &Router, method: Method, path: &str, known: Option<&str>) -
 
 async fn get(routes: &Router, path: &str) -> Answer {
     ask(routes, Method::GET, path, None).await
+}
+
+#[tokio::test]
+async fn a_server_that_was_cut_off_for_longer_than_a_cache_may_live_asks_to_come_again() {
+    let world = World::default();
+    let routes = routes_of(&world).await;
+    for (elapsed, expected) in [(0, "max-age=300"), (200, "max-age=102")] {
+        world.clock.elapse(Duration::from_secs(elapsed));
+        let served = get(&routes, KEYS).await;
+        assert_eq!(served.status, StatusCode::OK);
+        assert!(served.header(header::CACHE_CONTROL).contains(expected), "after {elapsed} s");
+    }
+    world.clock.elapse(Duration::from_secs(103));
+    for path in [KEYS, CONFIGURATION, "/keys/web/jwks.json"] {
+        let refused = get(&routes, path).await;
+        assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(refused.header(header::RETRY_AFTER), "1", "{path}");
+    }
 }
 
 #[tokio::test]

@@ -9,13 +9,13 @@ mod quarantine;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use kms_core::pin_latch::{Holder, Others, Outcome, PinLatch};
+use kms_core::pin_latch::{Holder, Outcome, PinLatch};
 use kms_pkcs11::{
     TokenError, Uri,
     token::{self, Preparation},
 };
 use kms_server::config::Config;
-use kms_store::SqliteStore;
+use kms_store::AnyStore;
 
 use crate::{
     clock,
@@ -133,18 +133,21 @@ async fn on_purpose<T: Send + 'static>(
     serial: &str,
     work: impl FnOnce() -> Result<T, TokenError> + Send + 'static,
 ) -> Result<T, Failure> {
-    // Its lock proves that no server runs, which could try the PIN at the same time.
-    let store = SqliteStore::open(&config.store.path).await;
-    let store = store.map_err(|error| Failure::new(Code::Precondition, format!("store.path: {error}")))?;
+    // SQLite's lock proves that no server runs, which could try the PIN at the same time. With PostgreSQL the latch
+    // itself keeps the others waiting.
+    let store = kms_server::open_store(config).await;
+    let store = store.map_err(|error| Failure::new(Code::Precondition, format!("{error:#}")))?;
     let holder = Holder::new(format!("kms hsm, process {}", std::process::id()));
-    let latch = PinLatch::new(store.clone(), config.hsm.pin_generation.get(), holder, Others::Dead);
+    let others = kms_server::latch_others(&store, config.hsm.startup_timeout)
+        .map_err(|error| Failure::new(Code::Precondition, format!("{error:#}")))?;
+    let latch = PinLatch::new(store.clone(), config.hsm.pin_generation.get(), holder, others);
     let ended = under(&latch, serial, work).await;
     store.close().await;
     ended
 }
 
 async fn under<T: Send + 'static>(
-    latch: &PinLatch<SqliteStore>,
+    latch: &PinLatch<AnyStore>,
     serial: &str,
     work: impl FnOnce() -> Result<T, TokenError> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -167,7 +170,7 @@ async fn under<T: Send + 'static>(
 fn configured(file: &Path) -> Result<(Config, Uri, PathBuf), Failure> {
     let config = configuration::load(file, &Overrides::default())?;
     let uri: Uri = config.hsm.uri.parse().map_err(Failure::about("hsm.uri"))?;
-    let lock_dir = config.hsm.lock_dir.clone().unwrap_or_else(|| config.store_dir().to_owned());
+    let lock_dir = config.hsm.lock_dir.clone().unwrap_or_else(|| config.state_dir().to_owned());
     Ok((config, uri, lock_dir))
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Entry {
 pub(crate) struct Version {
     pub(crate) row: KeyVersion,
     /// Present exactly when the row is born.
-    pub(crate) public: Option<PublicKey>,
+    pub(crate) public: Option<Arc<PublicKey>>,
 }
 
 impl Catalog {
@@ -51,13 +51,25 @@ impl Catalog {
         Ok(Self { current: ArcSwap::from_pointee(Picture::new(snapshot, None)?) })
     }
 
-    /// Replaces the picture, unless a newer one came first. Unchanged entries are kept, not parsed again.
-    pub(crate) fn replace(&self, snapshot: Snapshot) -> Result<(), Error> {
-        let picture = Arc::new(Picture::new(snapshot, Some(&self.now()))?);
-        self.current.rcu(|current| {
-            if current.generation < picture.generation { Arc::clone(&picture) } else { Arc::clone(current) }
-        });
-        Ok(())
+    /// Puts a snapshot in the place of the picture `base`: on top of it what was written `since`, or everything anew.
+    /// Unchanged entries are kept, not parsed again. Returns whether the picture is as new as the snapshot now; it is
+    /// not when another picture has taken the place of `base` meanwhile.
+    pub(crate) fn apply(
+        &self,
+        base: &Arc<Picture>,
+        since: Option<Generation>,
+        snapshot: Snapshot,
+    ) -> Result<bool, Error> {
+        let generation = snapshot.generation;
+        let picture = match since {
+            Some(since) if since != base.generation => return Ok(false),
+            Some(since) if since == generation => return Ok(self.now().generation >= generation),
+            Some(_) => base.with(snapshot)?,
+            None => Picture::new(snapshot, Some(base))?,
+        };
+        let before = self.current.compare_and_swap(base, Arc::new(picture));
+        // What others have read since may stand on a picture that is in doubt: only a delta may leave it at that.
+        Ok(Arc::ptr_eq(&before, base) || (since.is_some() && before.generation >= generation))
     }
 
     /// The picture as it is.
@@ -80,22 +92,24 @@ impl Catalog {
 
 impl Picture {
     fn new(snapshot: Snapshot, previous: Option<&Self>) -> Result<Self, Error> {
-        let keys = snapshot
-            .keys
-            .into_iter()
-            .map(|(key, versions)| {
-                let known = previous.and_then(|picture| picture.keys.get(&key.id));
-                let entry = match known {
-                    Some(entry) if entry.key.revision == key.revision => Arc::clone(entry),
-                    _ => Arc::new(Entry::new(key, versions)?),
-                };
-                Ok((entry.key.id.clone(), entry))
-            })
-            .collect::<Result<_, Error>>()?;
-        let access_tokens =
-            snapshot.access_tokens.into_iter().map(|token| (token.sha256, Arc::new(token))).collect();
+        let keys = entries(snapshot.keys, previous)?;
+        let access_tokens = hashed(snapshot.access_tokens);
         let quarantined = snapshot.quarantined;
         Ok(Self { generation: snapshot.generation, keys, access_tokens, epoch: snapshot.epoch, quarantined })
+    }
+
+    /// This picture with what a later snapshot has changed.
+    fn with(&self, changes: Snapshot) -> Result<Self, Error> {
+        let mut keys = self.keys.clone();
+        keys.extend(entries(changes.keys, Some(self))?);
+        let mut access_tokens = self.access_tokens.clone();
+        access_tokens.extend(hashed(changes.access_tokens));
+        let mut quarantined = self.quarantined.clone();
+        let known =
+            |record: &QuarantinedObject| self.quarantined(&record.token_serial, &record.cka_id).is_some();
+        quarantined.extend(changes.quarantined.into_iter().filter(|record| !known(record)));
+        let epoch = changes.epoch.or(self.epoch);
+        Ok(Self { generation: changes.generation, keys, access_tokens, epoch, quarantined })
     }
 
     /// The record of a quarantined object.
@@ -109,13 +123,44 @@ impl Picture {
     }
 }
 
+type Rows = Vec<(Key, Vec<KeyVersion>)>;
+
+fn entries(rows: Rows, previous: Option<&Picture>) -> Result<BTreeMap<KeyId, Arc<Entry>>, Error> {
+    let entry = |(key, versions): (Key, Vec<KeyVersion>)| {
+        let known = previous.and_then(|picture| picture.keys.get(&key.id));
+        let entry = match known {
+            Some(entry) if entry.is(&key, &versions) => Arc::clone(entry),
+            known => Arc::new(Entry::new(key, versions, known.map(|entry| &**entry))?),
+        };
+        Ok((entry.key.id.clone(), entry))
+    };
+    rows.into_iter().map(entry).collect()
+}
+
+fn hashed(tokens: Vec<AccessToken>) -> HashMap<[u8; 32], Arc<AccessToken>> {
+    tokens.into_iter().map(|token| (token.sha256, Arc::new(token))).collect()
+}
+
 impl Entry {
-    fn new(key: Key, rows: Vec<KeyVersion>) -> Result<Self, Error> {
+    /// Whether these are its rows. Not by the revision alone: after a failover another change may have that number.
+    fn is(&self, key: &Key, rows: &[KeyVersion]) -> bool {
+        self.key == *key && self.versions.iter().map(|version| &version.row).eq(rows)
+    }
+
+    /// What `known` has parsed already is not parsed again.
+    fn new(key: Key, rows: Vec<KeyVersion>, known: Option<&Self>) -> Result<Self, Error> {
+        let parsed = |row: &KeyVersion, spki: &Arc<[u8]>| {
+            let public = known?.version(row.number).ok()?.public.as_ref()?;
+            (public.is(row.cka_id, spki)).then(|| Arc::clone(public))
+        };
         let versions = rows
             .into_iter()
             .map(|row| {
                 let public = match &row.born {
-                    Some(born) => Some(PublicKey::from_spki(key.algorithm, row.cka_id, &born.spki)?),
+                    Some(born) => Some(match parsed(&row, &born.spki) {
+                        Some(public) => public,
+                        None => Arc::new(PublicKey::from_spki(key.algorithm, row.cka_id, &born.spki)?),
+                    }),
                     None => None,
                 };
                 Ok(Version { row, public })
@@ -134,8 +179,20 @@ impl Entry {
         self.versions.iter().rev().find(|version| version.row.state(now).may_protect())
     }
 
-    /// The version that is to sign at `now`: the primary, or the one asked for if it may.
+    /// The version that is to sign at `now`: the primary, or the one asked for if it may. It stands in the JWKS of the
+    /// same picture, whatever its row says: a signature that nobody can verify is worse than none.
     pub(crate) fn signing_version(&self, number: Option<u32>, now: Timestamp) -> Result<&Version, Error> {
+        let version = self.active_version(number, now)?;
+        if version.row.is_published(now) {
+            return Ok(version);
+        }
+        let number = version.row.number;
+        let text =
+            format!("keys/{}/versions/{number} is active and not in the JWKS; rotate the key", self.key.id);
+        Err(Error::precondition("VERSION_NOT_PUBLISHED", text))
+    }
+
+    fn active_version(&self, number: Option<u32>, now: Timestamp) -> Result<&Version, Error> {
         let Some(number) = number else { return self.primary(now) };
         let version = self.version(number)?;
         let state = version.row.state(now);
@@ -160,11 +217,12 @@ impl Entry {
     }
 
     /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
-    /// before the key's last change may carry the longest max-age.
+    /// before the key's last change may carry the longest max-age; a replica that is cut off serves one on until it is
+    /// fenced; and the clock of one that signs may be ahead of ours.
     pub(crate) fn lead(&self, now: Timestamp) -> SignedDuration {
-        let changed_lately = later(self.key.updated_at, MAX_AGE_MAX) > now;
-        let cached = if changed_lately { MAX_AGE_MAX + Key::FENCE } else { Key::FENCE };
-        self.key.publish_lead.max(cached)
+        let changed_lately = later(self.key.updated_at, MAX_AGE_MAX + Key::CLOCKS_APART) > now;
+        let cached = if changed_lately { MAX_AGE_MAX } else { SignedDuration::ZERO };
+        self.key.publish_lead.max(cached + Key::FENCE + Key::CLOCKS_APART)
     }
 
     fn no_primary(&self, now: Timestamp) -> Error {
@@ -187,7 +245,7 @@ impl Entry {
 impl Version {
     /// Its public key; a failed precondition while it is being made.
     pub(crate) fn public(&self) -> Result<&PublicKey, Error> {
-        self.public.as_ref().ok_or_else(|| {
+        self.public.as_deref().ok_or_else(|| {
             Error::precondition(
                 "PENDING_CREATION",
                 format!("version {} is still being made; retry in a moment", self.row.number),

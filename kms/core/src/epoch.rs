@@ -106,6 +106,12 @@ impl Epoch {
         }
     }
 
+    /// The highest of this installation in the token, of those that the store has reached.
+    pub(crate) fn in_token_of(&self, marks: &[Mark]) -> u64 {
+        let ours = marks.iter().filter(|mark| mark.installation == self.installation);
+        ours.map(|mark| mark.value).filter(|value| *value <= self.value).max().unwrap_or(0)
+    }
+
     /// Marks of this installation that a later one has replaced.
     pub(crate) fn replaced<'a>(&self, marks: &'a [Mark]) -> impl Iterator<Item = &'a Mark> {
         let Self { installation, value, .. } = *self;

@@ -4,6 +4,11 @@
 //! [`Grant`], without which no method of [`crate::Hsm`] can be called. On the way out, [`Admission::settle`]
 //! makes the record durable *before* it opens the result: nothing leaves unrecorded. An admission that is
 //! dropped unsettled (its client went away) is recorded as abandoned.
+//!
+//! Behind the [`crate::fence`] nobody is admitted: what this process knows may be out of date, so it does not even
+//! decide. A process that has slept between the two ways finds the fence at the second one: what was computed or read
+//! is withheld. The answer about a change that was committed is not: it tells of a fact, and whoever does not hear it
+//! may do it twice, or lose a credential that is shown once.
 
 use std::{
     fmt,
@@ -20,6 +25,7 @@ use crate::{
     Action, Caller, Error, KeyId,
     audit::{AuditLog, Event, OperationId, Outcome, Phase, Subject},
     epoch::Recovery,
+    fence::{Fence, Fenced},
     policy::{self, Decision},
     time::Timestamp,
 };
@@ -30,6 +36,7 @@ pub struct Gate<A> {
     prefix: u64,
     counter: AtomicU64,
     recovery: ArcSwapOption<Recovery>,
+    fence: Option<Arc<Fence>>,
 }
 
 /// Proof that policy allowed one operation. Only the gate makes one.
@@ -50,6 +57,8 @@ pub struct Admission<A: AuditLog> {
     grant: Grant,
     log: Arc<A>,
     slot: Option<A::Slot>,
+    /// What the result depends on; `None` for a change of state, which is answered for by its commit.
+    fence: Option<Arc<Fence>>,
 }
 
 /// A result that nobody outside core may see before its audit record is durable.
@@ -78,7 +87,12 @@ pub enum SystemWork {
 impl<A: AuditLog> Gate<A> {
     /// A gate that records to `log`. `prefix` is random, so that operation ids of several runs differ.
     pub fn new(log: Arc<A>, prefix: u64) -> Self {
-        Self { log, prefix, counter: AtomicU64::new(0), recovery: ArcSwapOption::empty() }
+        Self { log, prefix, counter: AtomicU64::new(0), recovery: ArcSwapOption::empty(), fence: None }
+    }
+
+    /// The same, closed while `fence` is up.
+    pub(crate) fn behind(self, fence: Arc<Fence>) -> Self {
+        Self { fence: Some(fence), ..self }
     }
 
     /// Admits `caller` to `action` on `key`, or records the denial and says only "denied".
@@ -99,10 +113,10 @@ impl<A: AuditLog> Gate<A> {
         subject: Subject,
         now: Timestamp,
     ) -> Result<Admission<A>, Error> {
-        let slot = self.log.reserve()?;
+        let slot = self.reserve()?;
         let grant = self.grant(caller.shared_name(), action, subject, now);
         let decision = policy::decide(caller, action, grant.subject.key.as_ref());
-        let admission = Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) };
+        let admission = self.admission(grant, slot);
         match decision {
             Decision::Allow => self.unless_in_recovery(admission).await,
             Decision::Deny { rule } => admission.deny(rule, Error::denied()).await,
@@ -139,16 +153,16 @@ impl<A: AuditLog> Gate<A> {
         subject: Subject,
         now: Timestamp,
     ) -> Result<Admission<A>, Error> {
-        let slot = self.log.reserve()?;
+        let slot = self.reserve()?;
         let grant = Grant { subject, ..self.system(work, None, now) };
-        let admission = Admission { grant, log: Arc::clone(&self.log), slot: Some(slot) };
+        let admission = self.admission(grant, slot);
         self.intend(self.unless_in_recovery(admission).await?).await
     }
 
     /// Like [`Gate::admit`], for our own work that reads only and is about no key alone.
     pub fn admit_system(&self, work: SystemWork, now: Timestamp) -> Result<Admission<A>, Error> {
-        let slot = self.log.reserve()?;
-        Ok(Admission { grant: self.system(work, None, now), log: Arc::clone(&self.log), slot: Some(slot) })
+        let slot = self.reserve()?;
+        Ok(self.admission(self.system(work, None, now), slot))
     }
 
     /// A grant for our own work that writes no record of its own: the canary, the epoch, and the steps inside a
@@ -178,10 +192,21 @@ impl<A: AuditLog> Gate<A> {
         }
     }
 
-    async fn intend(&self, admission: Admission<A>) -> Result<Admission<A>, Error> {
+    /// A place in the book, for somebody who may come in at all.
+    fn reserve(&self) -> Result<A::Slot, Error> {
+        unless_fenced(self.fence.as_deref(), Ok(()))?;
+        Ok(self.log.reserve()?)
+    }
+
+    fn admission(&self, grant: Grant, slot: A::Slot) -> Admission<A> {
+        Admission { grant, log: Arc::clone(&self.log), slot: Some(slot), fence: self.fence.clone() }
+    }
+
+    async fn intend(&self, mut admission: Admission<A>) -> Result<Admission<A>, Error> {
         let slot = self.log.reserve()?;
         let event = admission.grant.event(Phase::Intent, Outcome::Allowed, None);
         self.log.record(vec![(slot, event)]).await?;
+        admission.fence = None;
         Ok(admission)
     }
 
@@ -197,12 +222,15 @@ impl<A: AuditLog> Admission<A> {
         self.grant.subject.version = Some(number);
     }
 
-    /// Makes the record durable, then opens the result. When the record cannot be made, the result is gone.
+    /// Makes the record durable, then opens the result. When the record cannot be made, the result is gone, and
+    /// likewise when the fence went up since the admission.
     pub async fn settle<T>(mut self, result: Result<Unsettled<T>, Error>) -> Result<T, Error> {
+        let result = unless_fenced(self.fence.as_deref(), result);
         if let Some(record) = self.outcome(&result) {
             self.log.record(vec![record]).await?;
         }
-        result.map(Unsettled::open)
+        // The disk may have taken long: then the book knows of a result that nobody got.
+        unless_fenced(self.fence.as_deref(), result).map(Unsettled::open)
     }
 
     /// Settles a batch: one record per item, one wait for all of them.
@@ -215,11 +243,13 @@ impl<A: AuditLog> Admission<A> {
         let mut records = Vec::with_capacity(batch.len());
         let mut results = Vec::with_capacity(batch.len());
         for (mut admission, result) in batch {
+            let result = unless_fenced(admission.fence.as_deref(), result);
             records.extend(admission.outcome(&result));
-            results.push(result);
+            results.push((admission.fence.take(), result));
         }
         log.record(records).await?;
-        Ok(results.into_iter().map(|result| result.map(Unsettled::open)).collect())
+        let opened = results.into_iter().map(|(fence, result)| unless_fenced(fence.as_deref(), result));
+        Ok(opened.map(|result| result.map(Unsettled::open)).collect())
     }
 
     /// Records the denial; the caller gets `error`.
@@ -239,6 +269,13 @@ impl<A: AuditLog> Admission<A> {
         let event = self.grant.event(Phase::Outcome, outcome, reason);
         self.slot.take().map(|slot| (slot, event))
     }
+}
+
+/// The result, while the fence is down. A failure stays what it is.
+fn unless_fenced<T>(fence: Option<&Fence>, result: Result<T, Error>) -> Result<T, Error> {
+    let value = result?;
+    fence.map_or(Ok(()), Fence::check).map_err(Fenced::refusal)?;
+    Ok(value)
 }
 
 impl<A: AuditLog> Deref for Admission<A> {

@@ -11,6 +11,7 @@ use crate::{
     Algorithm, Error,
     hsm::CkaId,
     jwk::Kid,
+    replica::ReplicaId,
     time::{SignedDuration, Timestamp},
 };
 
@@ -62,6 +63,8 @@ pub struct KeyVersion {
     pub created_at: Timestamp,
     /// What is known once it is born; `None` while it is CREATING.
     pub born: Option<Born>,
+    /// The replica that is at work on its birth, or was when it died; `None` once it is born.
+    pub maker: Option<ReplicaId>,
     /// Set by "disable", cleared by "enable".
     pub suspended: bool,
     /// When it was declared compromised. Never cleared.
@@ -131,6 +134,8 @@ impl Key {
     pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
     /// A change of phase lies at least this long after its commit: the fence between replicas.
     pub const FENCE: SignedDuration = SignedDuration::from_secs(10);
+    /// [`crate::replica::CLOCKS_APART_MAX`].
+    pub const CLOCKS_APART: SignedDuration = SignedDuration::from_secs(10);
 
     /// When a version that stops signing at `retires_at` may leave the JWKS: after every token that it
     /// could have signed has expired, and every cache has had its time.
@@ -163,15 +168,12 @@ impl KeyVersion {
         }
     }
 
-    /// Whether verifiers should find it in the JWKS at `now`.
+    /// Whether verifiers should find it in the JWKS at `now`. From its birth on, also where the clock is behind its
+    /// maker's.
     pub fn is_published(&self, now: Timestamp) -> bool {
         let trusted =
             matches!(self.state(now), KeyState::PreActivation | KeyState::Active | KeyState::Deactivated);
-        self.born.as_ref().is_some_and(|born| {
-            trusted
-                && born.timeline.published_at <= now
-                && born.timeline.withdrawn_at.is_none_or(|at| now < at)
-        })
+        self.born.as_ref().is_some_and(|born| trusted && born.timeline.withdrawn_at.is_none_or(|at| now < at))
     }
 }
 

@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use crate::{
     Algorithm, AuditLog, Caller, Clock, Error, Gate, Hsm, Key, KeyId, KeyState, KeyVersion, Store,
+    beat::Beats,
     caller::Role,
     catalog::{Catalog, Entry, Version},
     epoch::AcceptanceCode,
+    fence::Fence,
     gate::SystemWork,
+    replica::ReplicaId,
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
     verbs::{AttributeAudits, Births},
@@ -20,7 +23,10 @@ use crate::{
 pub struct Kms<H, S, A, C> {
     pub(crate) hsm: H,
     pub(crate) store: S,
-    pub(crate) clock: C,
+    pub(crate) clock: Arc<C>,
+    pub(crate) replica: ReplicaId,
+    pub(crate) fence: Arc<Fence>,
+    pub(crate) beats: Beats,
     pub(crate) gate: Gate<A>,
     pub(crate) catalog: Catalog,
     pub(crate) settings: Settings,
@@ -45,6 +51,8 @@ pub struct Ports<H, S, A, C> {
     pub audit: Arc<A>,
     /// The time.
     pub clock: C,
+    /// This run of this server.
+    pub replica: ReplicaId,
     /// The operating system's generator.
     pub entropy: Entropy,
 }
@@ -100,6 +108,8 @@ pub struct Readiness {
     pub store: Result<(), String>,
     /// Whether the store is as new as the token has seen: not in recovery mode.
     pub epoch: Result<(), String>,
+    /// Whether what this replica knows is confirmed by the store: not fenced.
+    pub fence: Result<(), String>,
 }
 
 impl Default for Settings {
@@ -115,17 +125,23 @@ impl Default for Settings {
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Loads the catalog, compares its epoch with the token's, and opens the door: for everything, or in recovery
-    /// mode. The token must be reachable.
+    /// mode. The token must be reachable, and the catalog is confirmed once: from then on [`Kms::beat`] must be called,
+    /// or the fence goes up.
     pub async fn open(ports: Ports<H, S, A, C>, settings: Settings) -> Result<Self, Error> {
-        let Ports { hsm, store, audit, clock, entropy } = ports;
+        let Ports { hsm, store, audit, clock, replica, entropy } = ports;
+        let clock = Arc::new(clock);
+        let fence = Arc::new(Fence::new(Arc::clone(&clock) as Arc<dyn Clock>));
         let mut prefix = [0; 8];
         entropy(&mut prefix)?;
-        let catalog = Catalog::new(store.load().await?)?;
+        let catalog = Catalog::new(store.load(None).await?)?;
         let kms = Self {
             hsm,
             store,
             clock,
-            gate: Gate::new(audit, u64::from_be_bytes(prefix)),
+            replica,
+            gate: Gate::new(audit, u64::from_be_bytes(prefix)).behind(Arc::clone(&fence)),
+            fence,
+            beats: Beats::default(),
             catalog,
             settings,
             entropy,
@@ -135,6 +151,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             acceptance: Mutex::default(),
         };
         kms.compare_epochs().await?;
+        kms.beat(false, "{}".to_owned()).await?;
         Ok(kms)
     }
 
@@ -152,6 +169,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             hsm: hsm.map_err(|fault| fault.to_string()),
             store: store.map(drop).map_err(|fault| fault.to_string()),
             epoch: self.recovery().map_or(Ok(()), |recovery| Err(recovery.to_string())),
+            fence: self.fence.check().map_err(|fenced| fenced.to_string()),
         }
     }
 
@@ -183,7 +201,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let outcome = self.store.commit(transaction).await;
         match &outcome {
             Ok(generation) => tracing::debug!(name, generation = generation.0, "committed"),
-            Err(fault) => tracing::warn!(name, %fault, "transaction failed"),
+            Err(fault) => {
+                tracing::warn!(name, %fault, "transaction failed");
+                self.doubt_after(fault);
+            }
         }
         self.refresh().await?;
         outcome.map(|_| ()).map_err(Error::from)
@@ -192,11 +213,6 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Loads the catalog anew when the store is ahead of it: after a commit whose reload failed.
     pub(crate) async fn catch_up(&self) -> Result<(), Error> {
         if self.store.check().await? > self.generation() { self.refresh().await } else { Ok(()) }
-    }
-
-    /// Loads the catalog anew.
-    pub(crate) async fn refresh(&self) -> Result<(), Error> {
-        self.catalog.replace(self.store.load().await?)
     }
 
     pub(crate) fn random<const N: usize>(&self) -> Result<[u8; N], Error> {

@@ -20,6 +20,7 @@ pub mod error;
 pub mod failpoint;
 #[cfg(any(test, feature = "conformance"))]
 pub mod fakes;
+pub mod fence;
 pub mod gate;
 pub mod hsm;
 pub mod inventory;
@@ -28,6 +29,7 @@ pub mod key;
 pub mod kms;
 pub mod pin_latch;
 pub mod policy;
+pub mod replica;
 pub mod signature;
 pub mod store;
 pub mod time;
@@ -35,6 +37,7 @@ pub mod time;
 pub mod verbs;
 
 mod action;
+mod beat;
 mod catalog;
 mod timeline;
 

@@ -52,6 +52,11 @@ impl PublicKey {
         &self.jwk
     }
 
+    /// Whether it was parsed from these bytes, of a pair with that CKA_ID.
+    pub(crate) fn is(&self, id: CkaId, spki: &[u8]) -> bool {
+        self.key_ref.id == id && *self.spki == *spki
+    }
+
     /// Where its private half lives.
     pub(crate) fn key_ref(&self) -> &KeyRef {
         &self.key_ref

@@ -3,7 +3,7 @@
 //! Core decides what is written; a store only writes it, all or nothing, when the rows are still as core saw
 //! them. Implemented by `kms/store`; passes `conformance::store`.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use crate::{
     Error, Key, KeyId, KeyVersion,
@@ -11,13 +11,15 @@ use crate::{
     epoch::Epoch,
     error::Kind,
     pin_latch,
+    replica::{Beat, LeaseToken, Pulse, ReplicaId},
     time::Timestamp,
 };
 
 /// Durable rows. Every method may be called concurrently.
 pub trait Store: Send + Sync + 'static {
-    /// Everything, as of one generation.
-    fn load(&self) -> impl Future<Output = Result<Snapshot, Fault>> + Send;
+    /// Every row that was written after the generation `since`, or all of them, as of one generation. A key comes
+    /// with all its versions when it or any of them was written. Rows are never deleted.
+    fn load(&self, since: Option<Generation>) -> impl Future<Output = Result<Snapshot, Fault>> + Send;
 
     /// Applies one transaction, durably and atomically, and returns the generation that it made.
     /// Nothing is written when any expectation fails.
@@ -47,13 +49,30 @@ pub trait Store: Send + Sync + 'static {
 
     /// Proves that the store reads and writes now; returns its generation.
     fn check(&self) -> impl Future<Output = Result<Generation, Fault>> + Send;
+
+    /// Leaves a beat and reads the pulse, in one step: of a commit and a beat at once, either the pulse has the
+    /// commit's generation, or [`Store::propagated`] finds the beat. No part of any generation.
+    fn pulse(&self, beat: Beat) -> impl Future<Output = Result<Pulse, Fault>> + Send;
+
+    /// Resolves when the store may have gone past `known`, or after `at_most`. A hint: it may come without a reason,
+    /// and it may be lost.
+    fn changed(&self, known: Generation, at_most: Duration) -> impl Future<Output = ()> + Send;
+
+    /// Resolves when every live replica that serves, `but` one, works with rows of `generation` or later: who does
+    /// not after `at_most` is fenced. A fault of the store is waited out likewise.
+    fn propagated(
+        &self,
+        generation: Generation,
+        but: &ReplicaId,
+        at_most: Duration,
+    ) -> impl Future<Output = ()> + Send;
 }
 
 /// Counts committed transactions. Equal generations mean equal rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Generation(pub u64);
 
-/// All rows at one generation.
+/// Rows at one generation: all of them, or those that were written after an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
     /// The generation.
@@ -62,7 +81,7 @@ pub struct Snapshot {
     pub keys: Vec<(Key, Vec<KeyVersion>)>,
     /// Access tokens, revoked ones included.
     pub access_tokens: Vec<AccessToken>,
-    /// The epoch; `None` before the first start of a service.
+    /// The epoch; `None` before the first start of a service, or when it was not written since.
     pub epoch: Option<Epoch>,
     /// Objects in the token that are to be left alone, in the order of token and CKA_ID.
     pub quarantined: Vec<QuarantinedObject>,
@@ -77,6 +96,15 @@ pub struct Transaction {
     pub writes: Vec<Write>,
     /// The request that asked for it, remembered in the same transaction.
     pub request: Option<RememberedRequest>,
+    /// The lease under which it is done. Fails with [`Fault::Changed`] when another replica has taken it since.
+    pub lease: Option<LeaseToken>,
+}
+
+impl Transaction {
+    /// A transaction that nobody asked for by an id, and that needs no lease.
+    pub fn new(name: &'static str, writes: Vec<Write>) -> Self {
+        Self { name, writes, request: None, lease: None }
+    }
 }
 
 /// One row to be written.

@@ -11,6 +11,11 @@ pub trait Clock: Send + Sync + 'static {
 
     /// The moment that lies so far ahead, on the monotonic clock.
     fn within(&self, span: Duration) -> Deadline;
+
+    /// The current moment, on the monotonic clock.
+    fn instant(&self) -> Instant {
+        self.within(Duration::ZERO).instant()
+    }
 }
 
 impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
@@ -20,6 +25,10 @@ impl<C: Clock + ?Sized> Clock for std::sync::Arc<C> {
 
     fn within(&self, span: Duration) -> Deadline {
         (**self).within(span)
+    }
+
+    fn instant(&self) -> Instant {
+        (**self).instant()
     }
 }
 

@@ -11,16 +11,19 @@ use crate::{
     time::Timestamp,
 };
 
-/// The times of a version that is being born. The first version of a key signs at once; a later one after the
-/// lead, not before `asked`, and at least a fence after the version before it.
+/// The times of a version that is being born. The first version of a key signs at once, also where the clock is behind
+/// ours: its times lie that far back. A later one signs after the lead, not before `asked`, and at least a fence after
+/// the version before it.
 pub(crate) fn of_next(entry: &Entry, now: Timestamp, asked: Option<Timestamp>) -> Timeline {
     let latest = entry.versions.iter().filter_map(|version| version.row.born.as_ref()).next_back();
-    let activates_at = latest.map_or(now, |latest| {
-        let led = later(now, entry.lead(now));
-        let after = later(latest.timeline.activates_at, Key::FENCE);
-        led.max(after).max(asked.unwrap_or(Timestamp::MIN))
-    });
-    Timeline { published_at: now, activates_at, retires_at: None, withdrawn_at: None, destroys_at: None }
+    let Some(latest) = latest else {
+        let at = later(now, -Key::CLOCKS_APART);
+        return Timeline { published_at: at, activates_at: at, ..UNENDING };
+    };
+    let led = later(now, entry.lead(now));
+    let after = later(latest.timeline.activates_at, Key::FENCE);
+    let activates_at = led.max(after).max(asked.unwrap_or(Timestamp::MIN));
+    Timeline { published_at: now, activates_at, ..UNENDING }
 }
 
 /// The times of a suspended version that comes back. It left the JWKS, so while another version signs it must
@@ -42,6 +45,14 @@ pub(crate) fn with(entry: &Entry, changed: KeyVersion, now: Timestamp) -> Vec<Ke
     let retimed = after.iter().map(|row| retimed(&entry.key, row, &after, now));
     retimed.zip(before).filter(|(row, old)| row != *old).map(|(row, _)| row).collect()
 }
+
+const UNENDING: Timeline = Timeline {
+    published_at: Timestamp::UNIX_EPOCH,
+    activates_at: Timestamp::UNIX_EPOCH,
+    retires_at: None,
+    withdrawn_at: None,
+    destroys_at: None,
+};
 
 fn retimed(key: &Key, row: &KeyVersion, all: &[KeyVersion], now: Timestamp) -> KeyVersion {
     let mut row = row.clone();

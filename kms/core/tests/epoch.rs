@@ -105,7 +105,7 @@ fn token(name: &str) -> CreateAccessToken {
 }
 
 async fn epoch(world: &World) -> Epoch {
-    world.store.load().await.expect("load").epoch.expect("an epoch")
+    world.store.load(None).await.expect("load").epoch.expect("an epoch")
 }
 
 /// Token and store agree on `value`, and nothing replaced is left.
@@ -342,7 +342,7 @@ fn an_older_store_does_nothing_but_read_and_take_away_until_it_is_accepted() {
 
         kms.get_key(&admin, &id("k")).await.expect("reads");
         kms.public_key(&admin, &id("k"), None).await.expect("reads a public key");
-        let json = kms.published_keys(None).expect("a set").body;
+        let json = kms.published_keys(None).expect("fresh").expect("a set").body;
         assert!(json.len() > 100, "the JWKS is served");
         let check = Verify {
             id: id("k"),

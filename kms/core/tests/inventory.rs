@@ -386,7 +386,7 @@ fn another_key_under_the_cka_id_ends_the_version_and_a_missing_one_cannot_be_ena
     block_on(async {
         let (world, kms, cka_id) = with_key("k").await;
         world.hsm.replace(cka_id, SPEC);
-        let epoch = async || world.store.load().await.expect("rows").epoch.expect("an epoch").value;
+        let epoch = async || world.store.load(None).await.expect("rows").epoch.expect("an epoch").value;
         let before = epoch().await;
         kms.audit_attributes(soon()).await.expect("an audit");
         assert_eq!(epoch().await, before + 1, "no restored backup brings it back unseen");
@@ -474,7 +474,7 @@ fn what_a_row_names_and_what_is_not_there_cannot_be_quarantined() {
             let refused = kms.quarantine(&admin, request, soon()).await.expect_err(field);
             assert_eq!(refused.field(), Some(field));
         }
-        assert!(world.store.load().await.expect("rows").quarantined.is_empty());
+        assert!(world.store.load(None).await.expect("rows").quarantined.is_empty());
     });
 }
 
@@ -524,7 +524,7 @@ fn no_birth_adopts_a_quarantined_pair() {
             at: kms_core::Clock::now(&world.clock),
         };
         let writes = vec![Write::Quarantine(record)];
-        world.store.commit(Transaction { name: "test", writes, request: None }).await.expect("written");
+        world.store.commit(Transaction::new("test", writes)).await.expect("written");
         let kms = open(&world).await;
         assert_eq!(kms.resume_births(soon()).await, 1);
         assert_ne!(cka_id(&kms, "k", 1).await, quarantined);

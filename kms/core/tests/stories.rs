@@ -303,17 +303,17 @@ fn a_rotation_publishes_first_signs_later_and_withdraws_last() {
     block_on(async {
         let (world, kms) = with_key("k").await;
         let count = || {
-            let set = kms.published_keys(Some(&id("k"))).expect("a set");
+            let set = kms.published_keys(Some(&id("k"))).expect("fresh").expect("a set");
             let json: serde_json::Value = serde_json::from_slice(&set.body).expect("JSON");
             json["keys"].as_array().map_or(0, Vec::len)
         };
         let old = signs(&kms, "k").await.expect("signs");
-        let etag = kms.published_keys(None).expect("a set").etag;
+        let etag = kms.published_keys(None).expect("fresh").expect("a set").etag;
         let rotate = RotateKey { id: id("k"), request: Request::default() };
         let next = kms.rotate_key(&administrator(), rotate.clone(), soon()).await.expect("rotates");
         assert_eq!((next.state, next.primary), (Some(KeyState::PreActivation), false));
         assert_eq!(count(), 2, "published at once");
-        assert_ne!(kms.published_keys(None).expect("a set").etag, etag);
+        assert_ne!(kms.published_keys(None).expect("fresh").expect("a set").etag, etag);
         assert_eq!(signs(&kms, "k").await.expect("signs").version, 1, "and not yet signing");
         world.clock.advance(hours(1) - SignedDuration::from_secs(1));
         assert_eq!(signs(&kms, "k").await.expect("signs").version, 1);
@@ -402,9 +402,10 @@ fn a_rotation_soon_after_the_lead_was_shortened_waits_for_caches_of_before() {
         kms.update_key(&administrator(), shorten).await.expect("updates");
         let rotate = || RotateKey { id: id("k"), request: Request::default() };
         kms.rotate_key(&administrator(), rotate(), soon()).await.expect("rotates");
-        world.clock.advance(SignedDuration::from_secs(300));
+        // The caches, the fence, and two clocks.
+        world.clock.advance(SignedDuration::from_secs(319));
         assert_eq!(signs(&kms, "k").await.expect("signs").version, 1);
-        world.clock.advance(SignedDuration::from_secs(10));
+        world.clock.advance(SignedDuration::from_secs(1));
         assert_eq!(signs(&kms, "k").await.expect("signs").version, 2);
     });
 }
@@ -491,7 +492,10 @@ fn a_disabled_version_neither_signs_nor_verifies_nor_is_published_until_enabled(
         kms.disable_key_version(&admin, change()).await.expect("disables");
         let error = signs(&kms, "k").await.expect_err("disabled");
         assert!(error.to_string().contains("version 1 is suspended; enable it"), "{error}");
-        assert_eq!(&*kms.published_keys(Some(&id("k"))).expect("a set").body, br#"{"keys":[]}"#);
+        assert_eq!(
+            &*kms.published_keys(Some(&id("k"))).expect("fresh").expect("a set").body,
+            br#"{"keys":[]}"#
+        );
         kms.disable_key_version(&admin, change()).await.expect("twice does no harm");
         kms.enable_key_version(&admin, change(), soon()).await.expect("enables");
         signs(&kms, "k").await.expect("signs again");
@@ -519,6 +523,9 @@ fn destruction_is_confirmed_delayed_can_be_called_off_and_is_real() {
         world.clock.advance(SignedDuration::from_secs(1));
         let late = kms.restore_key_version(&admin, change()).await;
         assert_eq!(reason(late), Err("DESTRUCTION_DUE"), "it may have begun");
+        world.clock.advance(SignedDuration::from_secs(-10));
+        let late = kms.restore_key_version(&admin, change()).await;
+        assert_eq!(reason(late), Err("DESTRUCTION_DUE"), "another replica's clock may be ahead");
         world.clock.advance(SignedDuration::from_secs(-1));
         kms.restore_key_version(&admin, change()).await.expect("called off");
         world.clock.advance(hours(24));
@@ -550,7 +557,8 @@ fn a_key_with_a_period_rotates_by_itself_one_lead_ahead_and_once() {
         let kms = open(&world).await;
         let daily = CreateKey { rotation_period: Some(hours(24)), ..create("k") };
         kms.create_key(&administrator(), daily, soon()).await.expect("created");
-        world.clock.advance(hours(23) - SignedDuration::from_secs(1));
+        // A first version counts from where every clock has it.
+        world.clock.advance(hours(23) - SignedDuration::from_secs(11));
         assert_eq!(kms.run_due(soon()).await, 0);
         world.clock.advance(SignedDuration::from_secs(1));
         assert_eq!((kms.run_due(soon()).await, kms.run_due(soon()).await), (1, 0));

@@ -13,15 +13,16 @@ use std::{
 use anyhow::{Context as _, bail};
 use kms_audit::FileLog;
 use kms_core::{
-    Kms,
+    Hsm as _, Kms,
     kms::{Ports, Settings},
+    replica::ReplicaId,
     time::{Deadline, SignedDuration},
 };
 use kms_pkcs11::{
     Pool,
     pool::{self, PoolLatch, Status},
 };
-use kms_store::SqliteStore;
+use kms_store::AnyStore;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::timeout,
@@ -33,14 +34,17 @@ use crate::{
     config::Config,
     hygiene,
     pin_latch::DurableLatch,
+    replicas,
     running::{Certificates, Sockets, Starting},
-    storage, telemetry,
+    scheduler, storage, telemetry,
 };
 
 /// How long the HSM may take at the end to follow the store's epoch.
 const FOLLOW_MAX: Duration = Duration::from_secs(2);
 /// How long detached changes of state may take to finish at the end.
 const DETACHED_MAX: Duration = Duration::from_secs(10);
+/// Who holds the service when nothing is under way: the front, and its beats.
+const HOLDERS_AT_REST: usize = 2;
 /// How often we look whether detached work is over.
 const DETACHED_POLL: Duration = Duration::from_millis(10);
 
@@ -63,10 +67,14 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let sockets = Sockets::bind(config).await?;
     let starting = Starting::listen(sockets, Certificates::load(config)?)?;
     let (store, audit) = storage::open(config).await?;
-    addresses::File::remove_stale(config.store_dir())?;
-    let latch = Arc::new(DurableLatch::new(store.clone(), config.hsm.pin_generation.get())?);
+    addresses::File::remove_stale(config.state_dir())?;
+    let replica = replica_id()?;
+    let pin_generation = config.hsm.pin_generation.get();
+    let latch =
+        Arc::new(DurableLatch::new(store.clone(), pin_generation, &replica, config.hsm.startup_timeout)?);
     let pool = start_pool(config, PoolLatch(latch.clone()))?;
-    let ended = serve_with(config, end, starting, store, &audit, &pool).await;
+    let ended = serve_with(config, end, starting, store.clone(), &replica, &audit, &pool).await;
+    replicas::leave(&store, &replica).await;
     // A server that ends in order leaves no try of the PIN behind in the latch.
     latch.close(config.hsm.startup_timeout).await;
     drop(pool);
@@ -78,7 +86,8 @@ async fn serve_with(
     config: &Config,
     mut end: End,
     starting: Starting,
-    store: SqliteStore,
+    store: AnyStore,
+    replica: &ReplicaId,
     audit: &Arc<FileLog>,
     pool: &Pool,
 ) -> anyhow::Result<()> {
@@ -89,7 +98,15 @@ async fn serve_with(
             return Ok(());
         }
     }
-    let ports = Ports { hsm: pool.clone(), store, audit: Arc::clone(audit), clock: SystemClock, entropy };
+    replicas::join(config, &store, replica, pool.token_serial()).await?;
+    let ports = Ports {
+        hsm: pool.clone(),
+        store,
+        audit: Arc::clone(audit),
+        clock: SystemClock,
+        replica: replica.clone(),
+        entropy,
+    };
     let service = tokio::select! {
         service = Kms::open(ports, settings(config)?) => Arc::new(service.context("the service cannot be opened")?),
         signal = end.signal() => {
@@ -100,15 +117,18 @@ async fn serve_with(
     if !service.has_administrator() {
         tracing::warn!("there is no administrator; stop the server and run `kms bootstrap`");
     }
+    // Beats on until the last change of state is done.
+    let heart = tokio::spawn(scheduler::beat(Arc::clone(&service)));
     let running = starting.serve(config, &service, audit)?;
     let cause = tokio::select! {
         signal = end.signal() => Ok(signal),
         () = abandoned(pool) => Err("the parent process is gone"),
     };
     tracing::info!(cause = cause.unwrap_or_else(|gone| gone), "draining");
-    running.drain().await;
+    running.drain(config.drain_delay()).await;
     follow_epoch(&service).await;
-    finish(service).await;
+    finish(&service).await;
+    heart.abort();
     cause.map(drop).map_err(anyhow::Error::msg)
 }
 
@@ -126,15 +146,23 @@ async fn follow_epoch(service: &Service) {
 }
 
 /// Changes of state run detached from their calls, each with a hold on the service: waits for them.
-async fn finish(service: Arc<Service>) {
+async fn finish(service: &Arc<Service>) {
     let idle = async {
-        while Arc::strong_count(&service) > 1 {
+        while Arc::strong_count(service) > HOLDERS_AT_REST {
             tokio::time::sleep(DETACHED_POLL).await;
         }
     };
     if timeout(DETACHED_MAX, idle).await.is_err() {
         tracing::warn!("changes of state are cut off; they are resumed at the next start");
     }
+}
+
+/// Readable, and of one run only.
+fn replica_id() -> anyhow::Result<ReplicaId> {
+    let mut unique = [0; 4];
+    entropy(&mut unique)?;
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Ok(ReplicaId::new(format!("{name}/{}/{:08x}", std::process::id(), u32::from_be_bytes(unique))))
 }
 
 fn start_pool(config: &Config, latch: PoolLatch) -> anyhow::Result<Pool> {

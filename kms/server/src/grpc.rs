@@ -124,7 +124,7 @@ mod tests {
             revoked_at: None,
         };
         let writes = vec![Write::InsertAccessToken(token)];
-        world.store.commit(Transaction { name: "test", writes, request: None }).await.expect("committed");
+        world.store.commit(Transaction::new("test", writes)).await.expect("committed");
         let kms = Arc::new(world.open(Settings::default()).await.expect("a service"));
         let config = format!("tls_cert_file = ''\ntls_key_file = ''\nreflection = {reflection}");
         let config = toml::from_str(&config).expect("a section");

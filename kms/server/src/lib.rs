@@ -18,6 +18,7 @@ mod ops;
 pub mod parent;
 mod peers;
 mod pin_latch;
+mod replicas;
 mod running;
 mod runtime_dir;
 mod scheduler;
@@ -30,9 +31,10 @@ pub mod tls;
 use kms_audit::FileLog;
 use kms_core::Kms;
 use kms_pkcs11::Pool;
-use kms_store::SqliteStore;
+use kms_store::AnyStore;
 
-pub use storage::bootstrap;
+pub use pin_latch::others as latch_others;
+pub use storage::{bootstrap, look_at_store, open_store};
 
 /// The service over its real ports, named once.
-pub type Service = Kms<Pool, SqliteStore, FileLog, clock::SystemClock>;
+pub type Service = Kms<Pool, AnyStore, FileLog, clock::SystemClock>;

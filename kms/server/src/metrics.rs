@@ -43,6 +43,9 @@ pub(crate) struct Levels {
     pub(crate) attribute_audits: AttributeAudits,
     pub(crate) audit: kms_audit::Health,
     pub(crate) store_generation: u64,
+    pub(crate) replicas: usize,
+    pub(crate) fenced: bool,
+    pub(crate) leads: bool,
     pub(crate) recovery_mode: bool,
     pub(crate) epoch_pending: u64,
     /// Per listener.
@@ -140,6 +143,9 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             attribute_audits,
             audit,
             store_generation,
+            replicas,
+            fenced,
+            leads,
             recovery_mode,
             epoch_pending,
             certificates_expire,
@@ -189,6 +195,14 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             audit.last_sync_seconds,
         )?;
         gauge("store_generation", "Transactions committed to the store", None, store_generation as f64)?;
+        gauge("replicas", "Servers that the store has heard of lately", None, replicas as f64)?;
+        gauge(
+            "replica_fenced",
+            "1: the store does not confirm what this server knows",
+            None,
+            f64::from(u8::from(fenced)),
+        )?;
+        gauge("lease_held", "1: this server does the background work", None, f64::from(u8::from(leads)))?;
         gauge(
             "recovery_mode",
             "1 while the store is older than the HSM has seen, and nothing is signed",
@@ -311,6 +325,9 @@ impl Levels {
                 records_lost: 11,
             },
             store_generation: 12,
+            replicas: 3,
+            fenced: false,
+            leads: true,
             recovery_mode: true,
             epoch_pending: 13,
             certificates_expire: vec![("grpc", Timestamp::UNIX_EPOCH)],

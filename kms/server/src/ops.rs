@@ -7,7 +7,10 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -34,7 +37,7 @@ const READINESS_KEPT: Duration = Duration::from_secs(1);
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// What works at this moment, part by part; the texts are for operators.
-pub(crate) type Readiness = [(&'static str, Result<(), String>); 4];
+pub(crate) type Readiness = [(&'static str, Result<(), String>); 5];
 
 /// The part that is not ready in recovery mode.
 pub(crate) const EPOCH: &str = "epoch";
@@ -44,18 +47,20 @@ pub(crate) type Probe = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Readiness> +
 
 struct Ops {
     probe: Probe,
+    /// Set when the server is asked to end: a balancer must look elsewhere while it still answers.
+    leaving: Arc<AtomicBool>,
     last: Mutex<Option<(Instant, Readiness)>>,
     metrics: Arc<Metrics>,
 }
 
 /// The routes, without a fallback.
-pub(crate) fn router(probe: Probe, metrics: Arc<Metrics>) -> Router {
+pub(crate) fn router(probe: Probe, leaving: Arc<AtomicBool>, metrics: Arc<Metrics>) -> Router {
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape))
         .layer(map_response(nosniff))
-        .with_state(Arc::new(Ops { probe, last: Mutex::new(None), metrics }))
+        .with_state(Arc::new(Ops { probe, leaving, last: Mutex::new(None), metrics }))
 }
 
 /// While `full` is empty: `/livez` says that we live, and everything else is told to come again. From then on
@@ -80,6 +85,10 @@ async fn livez() -> &'static str {
 }
 
 async fn readyz(State(ops): State<Arc<Ops>>) -> Response {
+    if ops.leaving.load(Ordering::Relaxed) {
+        let body = serde_json::json!({ "ready": false, "leaving": true });
+        return unavailable(body);
+    }
     let readiness = ops.readiness().await;
     let ready = readiness.iter().all(|(_, result)| result.is_ok());
     let mut body = serde_json::json!({ "ready": ready });
@@ -95,6 +104,11 @@ async fn readyz(State(ops): State<Arc<Ops>>) -> Response {
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")], body.to_string())
         .into_response()
+}
+
+fn unavailable(body: serde_json::Value) -> Response {
+    let head = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
+    (StatusCode::SERVICE_UNAVAILABLE, head, body.to_string()).into_response()
 }
 
 async fn scrape(State(ops): State<Arc<Ops>>) -> Response {
@@ -129,7 +143,7 @@ impl Ops {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use axum::body::Body;
 
@@ -159,14 +173,18 @@ mod tests {
                     ("store", Ok(())),
                     ("audit", Ok(())),
                     (EPOCH, Ok(())),
+                    ("fence", Ok(())),
                 ]
             })
         });
-        let router = router(probe, metrics());
+        let router = router(probe, Arc::default(), metrics());
         for _ in 0..3 {
             let (status, body) = fetch(&router, "/readyz").await;
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-            assert_eq!(body, r#"{"audit":"ok","epoch":"ok","hsm":"not ready","ready":false,"store":"ok"}"#);
+            assert_eq!(
+                body,
+                r#"{"audit":"ok","epoch":"ok","fence":"ok","hsm":"not ready","ready":false,"store":"ok"}"#
+            );
         }
         assert_eq!(PROBES.load(Ordering::Relaxed), 1);
         assert_eq!(fetch(&router, "/livez").await.0, StatusCode::OK);
@@ -189,9 +207,9 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_openmetrics_with_base_units() {
-        let parts = ["hsm", "store", "audit", EPOCH];
+        let parts = ["hsm", "store", "audit", EPOCH, "fence"];
         let probe: Probe = Box::new(move || Box::pin(async move { parts.map(|part| (part, Ok(()))) }));
-        let router = router(probe, metrics());
+        let router = router(probe, Arc::default(), metrics());
         let (status, text) = fetch(&router, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
         for line in [
@@ -205,6 +223,9 @@ mod tests {
             "kms_audit_syncs_total 7",
             "kms_audit_free_bytes 10.0",
             "kms_store_generation 12.0",
+            "kms_replicas 3.0",
+            "kms_replica_fenced 0.0",
+            "kms_lease_held 1.0",
             "kms_recovery_mode 1.0",
             "kms_epoch_pending 13.0",
             "kms_tls_certificate_expiry_timestamp_seconds{listener=\"grpc\"} 0",

@@ -5,19 +5,23 @@ use std::time::Duration;
 use kms_core::{
     Clock as _, Failpoint,
     pin_latch::{Holder, Others, Outcome, PinLatch, Taken},
+    replica::ReplicaId,
+    time::SignedDuration,
 };
 use kms_pkcs11::{
     pool::{Latch, Later},
     wire::{Refusal, RefusalKind},
 };
-use kms_store::SqliteStore;
+use kms_store::AnyStore;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
 
-use crate::clock::{SystemClock, entropy};
+use crate::clock::SystemClock;
 
+/// A process whose login has lasted for so many start-up timeouts is dead, as others see it.
+const LOGIN_TIMEOUTS: u32 = 4;
 /// How long a worker waits for another server's login before it leaves and is started again. Less than the pool's
 /// patience with a worker: a worker that waits holds the start-up lock of this host.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -26,7 +30,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The latches of one PIN generation, in the store.
 pub(crate) struct DurableLatch {
-    latch: PinLatch<SqliteStore>,
+    latch: PinLatch<AnyStore>,
     door: watch::Sender<Door>,
 }
 
@@ -39,19 +43,28 @@ struct Door {
     closed: bool,
 }
 
-impl DurableLatch {
-    /// The latches of `pin_generation`, for this process.
-    pub(crate) fn new(store: SqliteStore, pin_generation: u32) -> anyhow::Result<Self> {
-        let mut unique = [0; 4];
-        entropy(&mut unique)?;
-        let name = format!(
-            "{}/{}/{:08x}",
-            rustix::system::uname().nodename().to_string_lossy(),
-            std::process::id(),
-            u32::from_be_bytes(unique)
-        );
+/// Who else may hold a latch of `store`, when a start-up may take `startup_timeout`.
+pub fn others(store: &AnyStore, startup_timeout: Duration) -> anyhow::Result<Others> {
+    Ok(match store {
         // The store's lock is ours: whoever else stands in a row is dead.
-        let latch = PinLatch::new(store, pin_generation, Holder::new(name), Others::Dead);
+        AnyStore::Sqlite(_) => Others::Dead,
+        AnyStore::Postgres(_) => {
+            Others::AliveFor(SignedDuration::try_from(startup_timeout * LOGIN_TIMEOUTS)?)
+        }
+    })
+}
+
+impl DurableLatch {
+    /// The latches of `pin_generation`, for this process. `startup_timeout` is the
+    /// configuration's.
+    pub(crate) fn new(
+        store: AnyStore,
+        pin_generation: u32,
+        replica: &ReplicaId,
+        startup_timeout: Duration,
+    ) -> anyhow::Result<Self> {
+        let others = others(&store, startup_timeout)?;
+        let latch = PinLatch::new(store, pin_generation, Holder::new(replica.as_str()), others);
         Ok(Self { latch, door: watch::Sender::default() })
     }
 

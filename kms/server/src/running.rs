@@ -3,7 +3,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,7 +14,11 @@ use anyhow::Context as _;
 use axum::Router;
 use kms_audit::FileLog;
 use kms_core::{Hsm as _, kms::Readiness, time::Deadline};
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -44,6 +51,7 @@ pub(crate) struct Starting {
 /// What listens and works while we serve.
 pub(crate) struct Running {
     addresses: addresses::File,
+    leaving: Arc<AtomicBool>,
     health: grpc::Health,
     stop: CancellationToken,
     listeners: JoinSet<()>,
@@ -85,11 +93,15 @@ impl Starting {
         let metrics = Arc::new(metrics(service, audit, &certificates));
         let (router, health) = grpc::router(service, &config.grpc, Arc::clone(&metrics))?;
         listeners.spawn(Listener { router, ..grpc }.serve(stop.clone(), DRAIN_MAX));
+        let leaving = Arc::new(AtomicBool::new(false));
         http_router.get_or_init(|| {
-            kms_api_jwks::router(Arc::clone(service), config.http.issuer.as_str())
-                .merge(ops::router(probe(service, audit), Arc::clone(&metrics)))
+            kms_api_jwks::router(Arc::clone(service), config.http.issuer.as_str()).merge(ops::router(
+                probe(service, audit),
+                Arc::clone(&leaving),
+                Arc::clone(&metrics),
+            ))
         });
-        let addresses = addresses::File::write(config.store_dir(), grpc_addr, http_addr)?;
+        let addresses = addresses::File::write(config.state_dir(), grpc_addr, http_addr)?;
         let mut background = JoinSet::new();
         background.spawn(scheduler::run(Arc::clone(service)));
         let period = config.keys.attribute_audit_period;
@@ -100,16 +112,19 @@ impl Starting {
         }
         tracing::info!(grpc = %grpc_addr, http = %http_addr, "serving");
         notify::ready();
-        Ok(Running { addresses, health, stop, listeners, background })
+        Ok(Running { addresses, leaving, health, stop, listeners, background })
     }
 }
 
 impl Running {
-    /// Accepts nothing more and waits for the requests in flight, within bounds.
-    pub(crate) async fn drain(mut self) {
+    /// Says that it is not ready any more, serves for another `delay`, then accepts nothing more and waits for the
+    /// requests in flight, within bounds.
+    pub(crate) async fn drain(mut self, delay: Duration) {
         notify::stopping();
         drop(self.addresses);
+        self.leaving.store(true, Ordering::Relaxed);
         self.health.leave().await;
+        sleep(delay).await;
         self.stop.cancel();
         while self.listeners.join_next().await.is_some() {}
         self.background.shutdown().await;
@@ -166,6 +181,9 @@ fn metrics(service: &Arc<Service>, audit: &Arc<FileLog>, certificates: &Certific
         audit: audit.health(),
         attribute_audits: service.attribute_audits(),
         store_generation: service.generation().0,
+        replicas: service.last_pulse().map_or(0, |pulse| pulse.replicas.len()),
+        fenced: service.fenced().is_some(),
+        leads: service.lease().is_some(),
         recovery_mode: service.recovery().is_some(),
         epoch_pending: service.epoch_pending(),
         certificates_expire: pairs.iter().map(|(name, pair)| (*name, pair.expires_at())).collect(),
@@ -178,13 +196,14 @@ fn probe(service: &Arc<Service>, audit: &Arc<FileLog>) -> ops::Probe {
         let (service, audit) = (Arc::clone(&service), Arc::clone(&audit));
         Box::pin(async move {
             let checked = timeout(PROBE_MAX, service.check(Deadline::at(Instant::now() + CANARY_MAX))).await;
-            let Readiness { hsm, store, epoch } = checked.unwrap_or_else(|_| Readiness {
+            let Readiness { hsm, store, epoch, fence } = checked.unwrap_or_else(|_| Readiness {
                 hsm: Err(format!("not known: the store gave no answer within {PROBE_MAX:?}")),
                 store: Err(format!("no answer within {PROBE_MAX:?}")),
                 epoch: Ok(()),
+                fence: service.fenced().map_or(Ok(()), |fenced| Err(fenced.to_string())),
             });
             let audit = audit.health().refusal.map_or(Ok(()), Err);
-            [("hsm", hsm), ("store", store), ("audit", audit), (ops::EPOCH, epoch)]
+            [("hsm", hsm), ("store", store), ("audit", audit), (ops::EPOCH, epoch), ("fence", fence)]
         })
     })
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kms_core::time::Deadline;
+use kms_core::{replica::BEAT_INTERVAL, time::Deadline};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::Service;
@@ -36,6 +36,19 @@ pub(crate) async fn audit_attributes(service: Arc<Service>, period: Duration) {
             }
         };
         sleep(pause).await;
+    }
+}
+
+/// Beats about once a second, and as soon as the store may have changed: without it the fence goes up. Runs until it is
+/// dropped.
+pub(crate) async fn beat(service: Arc<Service>) {
+    loop {
+        if let Err(error) = service.beat(true, "{}".to_owned()).await {
+            tracing::warn!(%error, "the database did not confirm what this server knows");
+            sleep(BEAT_INTERVAL).await;
+            continue;
+        }
+        service.changed(BEAT_INTERVAL).await;
     }
 }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use kms_audit::{FileLog, Options};
 use kms_core::{Clock as _, verbs};
-use kms_store::SqliteStore;
+use kms_store::{AnyStore, PostgresStore, SqliteStore};
 
 use crate::{
     clock::{SystemClock, entropy},
-    config::Config,
+    config::{Config, Postgres, Store},
 };
 
 /// Makes the first administrator and returns its credential, which is shown this once. The server must not be
@@ -22,9 +22,25 @@ pub async fn bootstrap(config: &Config) -> anyhow::Result<String> {
     Ok(credential)
 }
 
-/// Opens both. The store first: its lock is what tells a second server that it is one.
-pub(crate) async fn open(config: &Config) -> anyhow::Result<(SqliteStore, Arc<FileLog>)> {
-    let store = SqliteStore::open(&config.store.path).await.context("store.path")?;
+/// Opens the database. SQLite is then this process's alone.
+pub async fn open_store(config: &Config) -> anyhow::Result<AnyStore> {
+    Ok(match &config.store {
+        Store::Sqlite { path } => AnyStore::Sqlite(SqliteStore::open(path).await.context("store.path")?),
+        Store::Postgres(postgres) => {
+            AnyStore::Postgres(PostgresStore::open(&postgres.options()?).await.context("store.url")?)
+        }
+    })
+}
+
+/// Connects to the PostgreSQL of the configuration without touching its schema: for doctor, beside servers that may be
+/// of another release.
+pub async fn look_at_store(postgres: &Postgres) -> anyhow::Result<PostgresStore> {
+    PostgresStore::look_at(&postgres.options()?).await.context("store.url")
+}
+
+/// Opens both. The store first: with SQLite its lock is what tells a second server that it is one.
+pub(crate) async fn open(config: &Config) -> anyhow::Result<(AnyStore, Arc<FileLog>)> {
+    let store = open_store(config).await?;
     let options = Options { free_bytes_min: config.audit.free_bytes_min, ..Options::new(&config.audit.dir) };
     let audit = FileLog::open(&options).context("audit.dir")?;
     Ok((store, Arc::new(audit)))

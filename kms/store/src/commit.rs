@@ -1,78 +1,73 @@
-//! Applying a transaction: each write with its expectation, then the generation, then COMMIT.
+//! Applying a transaction: the next generation, then each write with its expectation. The backend commits.
 
 use kms_core::{
-    Failpoint, Key, KeyId, KeyVersion,
+    Key, KeyId, KeyVersion,
     store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Transaction, Write},
 };
-use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, query::Query, sqlite::SqliteArguments};
 
-use crate::{fault, rows};
+use crate::{rows, session::Session, statement::Statement};
 
-pub(crate) async fn commit(pool: &SqlitePool, transaction: &Transaction) -> Result<Generation, Fault> {
-    let mut connection = pool.acquire().await.map_err(fault::statement)?;
-    let outcome = run(&mut connection, transaction).await;
-    if let Err(fault @ (Fault::Unavailable(_) | Fault::Unknown(_) | Fault::Corrupt(_))) = &outcome {
-        tracing::error!(transaction = transaction.name, %fault, "a transaction failed");
-        // After such an error SQLite may have rolled back by itself: begin again with a clean connection.
-        connection.close_on_drop();
-    }
-    outcome
-}
-
-/// A transaction that goes through to the disk and leaves everything as it is.
-pub(crate) async fn check(pool: &SqlitePool) -> Result<Generation, Fault> {
-    let mut open = pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault::statement)?;
-    let rewrite = sqlx::query_scalar("UPDATE generation SET value = value RETURNING value");
-    let generation = rows::generation(rewrite.fetch_one(&mut *open).await.map_err(fault::statement)?)?;
-    open.commit().await.map_err(fault::at_commit)?;
-    Ok(generation)
-}
-
-async fn run(connection: &mut SqliteConnection, transaction: &Transaction) -> Result<Generation, Fault> {
-    let mut open = connection.begin_with("BEGIN IMMEDIATE").await.map_err(fault::statement)?;
-    // On an early return `open` is dropped, which rolls back before the connection is used again.
+/// Takes the next generation and writes under it. On PostgreSQL the first statement also takes the lock that makes
+/// commits one after another: so the order of generations is the order of commits.
+pub(crate) async fn write<S: Session>(
+    session: &mut S,
+    transaction: &Transaction,
+) -> Result<Generation, Fault> {
+    let next = "UPDATE generation SET value = value + 1 RETURNING value";
+    let generation = generation(session, Statement::new(next)).await?;
+    let mark = rows::generation_cell(generation)?;
     for write in &transaction.writes {
-        apply(&mut open, write).await?;
+        apply(session, write, mark).await?;
     }
     if let Some(request) = &transaction.request {
-        remember(&mut open, request).await?;
+        remember(session, request).await?;
     }
-    let next = sqlx::query_scalar("UPDATE generation SET value = value + 1 RETURNING value");
-    let generation = rows::generation(next.fetch_one(&mut *open).await.map_err(fault::statement)?)?;
-    Failpoint::Committing.reached();
-    open.commit().await.map_err(fault::at_commit)?;
-    Failpoint::Committed.reached();
     Ok(generation)
 }
 
-async fn apply(connection: &mut SqliteConnection, write: &Write) -> Result<(), Fault> {
+/// The one cell `value` of a statement that reads or writes the generation.
+pub(crate) async fn generation<S: Session>(
+    session: &mut S,
+    statement: Statement,
+) -> Result<Generation, Fault> {
+    let found = session.fetch(statement).await.map_err(S::fault)?;
+    rows::generation(found.first().ok_or_else(|| Fault::Corrupt("there is no generation".to_owned()))?)
+}
+
+async fn apply<S: Session>(session: &mut S, write: &Write, generation: i64) -> Result<(), Fault> {
     match write {
-        Write::InsertKey(key) => insert_key(connection, key).await,
-        Write::UpdateKey(key) => update_key(connection, key).await,
-        Write::InsertVersion(id, version) => insert_version(connection, id, version).await,
-        Write::UpdateVersion(id, version) => update_version(connection, id, version).await,
-        Write::InsertAccessToken(token) => insert_access_token(connection, token).await,
+        Write::InsertKey(key) => insert_key(session, key, generation).await,
+        Write::UpdateKey(key) => update_key(session, key, generation).await,
+        Write::InsertVersion(id, version) => {
+            insert_version(session, id, version).await?;
+            mark_key(session, id, generation).await
+        }
+        Write::UpdateVersion(id, version) => {
+            update_version(session, id, version).await?;
+            mark_key(session, id, generation).await
+        }
+        Write::InsertAccessToken(token) => insert_access_token(session, token, generation).await,
         Write::RevokeAccessToken { name, at } => {
-            let update =
-                "UPDATE access_tokens SET revoked_at_us = $2 WHERE name = $1 AND revoked_at_us IS NULL";
-            let query = sqlx::query(update).bind(name).bind(at.as_microsecond());
-            one_row(connection, query, || format!("access token {name}")).await
+            let update = "UPDATE access_tokens SET revoked_at_us = $2, generation = $3 WHERE name = $1 AND revoked_at_us IS NULL";
+            let query = Statement::new(update).bind(name).bind(at.as_microsecond()).bind(generation);
+            one_row(session, query, || format!("access token {name}")).await
         }
         Write::InsertEpoch(epoch) => {
-            let insert =
-                "INSERT INTO epoch (one, installation, value, nonce, in_token) VALUES (1, $1, $2, $3, $4)";
-            one_row(connection, rows::bind_epoch(sqlx::query(insert), epoch)?, the_epoch).await
-        }
-        Write::MoveEpoch { past, nonce } => {
-            let update = "UPDATE epoch SET value = max(value, $1) + 1, nonce = $2";
-            one_row(connection, sqlx::query(update).bind(rows::count(*past)?).bind(&nonce[..]), the_epoch)
+            let insert = "INSERT INTO epoch (one, installation, value, nonce, in_token, generation) VALUES (1, $1, $2, $3, $4, $5)";
+            one_row(session, rows::bind_epoch(Statement::new(insert), epoch)?.bind(generation), the_epoch)
                 .await
         }
-        Write::ConfirmEpoch { value } => {
-            let update = "UPDATE epoch SET in_token = $1 WHERE value >= $1";
-            one_row(connection, sqlx::query(update).bind(rows::count(*value)?), the_epoch).await
+        Write::MoveEpoch { past, nonce } => {
+            let update = "UPDATE epoch SET value = CASE WHEN value < $1 THEN $1 ELSE value END + 1, nonce = $2, generation = $3";
+            let query = Statement::new(update).bind(rows::count(*past)?).bind(&nonce[..]).bind(generation);
+            one_row(session, query, the_epoch).await
         }
-        Write::Quarantine(object) => insert_quarantined(connection, object).await,
+        Write::ConfirmEpoch { value } => {
+            let update = "UPDATE epoch SET in_token = CASE WHEN in_token < $1 THEN $1 ELSE in_token END, generation = $2 WHERE value >= $1";
+            let query = Statement::new(update).bind(rows::count(*value)?).bind(generation);
+            one_row(session, query, the_epoch).await
+        }
+        Write::Quarantine(object) => insert_quarantined(session, object, generation).await,
     }
 }
 
@@ -80,98 +75,106 @@ fn the_epoch() -> String {
     "the epoch".to_owned()
 }
 
-async fn insert_key(connection: &mut SqliteConnection, key: &Key) -> Result<(), Fault> {
-    let query = sqlx::query(
+async fn insert_key<S: Session>(session: &mut S, key: &Key, generation: i64) -> Result<(), Fault> {
+    let query = Statement::new(
         "INSERT INTO keys (id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us,
-            max_token_ttl_us, created_at_us, updated_at_us, revision, tokens_until_us)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+            max_token_ttl_us, created_at_us, updated_at_us, revision, tokens_until_us,
+            generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     );
-    one_row(connection, rows::bind_key(query, key)?, || format!("key {}", key.id)).await
+    one_row(session, rows::bind_key(query, key)?.bind(generation), || format!("key {}", key.id)).await
 }
 
-async fn update_key(connection: &mut SqliteConnection, key: &Key) -> Result<(), Fault> {
+async fn update_key<S: Session>(session: &mut S, key: &Key, generation: i64) -> Result<(), Fault> {
     // Name, uid, algorithm and birthday never change; a row that has others is not the one that was meant.
-    let query = sqlx::query(
+    let query = Statement::new(
         "UPDATE keys SET owner = $4, labels = $5, rotation_period_us = $6, publish_lead_us = $7,
-            max_token_ttl_us = $8, updated_at_us = $10, revision = $11, tokens_until_us = $12
+            max_token_ttl_us = $8, updated_at_us = $10, revision = $11, tokens_until_us = $12,
+            generation = $13
          WHERE id = $1 AND uid = $2 AND algorithm = $3 AND created_at_us = $9 AND revision = $11 - 1",
     );
-    one_row(connection, rows::bind_key(query, key)?, || format!("key {}", key.id)).await
+    one_row(session, rows::bind_key(query, key)?.bind(generation), || format!("key {}", key.id)).await
 }
 
-async fn insert_version(
-    connection: &mut SqliteConnection,
-    id: &KeyId,
-    version: &KeyVersion,
-) -> Result<(), Fault> {
-    let query = sqlx::query(
+async fn insert_version<S: Session>(session: &mut S, id: &KeyId, version: &KeyVersion) -> Result<(), Fault> {
+    let query = Statement::new(
         "INSERT INTO key_versions (key_id, number, cka_id, earlier_attempts, token_serial, created_at_us,
             spki, kid, published_at_us, activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us,
-            suspended, compromised_at_us, destroyed_at_us)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+            suspended, compromised_at_us, destroyed_at_us, maker)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
     );
     let what = || format!("version {} of key {id}, or one on its way,", version.number);
-    one_row(connection, rows::bind_version(query, id, version), what).await
+    one_row(session, rows::bind_version(query, id, version), what).await
 }
 
-async fn update_version(
-    connection: &mut SqliteConnection,
-    id: &KeyId,
-    version: &KeyVersion,
-) -> Result<(), Fault> {
-    let query = sqlx::query(
+async fn update_version<S: Session>(session: &mut S, id: &KeyId, version: &KeyVersion) -> Result<(), Fault> {
+    let query = Statement::new(
         "UPDATE key_versions SET cka_id = $3, earlier_attempts = $4, token_serial = $5, created_at_us = $6,
             spki = $7, kid = $8, published_at_us = $9, activates_at_us = $10, retires_at_us = $11,
             withdrawn_at_us = $12, destroys_at_us = $13, suspended = $14, compromised_at_us = $15,
-            destroyed_at_us = $16
+            destroyed_at_us = $16, maker = $17
          WHERE key_id = $1 AND number = $2",
     );
     let what = || format!("version {} of key {id}", version.number);
-    one_row(connection, rows::bind_version(query, id, version), what).await
+    one_row(session, rows::bind_version(query, id, version), what).await
 }
 
-async fn insert_access_token(connection: &mut SqliteConnection, token: &AccessToken) -> Result<(), Fault> {
-    let query = sqlx::query(
-        "INSERT INTO access_tokens (name, sha256, role, keys, bootstrap, created_at_us, expires_at_us, revoked_at_us)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+/// A key is loaded anew when any of its versions was written.
+async fn mark_key<S: Session>(session: &mut S, id: &KeyId, generation: i64) -> Result<(), Fault> {
+    let mark =
+        Statement::new("UPDATE keys SET generation = $2 WHERE id = $1").bind(id.as_str()).bind(generation);
+    session.execute(mark).await.map(drop).map_err(S::fault)
+}
+
+async fn insert_access_token<S: Session>(
+    session: &mut S,
+    token: &AccessToken,
+    generation: i64,
+) -> Result<(), Fault> {
+    let query = Statement::new(
+        "INSERT INTO access_tokens (name, sha256, role, keys, bootstrap, created_at_us, expires_at_us, revoked_at_us,
+            generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     );
     let what = || match token.bootstrap {
         true => format!("access token {}, or the one of an earlier bootstrap,", token.name),
         false => format!("access token {}", token.name),
     };
-    one_row(connection, rows::bind_access_token(query, token), what).await
+    one_row(session, rows::bind_access_token(query, token).bind(generation), what).await
 }
 
-async fn insert_quarantined(
-    connection: &mut SqliteConnection,
+async fn insert_quarantined<S: Session>(
+    session: &mut S,
     object: &QuarantinedObject,
+    generation: i64,
 ) -> Result<(), Fault> {
-    let query = sqlx::query(
-        "INSERT INTO quarantined_objects (token_serial, cka_id, note, \"by\", at_us) VALUES ($1, $2, $3, $4, $5)",
+    let query = Statement::new(
+        "INSERT INTO quarantined_objects (token_serial, cka_id, note, \"by\", at_us, generation)
+         VALUES ($1, $2, $3, $4, $5, $6)",
     );
     let what = || "the record of this quarantined object".to_owned();
-    one_row(connection, rows::bind_quarantined(query, object), what).await
+    one_row(session, rows::bind_quarantined(query, object).bind(generation), what).await
 }
 
-async fn remember(connection: &mut SqliteConnection, request: &RememberedRequest) -> Result<(), Fault> {
-    let query = sqlx::query(
+async fn remember<S: Session>(session: &mut S, request: &RememberedRequest) -> Result<(), Fault> {
+    let query = Statement::new(
         "INSERT INTO requests (id, fingerprint, key_id, version, at_us) VALUES ($1, $2, $3, $4, $5)",
     );
-    one_row(connection, rows::bind_request(query, request), || format!("request {}", request.id)).await
+    one_row(session, rows::bind_request(query, request), || format!("request {}", request.id)).await
 }
 
 /// Runs a statement that must change exactly one row; `what` names it.
-async fn one_row(
-    connection: &mut SqliteConnection,
-    query: Query<'_, Sqlite, SqliteArguments>,
+async fn one_row<S: Session>(
+    session: &mut S,
+    statement: Statement,
     what: impl Fn() -> String,
 ) -> Result<(), Fault> {
-    match query.execute(connection).await {
-        Ok(done) if done.rows_affected() == 1 => Ok(()),
+    match session.execute(statement).await {
+        Ok(1) => Ok(()),
         Ok(_) => Err(Fault::Changed(what())),
         Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(Fault::Exists(what())),
         // A version of a key that is not there.
         Err(sqlx::Error::Database(error)) if error.is_foreign_key_violation() => Err(Fault::Changed(what())),
-        Err(error) => Err(fault::statement(error)),
+        Err(error) => Err(S::fault(error)),
     }
 }

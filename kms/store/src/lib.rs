@@ -1,23 +1,28 @@
-//! The store on SQLite: keys, versions, access tokens, quarantined objects, remembered requests and PIN latches, as
+//! Rows: keys, versions, access tokens, quarantined objects, remembered requests and PIN latches, as
 //! plain columns.
 //!
-//! [`SqliteStore`] implements [`kms_core::Store`]. One connection writes (WAL, `synchronous=FULL`, `BEGIN
-//! IMMEDIATE`), others read beside it, and `kms.lock` beside the database keeps a second server out. Times are
-//! kept to the microsecond: finer ones are truncated.
+//! Two stores implement [`kms_core::Store`]. [`SqliteStore`] is for one server: one connection writes (WAL,
+//! `synchronous=FULL`, `BEGIN IMMEDIATE`), others read beside it, and `kms.lock` beside the database keeps a second
+//! server out. [`PostgresStore`] is for several. They share the statements and the reading of rows. Times are kept to the
+//! microsecond: finer ones are truncated.
 
+mod any;
 mod commit;
-mod fault;
-mod lock;
-mod open;
 mod pin_latch;
+mod postgres;
+mod pulse;
+mod requests;
 mod rows;
+mod session;
 mod snapshot;
 mod sqlite;
+mod statement;
 
 use std::path::PathBuf;
 
-pub use open::Options;
-pub use sqlite::SqliteStore;
+pub use any::AnyStore;
+pub use postgres::{JoinError, PostgresOptions, PostgresStore};
+pub use sqlite::{Options, SqliteStore};
 
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +76,9 @@ pub enum OpenError {
     /// The disk, or the limit on the database's size, is full.
     #[error("{0} cannot grow: the disk is full, or the limit on its size is reached")]
     Full(PathBuf),
+    /// What is wrong with a PostgreSQL, or with the way to it.
+    #[error("the database {0}")]
+    Database(String),
     /// Anything else that SQLite or the file system said.
     #[error("{path}: {why}")]
     Unusable {

@@ -4,37 +4,35 @@ use kms_core::{
     pin_latch::{Place, State},
     store::Fault,
 };
-use sqlx::{SqliteExecutor, SqlitePool};
 
-use crate::{fault, rows};
+use crate::{rows, session::Session, statement::Statement};
 
 /// What stands at `place`.
-pub(crate) async fn read(executor: impl SqliteExecutor<'_>, place: &Place) -> Result<State, Fault> {
-    let row = sqlx::query("SELECT * FROM pin_latches WHERE token_serial = $1 AND pin_generation = $2")
-        .bind(&place.token_serial)
-        .bind(i64::from(place.pin_generation))
-        .fetch_optional(executor)
-        .await
-        .map_err(fault::statement)?;
-    row.as_ref().map_or(Ok(State::UNTRIED), rows::pin_latch)
+pub(crate) async fn read<S: Session>(session: &mut S, place: &Place) -> Result<State, Fault> {
+    let select = "SELECT token_serial, state, trying_by, trying_since_us, deaths, refused_text, refused_at_us
+         FROM pin_latches WHERE token_serial = $1 AND pin_generation = $2";
+    let select = Statement::new(select).bind(&place.token_serial).bind(i64::from(place.pin_generation));
+    let found = session.fetch(select).await.map_err(S::fault)?;
+    found.first().map_or(Ok(State::UNTRIED), |row| rows::pin_latch(row))
 }
 
-/// Writes `new` where `expected` stands.
-pub(crate) async fn write(
-    pool: &SqlitePool,
+/// Writes `new` where `expected` stands. The transaction must keep other writers out.
+pub(crate) async fn write<S: Session>(
+    session: &mut S,
     place: &Place,
     expected: &State,
     new: &State,
 ) -> Result<(), Fault> {
-    let mut open = pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault::statement)?;
-    if read(&mut *open, place).await? != *expected {
+    if read(session, place).await? != *expected {
         return Err(Fault::Changed(place.to_string()));
     }
-    let query = sqlx::query(
-        "INSERT OR REPLACE INTO pin_latches (token_serial, pin_generation, state, trying_by, trying_since_us, deaths,
+    let upsert = Statement::new(
+        "INSERT INTO pin_latches (token_serial, pin_generation, state, trying_by, trying_since_us, deaths,
             refused_text, refused_at_us)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+         ON CONFLICT (token_serial, pin_generation) DO UPDATE SET state = excluded.state,
+            trying_by = excluded.trying_by, trying_since_us = excluded.trying_since_us, deaths = excluded.deaths,
+            refused_text = excluded.refused_text, refused_at_us = excluded.refused_at_us",
     );
-    rows::bind_pin_latch(query, place, new).execute(&mut *open).await.map_err(fault::statement)?;
-    open.commit().await.map_err(fault::at_commit)
+    session.execute(rows::bind_pin_latch(upsert, place, new)).await.map(drop).map_err(S::fault)
 }

@@ -9,18 +9,14 @@ use kms_core::{
     hsm::CkaId,
     key::{Born, Timeline},
     pin_latch::{Holder, Place, State, Try},
+    replica::ReplicaId,
     store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest},
     time::{SignedDuration, Timestamp},
 };
-use sqlx::{
-    Decode, Row as _, Sqlite, Type,
-    query::Query,
-    sqlite::{SqliteArguments, SqliteRow},
-};
 
-type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
+use crate::{session::Row, statement::Statement};
 
-pub(crate) fn bind_key<'q>(query: Statement<'q>, key: &'q Key) -> Result<Statement<'q>, Fault> {
+pub(crate) fn bind_key(query: Statement, key: &Key) -> Result<Statement, Fault> {
     let corrupt = |column: &str| Fault::Corrupt(format!("key {}: {column} is out of range", key.id));
     let span = |span: SignedDuration, column| i64::try_from(span.as_micros()).map_err(|_| corrupt(column));
     let rotation_period = key.rotation_period.map(|period| span(period, "rotation_period")).transpose()?;
@@ -39,7 +35,7 @@ pub(crate) fn bind_key<'q>(query: Statement<'q>, key: &'q Key) -> Result<Stateme
         .bind(key.tokens_until.map(|at| at.as_microsecond())))
 }
 
-pub(crate) fn key(row: &SqliteRow) -> Result<Key, Fault> {
+pub(crate) fn key(row: &dyn Row) -> Result<Key, Fault> {
     let cells = Cells::of(row, "key", "id")?;
     Ok(Key {
         id: cells.parse("id", parse_text)?,
@@ -57,11 +53,7 @@ pub(crate) fn key(row: &SqliteRow) -> Result<Key, Fault> {
     })
 }
 
-pub(crate) fn bind_version<'q>(
-    query: Statement<'q>,
-    id: &'q KeyId,
-    version: &'q KeyVersion,
-) -> Statement<'q> {
+pub(crate) fn bind_version(query: Statement, id: &KeyId, version: &KeyVersion) -> Statement {
     let born = version.born.as_ref();
     let timeline = born.map(|born| born.timeline);
     let micros = |at: Option<Timestamp>| at.map(Timestamp::as_microsecond);
@@ -82,10 +74,11 @@ pub(crate) fn bind_version<'q>(
         .bind(version.suspended)
         .bind(micros(version.compromised_at))
         .bind(micros(version.destroyed_at))
+        .bind(version.maker.as_ref().map(ReplicaId::as_str))
 }
 
 /// A version and the key that it belongs to.
-pub(crate) fn version(row: &SqliteRow) -> Result<(KeyId, KeyVersion), Fault> {
+pub(crate) fn version(row: &dyn Row) -> Result<(KeyId, KeyVersion), Fault> {
     let cells = Cells::of(row, "version of key", "key_id")?;
     let number = cells.parse("number", |number: i64| u32::try_from(number).ok())?;
     let cells = Cells {
@@ -102,6 +95,7 @@ pub(crate) fn version(row: &SqliteRow) -> Result<(KeyId, KeyVersion), Fault> {
         token_serial: cells.get("token_serial")?,
         created_at: cells.parse("created_at_us", instant)?,
         born: born(&cells)?,
+        maker: cells.get::<Option<String>>("maker")?.map(ReplicaId::new),
         suspended: cells.get("suspended")?,
         compromised_at: cells.parse_some("compromised_at_us", instant)?,
         destroyed_at: cells.parse_some("destroyed_at_us", instant)?,
@@ -124,7 +118,7 @@ fn born(cells: &Cells<'_>) -> Result<Option<Born>, Fault> {
     }))
 }
 
-pub(crate) fn bind_access_token<'q>(query: Statement<'q>, token: &'q AccessToken) -> Statement<'q> {
+pub(crate) fn bind_access_token(query: Statement, token: &AccessToken) -> Statement {
     let keys = match &token.scope {
         KeyScope::All => None,
         KeyScope::Only(keys) => {
@@ -142,7 +136,7 @@ pub(crate) fn bind_access_token<'q>(query: Statement<'q>, token: &'q AccessToken
         .bind(token.revoked_at.map(Timestamp::as_microsecond))
 }
 
-pub(crate) fn access_token(row: &SqliteRow) -> Result<AccessToken, Fault> {
+pub(crate) fn access_token(row: &dyn Row) -> Result<AccessToken, Fault> {
     let cells = Cells::of(row, "access token", "name")?;
     let keys = cells.parse_some("keys", |json: String| serde_json::from_str::<Vec<KeyId>>(&json).ok())?;
     Ok(AccessToken {
@@ -157,7 +151,7 @@ pub(crate) fn access_token(row: &SqliteRow) -> Result<AccessToken, Fault> {
     })
 }
 
-pub(crate) fn bind_request<'q>(query: Statement<'q>, request: &'q RememberedRequest) -> Statement<'q> {
+pub(crate) fn bind_request(query: Statement, request: &RememberedRequest) -> Statement {
     query
         .bind(&request.id)
         .bind(&request.fingerprint[..])
@@ -166,7 +160,7 @@ pub(crate) fn bind_request<'q>(query: Statement<'q>, request: &'q RememberedRequ
         .bind(request.at.as_microsecond())
 }
 
-pub(crate) fn request(row: &SqliteRow) -> Result<RememberedRequest, Fault> {
+pub(crate) fn request(row: &dyn Row) -> Result<RememberedRequest, Fault> {
     let cells = Cells::of(row, "request", "id")?;
     Ok(RememberedRequest {
         id: cells.get("id")?,
@@ -177,12 +171,12 @@ pub(crate) fn request(row: &SqliteRow) -> Result<RememberedRequest, Fault> {
     })
 }
 
-pub(crate) fn bind_epoch<'q>(query: Statement<'q>, epoch: &'q Epoch) -> Result<Statement<'q>, Fault> {
+pub(crate) fn bind_epoch(query: Statement, epoch: &Epoch) -> Result<Statement, Fault> {
     let query = query.bind(&epoch.installation.0[..]);
     Ok(query.bind(count(epoch.value)?).bind(&epoch.nonce[..]).bind(count(epoch.in_token)?))
 }
 
-pub(crate) fn epoch(row: &SqliteRow) -> Result<Epoch, Fault> {
+pub(crate) fn epoch(row: &dyn Row) -> Result<Epoch, Fault> {
     let cells = Cells { row, place: "the epoch".to_owned() };
     Ok(Epoch {
         installation: cells
@@ -193,12 +187,12 @@ pub(crate) fn epoch(row: &SqliteRow) -> Result<Epoch, Fault> {
     })
 }
 
-/// An epoch as SQLite keeps it. No service lives to see one that does not fit; a forged mark may name one.
+/// An epoch as the databases keep it. No service lives to see one that does not fit; a forged mark may name one.
 pub(crate) fn count(epoch: u64) -> Result<i64, Fault> {
     i64::try_from(epoch).map_err(|_| Fault::Corrupt(format!("the epoch {epoch} is out of range")))
 }
 
-pub(crate) fn bind_quarantined<'q>(query: Statement<'q>, object: &'q QuarantinedObject) -> Statement<'q> {
+pub(crate) fn bind_quarantined(query: Statement, object: &QuarantinedObject) -> Statement {
     query
         .bind(&object.token_serial)
         .bind(&object.cka_id)
@@ -207,7 +201,7 @@ pub(crate) fn bind_quarantined<'q>(query: Statement<'q>, object: &'q Quarantined
         .bind(object.at.as_microsecond())
 }
 
-pub(crate) fn quarantined(row: &SqliteRow) -> Result<QuarantinedObject, Fault> {
+pub(crate) fn quarantined(row: &dyn Row) -> Result<QuarantinedObject, Fault> {
     let cells = Cells::of(row, "quarantined object in token", "token_serial")?;
     Ok(QuarantinedObject {
         token_serial: cells.get("token_serial")?,
@@ -218,7 +212,7 @@ pub(crate) fn quarantined(row: &SqliteRow) -> Result<QuarantinedObject, Fault> {
     })
 }
 
-pub(crate) fn bind_pin_latch<'q>(query: Statement<'q>, place: &'q Place, state: &'q State) -> Statement<'q> {
+pub(crate) fn bind_pin_latch(query: Statement, place: &Place, state: &State) -> Statement {
     let (name, deaths) = match state {
         State::Unproven { .. } => ("unproven", 0),
         State::Proven { deaths, .. } => ("proven", *deaths),
@@ -239,7 +233,7 @@ pub(crate) fn bind_pin_latch<'q>(query: Statement<'q>, place: &'q Place, state: 
         .bind(refused.map(|(_, at)| at.as_microsecond()))
 }
 
-pub(crate) fn pin_latch(row: &SqliteRow) -> Result<State, Fault> {
+pub(crate) fn pin_latch(row: &dyn Row) -> Result<State, Fault> {
     let cells = Cells::of(row, "PIN latch of token", "token_serial")?;
     let trying = match cells.get::<Option<String>>("trying_by")? {
         Some(by) => Some(Try { by: Holder::new(by), since: cells.parse("trying_since_us", instant)? }),
@@ -257,52 +251,90 @@ pub(crate) fn pin_latch(row: &SqliteRow) -> Result<State, Fault> {
     })
 }
 
-pub(crate) fn generation(value: i64) -> Result<Generation, Fault> {
-    u64::try_from(value).map(Generation).map_err(|_| Fault::Corrupt(format!("the generation is {value}")))
+pub(crate) fn generation(row: &dyn Row) -> Result<Generation, Fault> {
+    let cells = Cells { row, place: "the generation".to_owned() };
+    cells.parse("value", |value: i64| u64::try_from(value).ok().map(Generation))
+}
+
+/// A generation as the databases keep it.
+pub(crate) fn generation_cell(generation: Generation) -> Result<i64, Fault> {
+    i64::try_from(generation.0).map_err(|_| Fault::Corrupt(format!("the generation is {}", generation.0)))
 }
 
 fn parse_text<T: std::str::FromStr>(text: String) -> Option<T> {
     text.parse().ok()
 }
 
-fn instant(micros: i64) -> Option<Timestamp> {
+pub(crate) fn instant(micros: i64) -> Option<Timestamp> {
     Timestamp::from_microsecond(micros).ok()
 }
 
 /// A row, with the name by which a fault calls it.
-struct Cells<'a> {
-    row: &'a SqliteRow,
+pub(crate) struct Cells<'a> {
+    row: &'a dyn Row,
     place: String,
 }
 
 impl<'a> Cells<'a> {
-    fn of(row: &'a SqliteRow, table: &str, name: &'static str) -> Result<Self, Fault> {
-        let name: String = row.try_get(name).map_err(|error| corrupt(table, name, error))?;
+    pub(crate) fn named(row: &'a dyn Row, place: &str) -> Self {
+        Self { row, place: place.to_owned() }
+    }
+
+    pub(crate) fn of(row: &'a dyn Row, table: &str, name: &'static str) -> Result<Self, Fault> {
+        let name = String::read(row, name).map_err(|error| corrupt(table, name, error))?;
         Ok(Self { row, place: format!("{table} {name}") })
     }
 
-    fn get<T>(&self, column: &str) -> Result<T, Fault>
-    where
-        T: Decode<'a, Sqlite> + Type<Sqlite>,
-    {
-        self.row.try_get(column).map_err(|error| corrupt(&self.place, column, error))
+    pub(crate) fn get<T: Cell>(&self, column: &str) -> Result<T, Fault> {
+        T::read(self.row, column).map_err(|error| corrupt(&self.place, column, error))
     }
 
-    fn parse<T, U>(&self, column: &str, parse: impl FnOnce(T) -> Option<U>) -> Result<U, Fault>
-    where
-        T: Decode<'a, Sqlite> + Type<Sqlite>,
-    {
+    pub(crate) fn parse<T: Cell, U>(
+        &self,
+        column: &str,
+        parse: impl FnOnce(T) -> Option<U>,
+    ) -> Result<U, Fault> {
         parse(self.get(column)?).ok_or_else(|| corrupt(&self.place, column, "it has no meaning"))
     }
 
-    fn parse_some<T, U>(&self, column: &str, parse: impl FnOnce(T) -> Option<U>) -> Result<Option<U>, Fault>
+    pub(crate) fn parse_some<T, U>(
+        &self,
+        column: &str,
+        parse: impl FnOnce(T) -> Option<U>,
+    ) -> Result<Option<U>, Fault>
     where
-        T: Decode<'a, Sqlite> + Type<Sqlite>,
-        Option<T>: Decode<'a, Sqlite> + Type<Sqlite>,
+        Option<T>: Cell,
     {
         self.parse(column, |cell: Option<T>| cell.map_or(Some(None), |value| parse(value).map(Some)))
     }
 }
+
+/// What a cell may hold.
+pub(crate) trait Cell: Sized {
+    fn read(row: &dyn Row, column: &str) -> Result<Self, sqlx::Error>;
+}
+
+/// A type's cells, with NULL and without.
+macro_rules! cell {
+    ($type:ty, $read:ident) => {
+        impl Cell for Option<$type> {
+            fn read(row: &dyn Row, column: &str) -> Result<Self, sqlx::Error> {
+                row.$read(column)
+            }
+        }
+
+        impl Cell for $type {
+            fn read(row: &dyn Row, column: &str) -> Result<Self, sqlx::Error> {
+                row.$read(column)?.ok_or_else(|| sqlx::Error::Decode("it is null".into()))
+            }
+        }
+    };
+}
+
+cell!(i64, int);
+cell!(String, text);
+cell!(Vec<u8>, bytes);
+cell!(bool, bool);
 
 fn corrupt(place: &str, column: &str, why: impl Display) -> Fault {
     Fault::Corrupt(format!("{place}, column {column}: {why}"))

@@ -1,35 +1,56 @@
-//! Reading everything as of one generation.
+//! Reading everything, or what was written since, as of one generation. The backend sees to it that all statements see
+//! the same state. Columns are named: a newer program beside this one may have added some.
 
 use std::collections::BTreeMap;
 
 use kms_core::{
     Key, KeyId, KeyVersion,
-    store::{Fault, Snapshot},
+    store::{Fault, Generation, Snapshot},
 };
-use sqlx::SqlitePool;
 
-use crate::{fault, rows};
+use crate::{commit, rows, session::Session, statement::Statement};
 
-pub(crate) async fn load(readers: &SqlitePool) -> Result<Snapshot, Fault> {
-    // One read transaction: WAL shows it one state of the database, whatever is written meanwhile.
-    let mut tx = readers.begin().await.map_err(fault::statement)?;
-    let generation = sqlx::query_scalar("SELECT value FROM generation").fetch_one(&mut *tx).await;
-    let keys = sqlx::query("SELECT * FROM keys").fetch_all(&mut *tx).await.map_err(fault::statement)?;
-    let versions =
-        sqlx::query("SELECT * FROM key_versions ORDER BY key_id, number").fetch_all(&mut *tx).await;
-    let tokens = sqlx::query("SELECT * FROM access_tokens ORDER BY name").fetch_all(&mut *tx).await;
-    let epoch = sqlx::query("SELECT * FROM epoch").fetch_optional(&mut *tx).await;
-    let quarantined = sqlx::query("SELECT * FROM quarantined_objects ORDER BY token_serial, cka_id")
-        .fetch_all(&mut *tx)
-        .await;
-    drop(tx);
+pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>) -> Result<Snapshot, Fault> {
+    let generation = commit::generation(session, Statement::new("SELECT value FROM generation")).await?;
+    // The generation of the first commit is 1, and what was there before generations were kept has 0.
+    let since = since.map_or(Ok(-1), rows::generation_cell)?;
+    let mut written = async |sql| session.fetch(Statement::new(sql).bind(since)).await.map_err(S::fault);
+    let keys = written(
+        "SELECT id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us, max_token_ttl_us,
+            tokens_until_us, created_at_us, updated_at_us, revision
+         FROM keys WHERE generation > $1",
+    )
+    .await?;
+    let versions = written(
+        "SELECT key_id, number, cka_id, earlier_attempts, token_serial, created_at_us, spki, kid, published_at_us,
+            activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us, suspended, compromised_at_us,
+            destroyed_at_us, maker
+         FROM key_versions WHERE key_id IN (SELECT id FROM keys WHERE generation > $1)
+         ORDER BY key_id, number",
+    )
+    .await?;
+    let tokens = written(
+        "SELECT name, sha256, role, keys, bootstrap, created_at_us, expires_at_us, revoked_at_us
+         FROM access_tokens WHERE generation > $1 ORDER BY name",
+    )
+    .await?;
+    let epoch = written(
+        "SELECT installation, value, nonce, in_token
+         FROM epoch WHERE generation > $1",
+    )
+    .await?;
+    let quarantined = written(
+        "SELECT token_serial, cka_id, note, \"by\", at_us
+         FROM quarantined_objects WHERE generation > $1 ORDER BY token_serial, cka_id",
+    )
+    .await?;
 
     let mut by_name: BTreeMap<KeyId, (Key, Vec<KeyVersion>)> = BTreeMap::new();
     for row in &keys {
         let key = rows::key(row)?;
         by_name.insert(key.id.clone(), (key, Vec::new()));
     }
-    for row in &versions.map_err(fault::statement)? {
+    for row in &versions {
         let (id, version) = rows::version(row)?;
         let (_, versions) = by_name
             .get_mut(&id)
@@ -37,18 +58,10 @@ pub(crate) async fn load(readers: &SqlitePool) -> Result<Snapshot, Fault> {
         versions.push(version);
     }
     Ok(Snapshot {
-        generation: rows::generation(generation.map_err(fault::statement)?)?,
+        generation,
         keys: by_name.into_values().collect(),
-        access_tokens: tokens
-            .map_err(fault::statement)?
-            .iter()
-            .map(rows::access_token)
-            .collect::<Result<_, _>>()?,
-        epoch: epoch.map_err(fault::statement)?.as_ref().map(rows::epoch).transpose()?,
-        quarantined: quarantined
-            .map_err(fault::statement)?
-            .iter()
-            .map(rows::quarantined)
-            .collect::<Result<_, _>>()?,
+        access_tokens: tokens.iter().map(|row| rows::access_token(row)).collect::<Result<_, _>>()?,
+        epoch: epoch.first().map(|row| rows::epoch(row)).transpose()?,
+        quarantined: quarantined.iter().map(|row| rows::quarantined(row)).collect::<Result<_, _>>()?,
     })
 }

@@ -35,7 +35,7 @@ async fn a_second_server_is_refused_by_the_lock_file_but_a_reader_is_not() {
 
     let reader = SqliteStore::open_read_only(dir.db()).await.expect("readers are welcome");
     first.commit(insert("a")).await.expect("it is written");
-    assert_eq!(reader.load().await.expect("it reads"), first.load().await.expect("it reads"));
+    assert_eq!(reader.load(None).await.expect("it reads"), first.load(None).await.expect("it reads"));
     let fault = reader.commit(insert("b")).await.expect_err("it only reads");
     assert!(matches!(&fault, Fault::Unavailable(why) if why.contains("for reading only")), "{fault}");
 
@@ -108,21 +108,21 @@ async fn a_full_store_says_so_writes_nothing_and_goes_on_once_there_is_room() {
                 .map(|n| Write::InsertKey(Key { owner: owner.clone(), ..a_key(&format!("{name}{n}")) })),
         )
     };
-    let mut kept = store.load().await.expect("it reads");
+    let mut kept = store.load(None).await.expect("it reads");
     let fault = loop {
         match store.commit(long(&format!("k{}-", kept.generation.0))).await {
-            Ok(_) => kept = store.load().await.expect("it reads"),
+            Ok(_) => kept = store.load(None).await.expect("it reads"),
             Err(fault) => break fault,
         }
     };
     assert!(matches!(&fault, Fault::Unavailable(why) if why.contains("full")), "{fault}");
-    assert_eq!(store.load().await.expect("it reads"), kept, "half a transaction was written");
+    assert_eq!(store.load(None).await.expect("it reads"), kept, "half a transaction was written");
     store.check().await.expect("a rewrite needs no room");
     store.close().await;
     drop(store);
 
     let store = dir.open().await;
-    assert_eq!(store.load().await.expect("it reads"), kept);
+    assert_eq!(store.load(None).await.expect("it reads"), kept);
     store.commit(long("more-")).await.expect("there is room now");
 }
 
@@ -138,7 +138,7 @@ async fn a_row_that_makes_no_sense_is_named() {
         let store = dir.open().await;
         store.commit(insert("odd")).await.expect("it is written");
         dir.sql(edit).await;
-        let fault = store.load().await.expect_err("it makes no sense");
+        let fault = store.load(None).await.expect_err("it makes no sense");
         assert!(matches!(&fault, Fault::Corrupt(why) if why.contains(named)), "{edit}: {fault}");
     }
 }
@@ -161,7 +161,7 @@ async fn a_time_is_kept_to_the_microsecond() {
     let fine: Timestamp = "2026-01-02T03:04:05.123456789Z".parse().expect("a time");
     let key = Key { created_at: fine, ..a_key("fine") };
     store.commit(transaction([Write::InsertKey(key)])).await.expect("it is written");
-    let (key, _) = store.load().await.expect("it reads").keys.remove(0);
+    let (key, _) = store.load(None).await.expect("it reads").keys.remove(0);
     assert_eq!(key.created_at, "2026-01-02T03:04:05.123456Z".parse().expect("a time"));
 }
 
@@ -192,7 +192,7 @@ async fn a_commit_whose_caller_goes_away_is_finished() {
     while store.check().await.expect("it works").0 == 0 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(store.load().await.expect("it reads").keys.len(), 1);
+    assert_eq!(store.load(None).await.expect("it reads").keys.len(), 1);
 }
 
 #[tokio::test]
@@ -213,7 +213,7 @@ async fn what_was_acknowledged_survives_kill_9() {
     // The pipe still holds what it said before it died; its last words may lack their end.
     acknowledged.extend(said.filter(|line| line.starts_with("done ") && line.ends_with(" .")));
 
-    let snapshot = dir.open().await.load().await.expect("it reads");
+    let snapshot = dir.open().await.load(None).await.expect("it reads");
     assert_eq!(snapshot.generation.0, snapshot.keys.len() as u64, "a transaction is there by half");
     let names: HashSet<&str> = snapshot.keys.iter().map(|(key, _)| key.id.as_str()).collect();
     for line in &acknowledged {
@@ -239,7 +239,7 @@ fn insert(name: &str) -> Transaction {
 }
 
 fn transaction<const N: usize>(writes: [Write; N]) -> Transaction {
-    Transaction { name: "a story", writes: writes.into(), request: None }
+    Transaction::new("a story", writes.into())
 }
 
 struct Dir(TempDir);

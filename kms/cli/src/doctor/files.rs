@@ -27,7 +27,9 @@ pub(super) fn check(config: &Config, now: Timestamp, findings: &mut Findings) {
     if let Some((certificate_file, key_file)) = config.http.tls_files() {
         certificate("http.tls_cert_file", certificate_file, key_file, now, findings);
     }
-    directory("store.path", config.store_dir(), 0, findings);
+    if config.store.sqlite_path().is_some() {
+        directory("store.path", config.state_dir(), 0, findings);
+    }
     directory("audit.dir", &config.audit.dir, config.audit.free_bytes_min, findings);
 }
 

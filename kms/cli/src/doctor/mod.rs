@@ -127,9 +127,36 @@ impl fmt::Display for Findings {
     }
 }
 
+/// Connects to PostgreSQL as a server would, and looks at the latch.
+async fn check_database(
+    config: &Config,
+    postgres: &kms_server::config::Postgres,
+    token_serial: Option<&str>,
+    findings: &mut Findings,
+) {
+    match kms_server::look_at_store(postgres).await {
+        Ok(store) => {
+            findings.ok("store", "the database answers, and its settings are safe");
+            if let Some(serial) = token_serial {
+                pin_latch::check(&store, serial, config.hsm.pin_generation.get(), findings).await;
+            }
+            store.close().await;
+        }
+        // It says what to do.
+        Err(error) => {
+            findings.fail("store", format_args!("{error:#}"));
+        }
+    }
+}
+
 /// Opens the store for reading, beside a server that may be running.
 async fn check_store(config: &Config, token_serial: Option<&str>, findings: &mut Findings) {
-    let path = &config.store.path;
+    let path = match &config.store {
+        kms_server::config::Store::Sqlite { path } => path,
+        kms_server::config::Store::Postgres(postgres) => {
+            return check_database(config, postgres, token_serial, findings).await;
+        }
+    };
     if !path.exists() {
         let found = format_args!("{} is not there yet", path.display());
         return findings.warn("store", found).hint("make it, with the first administrator: kms bootstrap");

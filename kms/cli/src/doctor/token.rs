@@ -13,7 +13,7 @@ use super::Findings;
 pub(super) fn check(config: &Config, findings: &mut Findings) -> Option<String> {
     // A URI that does not parse is among the configuration's problems.
     let uri = config.hsm.uri.parse::<Uri>().ok()?;
-    let lock_dir = config.hsm.lock_dir.as_deref().unwrap_or_else(|| config.store_dir());
+    let lock_dir = config.hsm.lock_dir.as_deref().unwrap_or_else(|| config.state_dir());
     let report = match token::examine(&uri, lock_dir, config.hsm.profile_file.as_deref()) {
         Ok(report) => report,
         Err(error) => {

@@ -10,6 +10,7 @@ use crate::{
     hsm::CkaId,
     key::{Born, Timeline},
     pin_latch::{Holder, Place, State, Try},
+    replica::ReplicaId,
     store::{AccessToken, Fault, QuarantinedObject, RememberedRequest, Transaction, Write},
     time::{SignedDuration, Timestamp},
 };
@@ -48,13 +49,13 @@ async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
     let mut writes = vec![Write::InsertKey(full.clone()), Write::InsertKey(bare.clone())];
     writes.extend(versions.iter().map(|row| Write::InsertVersion(full.id.clone(), row.clone())));
     store.commit(transaction(writes)).await.expect("commit");
-    let snapshot = store.load().await.expect("load");
+    let snapshot = store.load(None).await.expect("load");
     assert_eq!(snapshot.keys, vec![(bare, vec![]), (full.clone(), versions.clone())]);
 
     let born = KeyVersion { born: version(3, Some(timeline(None))).born, ..versions[2].clone() };
     let writes = vec![Write::UpdateKey(next(&full)), Write::UpdateVersion(full.id.clone(), born.clone())];
     store.commit(transaction(writes)).await.expect("commit");
-    let snapshot = store.load().await.expect("load");
+    let snapshot = store.load(None).await.expect("load");
     let (key, rows) = snapshot.keys.last().expect("the key");
     assert_eq!((key, rows.last()), (&next(&full), Some(&born)));
 }
@@ -62,7 +63,7 @@ async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
 async fn a_failed_expectation_writes_nothing<S: Store>(store: &S) {
     let key = a_key("expectations");
     store.commit(transaction(vec![Write::InsertKey(key.clone())])).await.expect("commit");
-    let before = store.load().await.expect("load");
+    let before = store.load(None).await.expect("load");
     let other = || Write::InsertKey(a_key("must-not-stay"));
     let unknown = a_key("unknown");
     let failing = [
@@ -77,7 +78,7 @@ async fn a_failed_expectation_writes_nothing<S: Store>(store: &S) {
     for (what, write) in failing {
         let outcome = store.commit(transaction(vec![other(), write])).await;
         assert!(matches!(outcome, Err(Fault::Exists(_) | Fault::Changed(_))), "{what}: {outcome:?}");
-        assert_eq!(store.load().await.expect("load"), before, "{what} left something behind");
+        assert_eq!(store.load(None).await.expect("load"), before, "{what} left something behind");
     }
 }
 
@@ -86,7 +87,7 @@ async fn each_commit_makes_one_generation<S: Store>(store: &S) {
     let made = store.commit(transaction(vec![Write::InsertKey(a_key("generation"))])).await.expect("commit");
     assert_eq!(made.0, before.0 + 1);
     assert_eq!(store.check().await.expect("check"), made);
-    assert_eq!(store.load().await.expect("load").generation, made);
+    assert_eq!(store.load(None).await.expect("load").generation, made);
 }
 
 async fn a_key_has_at_most_one_version_on_its_way<S: Store>(store: &S) {
@@ -174,7 +175,7 @@ async fn there_is_one_bootstrap_ever_and_revocation_stays<S: Store>(store: &S) {
         matches!(second, Err(Fault::Exists(_))),
         "a second bootstrap after the first was revoked: {second:?}"
     );
-    let mut tokens = store.load().await.expect("load").access_tokens;
+    let mut tokens = store.load(None).await.expect("load").access_tokens;
     tokens.sort_by(|a, b| a.name.cmp(&b.name));
     let revoked = AccessToken { revoked_at: Some(at(5)), ..first };
     assert_eq!(tokens, vec![revoked, token("user-token", false)]);
@@ -182,7 +183,7 @@ async fn there_is_one_bootstrap_ever_and_revocation_stays<S: Store>(store: &S) {
 
 async fn an_epoch_moves_with_its_transaction_and_each_move_counts<S: Store>(store: &S) {
     let commit = |writes| store.commit(transaction(writes));
-    let read = || async { store.load().await.expect("load").epoch };
+    let read = || async { store.load(None).await.expect("load").epoch };
     let nonce = [7; 8];
     let moved = Write::MoveEpoch { past: 0, nonce };
     assert_eq!(read().await, None);
@@ -231,7 +232,7 @@ async fn an_object_is_quarantined_once_and_stays_so<S: Store>(store: &S) {
     store.commit(transaction(writes)).await.expect("commit");
     let again = store.commit(transaction(vec![Write::Quarantine(object("b", &[1]))])).await;
     assert!(matches!(again, Err(Fault::Exists(_))), "quarantined twice: {again:?}");
-    assert_eq!(store.load().await.expect("load").quarantined, objects);
+    assert_eq!(store.load(None).await.expect("load").quarantined, objects);
 }
 
 async fn a_pin_latch_comes_back_as_it_was_written_and_only_over_what_was_expected<S: Store>(store: &S) {
@@ -279,7 +280,7 @@ fn latch_place(token_serial: &str, pin_generation: u32) -> Place {
 }
 
 fn transaction(writes: Vec<Write>) -> Transaction {
-    Transaction { name: "conformance", writes, request: None }
+    Transaction::new("conformance", writes)
 }
 
 fn next(key: &Key) -> Key {
@@ -287,7 +288,9 @@ fn next(key: &Key) -> Key {
 }
 
 fn version(number: u32, timeline: Option<Timeline>) -> KeyVersion {
+    let maker = timeline.is_none().then(|| ReplicaId::new("some-host/1/00000001"));
     KeyVersion {
+        maker,
         number,
         cka_id: fresh_id(),
         earlier_attempts: Vec::new(),

@@ -13,6 +13,7 @@ use aws_lc_rs::{
     signature::{self as lc, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaEncoding},
 };
 
+use super::store::yield_once;
 use crate::{
     Algorithm, Grant, Hsm, Unsettled,
     algorithm::{Curve, Hash, KeySpec, Modulus, Scheme},
@@ -34,6 +35,7 @@ pub(super) struct State {
     faults: Vec<HsmFault>,
     generated: u64,
     down: bool,
+    interleaves: bool,
 }
 
 /// What goes wrong at the next call that it fits.
@@ -43,6 +45,8 @@ pub enum HsmFault {
     GenerateFails,
     /// Generate makes the pair, but its answer is lost.
     GenerateLosesAnswer,
+    /// Generate lets everybody else have a turn first.
+    GenerateWaits,
     /// Generate makes a private key that could be extracted.
     GenerateExtractable,
     /// Generate makes a private key without its public key.
@@ -55,6 +59,8 @@ pub enum HsmFault {
     ListMisses,
     /// Sign fails.
     SignFails,
+    /// Sign lets everybody else have a turn first.
+    SignWaits,
     /// Sign flips one bit.
     SignFlipsBit,
     /// Reading the marks fails.
@@ -102,6 +108,21 @@ impl SoftHsm {
         self.lock().down = down;
     }
 
+    /// From now on everybody else has a turn before each operation.
+    pub fn interleave(&self) {
+        self.lock().interleaves = true;
+    }
+
+    async fn others_turn(&self, waits: Option<HsmFault>) {
+        let yields = {
+            let mut state = self.lock();
+            waits.is_some_and(|fault| state.takes(fault)) || state.interleaves
+        };
+        if yields {
+            yield_once().await;
+        }
+    }
+
     /// The epoch's marks in the token.
     pub fn marks(&self) -> Vec<Mark> {
         self.lock().marks.iter().copied().collect()
@@ -131,6 +152,7 @@ impl SoftHsm {
 
 impl Hsm for Arc<SoftHsm> {
     async fn generate(&self, _: &Grant, new: &NewKeyPair, deadline: Deadline) -> Result<(), Fault> {
+        self.others_turn(Some(HsmFault::GenerateWaits)).await;
         let mut state = self.reach(deadline)?;
         if state.takes(HsmFault::GenerateFails) {
             return Err(Fault::Unavailable("set by the test".to_owned()));
@@ -148,6 +170,7 @@ impl Hsm for Arc<SoftHsm> {
     }
 
     async fn find(&self, _: &Grant, id: CkaId, deadline: Deadline) -> Result<Found, Fault> {
+        self.others_turn(None).await;
         let mut state = self.reach(deadline)?;
         if state.takes(HsmFault::FindFails) {
             return Err(Fault::Unavailable("set by the test".to_owned()));
@@ -174,6 +197,7 @@ impl Hsm for Arc<SoftHsm> {
         input: SignInput,
         deadline: Deadline,
     ) -> Result<Unsettled<Vec<u8>>, Fault> {
+        self.others_turn(Some(HsmFault::SignWaits)).await;
         let mut state = self.reach(deadline)?;
         if state.takes(HsmFault::SignFails) {
             return Err(Fault::Failed("C_Sign: CKR_DEVICE_ERROR, set by the test".to_owned()));
@@ -196,6 +220,7 @@ impl Hsm for Arc<SoftHsm> {
     }
 
     async fn epoch(&self, _: &Grant, step: Step, deadline: Deadline) -> Result<Vec<Mark>, Fault> {
+        self.others_turn(None).await;
         let mut state = self.reach(deadline)?;
         let fails = match step {
             Step::Read => HsmFault::EpochReadFails,

@@ -5,12 +5,16 @@
 mod audit;
 mod contents;
 mod hsm;
+mod rows;
 mod server_log;
 mod store;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 pub use audit::MemoryLog;
@@ -22,6 +26,7 @@ use crate::{
     Algorithm, Caller, Clock, Error, Key, KeyUid, Kms,
     caller::{KeyScope, Role},
     kms::{Ports, Settings},
+    replica::ReplicaId,
     time::{Deadline, SignedDuration, Timestamp},
 };
 
@@ -29,7 +34,7 @@ use crate::{
 pub type FakeKms = Kms<Arc<SoftHsm>, Arc<MemoryStore>, MemoryLog, Arc<ManualClock>>;
 
 /// The fakes behind a [`FakeKms`], which outlive it: opening it again over them is a restart.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct World {
     /// The token.
     pub hsm: Arc<SoftHsm>,
@@ -42,42 +47,98 @@ pub struct World {
 }
 
 /// A clock that stands still until it is turned.
-pub struct ManualClock(AtomicI64);
+pub struct ManualClock {
+    /// Milliseconds since 1970.
+    now_ms: AtomicI64,
+    start: Instant,
+    elapsed_ms: AtomicU64,
+}
 
 impl World {
-    /// Opens the service over this world.
+    /// Opens the service over this world as its only server: whoever ran before is known to be gone.
     pub async fn open(&self, settings: Settings) -> Result<FakeKms, Error> {
+        self.store.forget_replicas();
+        let kms = self.join(settings).await?;
+        kms.beat(true, String::new()).await?;
+        Ok(kms)
+    }
+
+    /// Opens the service beside those that run on the same rows.
+    pub async fn join(&self, settings: Settings) -> Result<FakeKms, Error> {
+        static RUNS: AtomicU64 = AtomicU64::new(0);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
         let ports = Ports {
             hsm: Arc::clone(&self.hsm),
             store: Arc::clone(&self.store),
             audit: Arc::clone(&self.log),
             clock: Arc::clone(&self.clock),
+            replica: ReplicaId::new(format!("replica-{run}")),
             entropy,
         };
         Kms::open(ports, settings).await
     }
+
+    /// Another server's world: the same token and rows, with a link to them, a book and a clock of its own. Both
+    /// clocks show the same.
+    pub fn beside(&self) -> Self {
+        let clock = ManualClock::at(self.clock.now());
+        let (store, log) = (Arc::new(self.store.linked()), Arc::default());
+        Self { hsm: Arc::clone(&self.hsm), store, log, clock: Arc::new(clock) }
+    }
+}
+
+/// The store's clock is the world's.
+impl Default for World {
+    fn default() -> Self {
+        let clock = Arc::<ManualClock>::default();
+        let store = Arc::new(MemoryStore::on(Arc::clone(&clock)));
+        Self { hsm: Arc::default(), store, log: Arc::default(), clock }
+    }
 }
 
 impl ManualClock {
-    /// Turns it on by `by`.
+    /// A clock that shows `now`.
+    pub fn at(now: Timestamp) -> Self {
+        let elapsed_ms = AtomicU64::new(0);
+        Self { now_ms: AtomicI64::new(now.as_millisecond()), start: Instant::now(), elapsed_ms }
+    }
+
+    /// Sets the wall clock on by `by`, as somebody who sets the time: no time passes.
     pub fn advance(&self, by: SignedDuration) {
-        self.0.fetch_add(by.as_secs(), Ordering::SeqCst);
+        let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        self.now_ms.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// Lets time pass, on both its hands: the wall clock and the monotonic one.
+    pub fn elapse(&self, span: Duration) {
+        let ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        self.elapsed_ms.fetch_add(ms, Ordering::SeqCst);
+        self.now_ms.fetch_add(i64::try_from(ms).unwrap_or(i64::MAX), Ordering::SeqCst);
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.elapsed_ms.load(Ordering::SeqCst))
     }
 }
 
 impl Default for ManualClock {
     fn default() -> Self {
-        Self(AtomicI64::new(1_800_000_000))
+        Self::at(Timestamp::from_second(1_800_000_000).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        Timestamp::from_second(self.0.load(Ordering::SeqCst)).unwrap_or(Timestamp::MAX)
+        Timestamp::from_millisecond(self.now_ms.load(Ordering::SeqCst)).unwrap_or(Timestamp::MAX)
     }
 
-    fn within(&self, span: std::time::Duration) -> Deadline {
-        Deadline::at(std::time::Instant::now() + span)
+    /// The token in memory looks at the real clock too: what lies ahead of either lies ahead.
+    fn within(&self, span: Duration) -> Deadline {
+        Deadline::at(Instant::now() + self.elapsed() + span)
+    }
+
+    fn instant(&self) -> Instant {
+        self.start + self.elapsed()
     }
 }
 

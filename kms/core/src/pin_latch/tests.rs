@@ -145,7 +145,7 @@ fn of_two_that_see_a_free_latch_at_once_one_takes_it() {
     let store = Arc::new(MemoryStore::default());
     let (one, two) = (latch(&store, "one", FLEET), latch(&store, "two", FLEET));
     // Both have read before either writes.
-    store.interleave_pin_latches();
+    store.interleave();
     let taken = block_on(async { futures::join!(one.take("serial", at(0)), two.take("serial", at(0))) });
     let (Ok(one), Ok(two)) = taken else { panic!("{taken:?}") };
     let busy = |taken: &Taken| matches!(taken, Taken::Busy(_));

@@ -67,7 +67,7 @@ async fn first_administrator<S: Store>(store: &S, now: Timestamp, entropy: Entro
         revoked_at: None,
     };
     let writes = vec![Write::InsertAccessToken(token)];
-    let committed = store.commit(Transaction { name: "bootstrap", writes, request: None }).await;
+    let committed = store.commit(Transaction::new("bootstrap", writes)).await;
     committed.map_err(|fault| match fault {
         crate::store::Fault::Exists(_) => Error::new(
             Kind::Conflict,
@@ -89,7 +89,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let now = self.clock.now();
         let subject = Subject::of_access_token(&request.name);
         let admission = self.gate.begin_about(caller, Action::CreateAccessToken, subject, now).await?;
-        let result = self.create_token_admitted(request, now).await;
+        let result = self.in_effect(self.create_token_admitted(request, now).await).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -106,7 +106,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     pub async fn revoke_access_token(&self, caller: &Caller, name: &str) -> Result<AccessToken, Error> {
         let (subject, now) = (Subject::of_access_token(name), self.clock.now());
         let admission = self.gate.begin_about(caller, Action::RevokeAccessToken, subject, now).await?;
-        let result = self.revoke_admitted(name).await;
+        let result = self.in_effect(self.revoke_admitted(name).await).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -135,7 +135,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             revoked_at: None,
         };
         let writes = vec![Write::InsertAccessToken(token.clone())];
-        self.commit(Transaction { name: "create an access token", writes, request: None }).await?;
+        self.commit(Transaction::new("create an access token", writes)).await?;
         Ok((token, credential))
     }
 
@@ -157,7 +157,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let revocation = Write::RevokeAccessToken { name: token.name, at: self.clock.now() };
         let writes = vec![revocation];
-        self.commit_moving(Transaction { name: "revoke an access token", writes, request: None }).await?;
+        self.commit_moving(Transaction::new("revoke an access token", writes)).await?;
         find().ok_or_else(absent)
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     gate::SystemWork,
     hsm::hex,
     inventory::{Counts, Finding, State, examine},
+    replica::LeaseToken,
     time::{Deadline, Timestamp},
     timeline,
     verbs::requests::ChangeVersion,
@@ -30,7 +31,7 @@ pub struct AttributeAudits {
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// Lists the token once, takes the inventory, and takes out of service what differs. The server's scheduler
+    /// Lists the token once, takes the inventory, and takes out of service what differs, if the lease is ours. The server's scheduler
     /// calls this. Cutting it off at any point is safe: the next audit finds the same.
     pub async fn audit_attributes(&self, deadline: Deadline) -> Result<Counts, Error> {
         let admission = self.gate.admit_system(SystemWork::Reconciliation, self.clock.now())?;
@@ -42,7 +43,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let (Some((id, number)), Some(finding)) = (&item.version, difference) else { continue };
             let cka_id = hex(&item.cka_id);
             tracing::error!(key = %id, version = number, cka_id, %finding, "a key in the token is not as it was made");
-            if let Err(error) = self.take_out_of_service(id, *number, finding).await {
+            // Another replica's audit finds the same, and it does what is to be done.
+            let Some(lease) = self.lease() else { continue };
+            if let Err(error) = self.take_out_of_service(id, *number, finding, lease).await {
                 tracing::error!(key = %id, version = number, %error, "a deviating version is still in service");
                 outcome = Err(error);
             }
@@ -62,7 +65,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         *self.audits()
     }
 
-    async fn take_out_of_service(&self, id: &KeyId, number: u32, finding: Finding) -> Result<(), Error> {
+    async fn take_out_of_service(
+        &self,
+        id: &KeyId,
+        number: u32,
+        finding: Finding,
+        lease: LeaseToken,
+    ) -> Result<(), Error> {
         let row = |entry: &crate::catalog::Entry| entry.version(number).map(|version| version.row.clone());
         if !is_in_service(&row(&*self.catalog.entry(id)?)?) {
             return Ok(());
@@ -81,7 +90,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 let suspended = KeyVersion { suspended: true, ..row };
                 let changed = timeline::with(&entry, suspended, self.clock.now());
                 match self
-                    .write_versions_moving("suspend a deviating version", &entry.key, changed, None)
+                    .write_versions_moving("suspend a deviating version", &entry.key, changed, Some(lease))
                     .await
                 {
                     Err(error) if error.kind() == Kind::Conflict && attempts < COMMIT_ATTEMPTS_MAX => {

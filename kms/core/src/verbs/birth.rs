@@ -4,23 +4,22 @@
 //! (3) find by CKA_ID exactly one object of each class, compare the template, sign and verify a challenge;
 //! (4) the row becomes live, durable; (5) answer. A crash in between leaves a CREATING row, from which a birth
 //! resumes: it searches before it generates, and an attempt that is given up keeps its CKA_ID on record, so that
-//! an object that arrives late is known as an orphan. Nothing is ever destroyed here.
+//! an object that arrives late is known as an orphan. Nothing is ever destroyed here. The row names its maker, the
+//! replica at work on it; how others wait for it, and when they take over, stands in `resumption.rs`.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use crate::{
-    AuditLog, Clock, Error, Failpoint, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
-    audit::Subject,
+    AuditLog, Clock, Error, Failpoint, Grant, Hsm, KeyId, KeyVersion, Kms, Store,
     error::Kind,
     gate::SystemWork,
     hsm::{CkaId, Found, NewKeyPair},
     key::{Born, Key},
+    replica::LeaseToken,
     signature::{self, PublicKey},
-    time::{Deadline, SignedDuration, Timestamp},
+    time::{Deadline, Timestamp},
     timeline,
+    verbs::resumption::AtWork,
 };
 
 /// How often the last step is tried again when somebody else changes the key meanwhile.
@@ -42,65 +41,7 @@ pub(super) enum Attempt {
     Resumed,
 }
 
-/// How long a birth rests after its first failed resumption, and at most. Doubles in between.
-const RESUME_PAUSE_MIN: SignedDuration = SignedDuration::from_secs(5);
-const RESUME_PAUSE_MAX: SignedDuration = SignedDuration::from_mins(10);
-
-/// What this process knows of births under way.
-#[derive(Default)]
-pub(crate) struct Births {
-    /// At work in this process: the resumer leaves them alone.
-    at_work: HashSet<(KeyId, u32)>,
-    /// Failed resumptions, and when the next is due.
-    failed: HashMap<(KeyId, u32), (u32, Timestamp)>,
-}
-
-/// Marks a birth as being at work in this process, until dropped.
-pub(super) struct AtWork<'a, H, S, A, C> {
-    kms: &'a Kms<H, S, A, C>,
-    birth: (KeyId, u32),
-}
-
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// Finishes every birth that was cut short. Returns how many were finished; failures are logged and will
-    /// be tried again.
-    pub async fn resume_births(&self, deadline: Deadline) -> usize {
-        if self.recovery().is_some() {
-            return 0;
-        }
-        let mut finished = 0;
-        for (id, number) in self.unborn() {
-            let result = self.resume_birth(&id, number, deadline).await;
-            if let Err(error) = &result {
-                tracing::warn!(key = %id, version = number, %error, "a birth could not be resumed yet");
-            }
-            finished += usize::from(result.is_ok());
-            self.births().resumed((id, number), result.is_ok(), self.clock.now());
-        }
-        finished
-    }
-
-    fn unborn(&self) -> Vec<(KeyId, u32)> {
-        let now = self.clock.now();
-        let picture = self.catalog.now();
-        let unborn = picture.keys.values().flat_map(|entry| {
-            let rows = entry.versions.iter().filter(|version| version.row.born.is_none());
-            rows.map(|version| (entry.key.id.clone(), version.row.number))
-        });
-        let births = self.births();
-        unborn.filter(|birth| births.may_resume(birth, now)).collect()
-    }
-
-    async fn resume_birth(&self, id: &KeyId, number: u32, deadline: Deadline) -> Result<(), Error> {
-        let at_work = self.begin_work(id, number)?;
-        let admission = self
-            .gate
-            .begin_system(SystemWork::Birth, Subject::of_version(id, number), self.clock.now())
-            .await?;
-        let result = self.give_birth(&admission, at_work, Attempt::Resumed, None, deadline).await;
-        admission.settle(result.map(Unsettled::new)).await
-    }
-
     /// Steps 2 to 4 for a CREATING row. `activates_at` is the earliest activation asked for; the publish lead
     /// holds all the same.
     pub(super) async fn give_birth(
@@ -111,7 +52,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         activates_at: Option<Timestamp>,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let (id, number) = (&at_work.birth.0, at_work.birth.1);
+        let (id, number) = at_work.birth();
+        let lease = at_work.lease();
         let deadline = deadline.later(self.settings.birth_grace);
         if self.catalog.entry(id)?.version(number)?.row.born.is_some() {
             return Ok(());
@@ -119,7 +61,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         Failpoint::BirthBegun.reached();
         let found = match attempt {
             Attempt::Fresh => None,
-            Attempt::Resumed => self.search(grant, id, number, deadline).await?,
+            Attempt::Resumed => {
+                self.take_over(id, number, lease).await?;
+                self.search(grant, id, number, lease, deadline).await?
+            }
         };
         let pair = match found {
             Some(pair) => pair,
@@ -127,7 +72,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         };
         self.challenge(id, &pair, deadline).await?;
         Failpoint::BirthChallenged.reached();
-        self.commit_birth(id, number, &pair, activates_at).await?;
+        self.commit_birth(id, number, &pair, activates_at, lease).await?;
         Failpoint::BirthEnded.reached();
         Ok(())
     }
@@ -139,6 +84,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         grant: &Grant,
         id: &KeyId,
         number: u32,
+        lease: Option<LeaseToken>,
         deadline: Deadline,
     ) -> Result<Option<PublicKey>, Error> {
         let entry = self.catalog.entry(id)?;
@@ -155,7 +101,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             Err(reason) => {
                 tracing::warn!(key = %id, version = number, cka_id = %row.cka_id, reason, "giving up an attempt");
                 self.check_attempts(grant, id, row, &found, deadline).await?;
-                self.begin_attempt(&entry.key, row).await?;
+                self.begin_attempt(&entry.key, row, lease).await?;
                 Ok(None)
             }
         }
@@ -197,12 +143,18 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         Ok(())
     }
 
-    async fn begin_attempt(&self, key: &Key, row: &KeyVersion) -> Result<(), Error> {
+    async fn begin_attempt(
+        &self,
+        key: &Key,
+        row: &KeyVersion,
+        lease: Option<LeaseToken>,
+    ) -> Result<(), Error> {
         let mut row = row.clone();
         row.earlier_attempts.push(row.cka_id);
         row.cka_id = CkaId::from_bytes(self.random()?);
         row.token_serial = self.hsm.token_serial();
-        self.write_versions("begin another attempt", key, vec![row], None).await?;
+        row.maker = Some(self.replica.clone());
+        self.write_versions("begin another attempt", key, vec![row], lease).await?;
         Failpoint::BirthAttemptBegun.reached();
         Ok(())
     }
@@ -253,14 +205,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         number: u32,
         pair: &PublicKey,
         activates_at: Option<Timestamp>,
+        lease: Option<LeaseToken>,
     ) -> Result<(), Error> {
         for _ in 1..COMMIT_ATTEMPTS_MAX {
-            match self.try_commit_birth(id, number, pair, activates_at).await {
+            match self.try_commit_birth(id, number, pair, activates_at, lease).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 outcome => return outcome,
             }
         }
-        self.try_commit_birth(id, number, pair, activates_at).await
+        self.try_commit_birth(id, number, pair, activates_at, lease).await
     }
 
     async fn try_commit_birth(
@@ -269,13 +222,16 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         number: u32,
         pair: &PublicKey,
         activates_at: Option<Timestamp>,
+        lease: Option<LeaseToken>,
     ) -> Result<(), Error> {
         let entry = self.catalog.entry(id)?;
         let row = &entry.version(number)?.row;
         if row.born.is_some() {
             return Ok(());
         }
-        // Another attempt may have begun unseen, when a commit's answer was lost: what was proved is not this row's.
+        // Another attempt may have begun unseen: a commit's answer was lost, or another replica took this maker for dead.
+        // What was proved is not this row's then. As long as it is, it does not matter which of the two ends the birth:
+        // both have proved the one pair that was ever generated under this CKA_ID.
         if row.cka_id != pair.key_ref().id {
             return Err(Error::unavailable(
                 "BIRTH_OVERTAKEN",
@@ -285,58 +241,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let now = self.clock.now();
         let timeline = timeline::of_next(&entry, now, activates_at);
         let born = Born { spki: Arc::clone(pair.spki()), kid: pair.jwk().kid(), timeline };
-        let born = KeyVersion { born: Some(born), ..row.clone() };
+        let born = KeyVersion { born: Some(born), maker: None, ..row.clone() };
         let changed = timeline::with(&entry, born, now);
         // A first version takes nothing from anybody; a later one takes over.
         match number {
-            1 => self.write_versions("end birth", &entry.key, changed, None).await,
-            _ => self.write_versions_moving("end birth", &entry.key, changed, None).await,
+            1 => self.write_versions("end birth", &entry.key, changed, lease).await,
+            _ => self.write_versions_moving("end birth", &entry.key, changed, lease).await,
         }
-    }
-
-    /// Marks the birth as ours, before its row is written: the resumer must not take it for one cut short.
-    pub(super) fn begin_work(&self, id: &KeyId, number: u32) -> Result<AtWork<'_, H, S, A, C>, Error> {
-        let birth = (id.clone(), number);
-        if self.births().at_work.insert(birth.clone()) {
-            return Ok(AtWork { kms: self, birth });
-        }
-        Err(Error::new(
-            Kind::Conflict,
-            "CREATION_IN_PROGRESS",
-            format!("keys/{id}/versions/{number} is being made at this moment; retry in a moment"),
-        ))
-    }
-}
-
-impl<H, S, A, C> Kms<H, S, A, C> {
-    fn births(&self) -> MutexGuard<'_, Births> {
-        // Sets of names are whole even if their holder panicked.
-        self.births.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<H, S, A, C> Drop for AtWork<'_, H, S, A, C> {
-    fn drop(&mut self) {
-        self.kms.births().at_work.remove(&self.birth);
-    }
-}
-
-impl Births {
-    fn may_resume(&self, birth: &(KeyId, u32), now: Timestamp) -> bool {
-        let waits = self.failed.get(birth).is_some_and(|(_, not_before)| *not_before > now);
-        !waits && !self.at_work.contains(birth)
-    }
-
-    /// A birth that fails again and again is tried ever less often: each attempt may leave an orphan behind.
-    fn resumed(&mut self, birth: (KeyId, u32), finished: bool, now: Timestamp) {
-        if finished {
-            self.failed.remove(&birth);
-            return;
-        }
-        let failures = self.failed.get(&birth).map_or(0, |(failures, _)| *failures);
-        let pause = RESUME_PAUSE_MIN.saturating_mul(1 << failures.min(16)).min(RESUME_PAUSE_MAX);
-        let not_before = now.saturating_add(pause).unwrap_or(Timestamp::MAX);
-        self.failed.insert(birth, (failures + 1, not_before));
     }
 }
 

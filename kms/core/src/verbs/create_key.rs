@@ -3,14 +3,16 @@
 use crate::{
     Action, Admission, Algorithm, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyUid, KeyVersion, Kms,
     Store, Unsettled,
+    error::Kind,
     hsm::{CkaId, Fault},
     key::Labels,
     kms::KeyView,
-    store::{Transaction, Write},
+    store::{self, Transaction, Write},
     time::{Deadline, SignedDuration},
     verbs::{
         birth::Attempt,
         requests::{Fingerprint, Request, label_text, span},
+        resumption::still_being_made,
         update_key::{check_labels, check_owner, check_rotation_period, check_span},
     },
 };
@@ -53,6 +55,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let now = self.clock.now();
         let mut admission = self.gate.begin(caller, Action::CreateKey, Some(&request.id), now).await?;
         let result = self.create_admitted(&mut admission, caller, request, deadline).await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -65,16 +68,33 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<KeyView, Error> {
         let id = request.id.clone();
         admission.uses_version(1);
-        let at_work = self.begin_work(&id, 1)?;
         let fingerprint = request.fingerprint();
-        let attempt = match self.replayed(caller, &request.request, &fingerprint).await? {
-            Some(_) => Attempt::Resumed,
-            None => {
-                self.insert_key(caller, request, &fingerprint).await?;
-                Attempt::Fresh
+        let mut lost = None;
+        loop {
+            if self.replayed(caller, &request.request, &fingerprint).await?.is_some() {
+                self.see_born(admission, &id, 1, deadline).await?;
+                break;
             }
-        };
-        self.give_birth(admission, at_work, attempt, None, deadline).await?;
+            if let Some(error) = lost {
+                return Err(error);
+            }
+            let Some(at_work) = self.begin_work(&id, 1, None) else {
+                if self.catalog.entry(&id).is_ok() {
+                    return Err(store::Fault::Exists(format!("keys/{id}")).into());
+                }
+                self.wait_for_change(deadline, || still_being_made(&id, 1)).await?;
+                continue;
+            };
+            match self.insert_key(caller, request.clone(), &fingerprint).await {
+                Ok(()) => {
+                    self.give_birth(admission, at_work, Attempt::Fresh, None, deadline).await?;
+                    break;
+                }
+                // Another replica may have been asked the same at once.
+                Err(error) if error.kind() == Kind::Conflict => lost = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
         Ok(KeyView::of(&*self.catalog.entry(&id)?, self.clock.now()))
     }
 
@@ -111,7 +131,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let version = self.new_version(1)?;
         let id = key.id.clone();
         let writes = vec![Write::InsertKey(key), Write::InsertVersion(id, version)];
-        self.commit(Transaction { name: "begin birth of a key", writes, request: remembered }).await
+        self.commit(Transaction { request: remembered, ..Transaction::new("begin birth of a key", writes) })
+            .await
     }
 
     /// A CREATING row with a fresh CKA_ID.
@@ -123,6 +144,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             token_serial: self.hsm.token_serial(),
             created_at: self.clock.now(),
             born: None,
+            maker: Some(self.replica.clone()),
             suspended: false,
             compromised_at: None,
             destroyed_at: None,

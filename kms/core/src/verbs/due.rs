@@ -6,22 +6,24 @@ use crate::{
     catalog::Entry,
     gate::SystemWork,
     key::later,
+    replica::LeaseToken,
     store::Write,
     time::{Deadline, SignedDuration, Timestamp},
 };
 
-use super::version_states::with_destruction;
+use super::{requests::Terms, version_states::with_destruction};
 
 /// How long a `request_id` is remembered.
 const REQUESTS_KEPT: SignedDuration = SignedDuration::from_hours(24);
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// Does what is due now, each step once. Returns how many steps succeeded; failures are logged and come up
+    /// Does what is due now, each step once, if the lease is ours. Returns how many steps succeeded; failures are logged and come up
     /// again at the next call.
     pub async fn run_due(&self, deadline: Deadline) -> usize {
         if let Err(error) = self.catch_up().await {
             tracing::warn!(%error, "the store could not be read");
         }
+        let Some(lease) = self.lease() else { return 0 };
         let now = self.clock.now();
         let picture = self.catalog.now();
         let mut done = 0;
@@ -30,12 +32,16 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         for entry in entries {
             let id = &entry.key.id;
             if rotation_due(entry, now).is_some() {
-                done += usize::from(report("rotation", id, self.rotate_due(id, deadline).await));
+                done += usize::from(report("rotation", id, self.rotate_due(id, lease, deadline).await));
             }
             let due = entry.versions.iter().filter(|version| destruction_due(&version.row, now));
             for version in due.filter(|_| self.settings.allow_destroy) {
                 let number = version.row.number;
-                done += usize::from(report("destruction", id, self.destroy_due(id, number, deadline).await));
+                done += usize::from(report(
+                    "destruction",
+                    id,
+                    self.destroy_due(id, number, lease, deadline).await,
+                ));
             }
         }
         if let Ok(before) = now.checked_sub(REQUESTS_KEPT)
@@ -56,23 +62,31 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let put_off: Vec<_> =
                 pending.map(|version| with_destruction(version, |at| at.max(Some(earliest)))).collect();
             if !put_off.is_empty() {
-                writes
-                    .extend(self.versions_written("put destructions off", &entry.key, put_off, None).writes);
+                writes.extend(
+                    self.versions_written("put destructions off", &entry.key, put_off, Terms::default())
+                        .writes,
+                );
             }
         }
         writes
     }
 
-    async fn rotate_due(&self, id: &KeyId, deadline: Deadline) -> Result<(), Error> {
+    async fn rotate_due(&self, id: &KeyId, lease: LeaseToken, deadline: Deadline) -> Result<(), Error> {
         let admission =
             self.gate.begin_system(SystemWork::Rotation, Some(id).into(), self.clock.now()).await?;
-        let result = self.rotate_on_schedule(&admission, id, deadline).await;
+        let result = self.rotate_on_schedule(&admission, id, lease, deadline).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
     /// First a commit that only one can win, so that a restore and a destruction never both succeed; then the
     /// objects, then the row: a crash in between destroys what is gone already, which succeeds.
-    async fn destroy_due(&self, id: &KeyId, number: u32, deadline: Deadline) -> Result<(), Error> {
+    async fn destroy_due(
+        &self,
+        id: &KeyId,
+        number: u32,
+        lease: LeaseToken,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         let now = self.clock.now();
         let subject = Subject::of_version(id, number);
         let admission = self.gate.begin_system(SystemWork::Destruction, subject, now).await?;
@@ -82,14 +96,14 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             if !destruction_due(row, now) {
                 return Ok(());
             }
-            self.write_versions("begin a destruction", &entry.key, vec![], None).await?;
+            self.write_versions("begin a destruction", &entry.key, vec![], Some(lease)).await?;
             Failpoint::DestructionBegun.reached();
             let entry = self.catalog.entry(id)?;
             let row = &entry.version(number)?.row;
             self.hsm.destroy(&admission, row.cka_id, deadline).await?;
             Failpoint::DestructionDone.reached();
             let destroyed = KeyVersion { destroyed_at: Some(self.clock.now()), ..row.clone() };
-            self.write_versions_moving("destroy a version", &entry.key, vec![destroyed], None).await
+            self.write_versions_moving("destroy a version", &entry.key, vec![destroyed], Some(lease)).await
         }
         .await;
         admission.settle(result.map(Unsettled::new)).await

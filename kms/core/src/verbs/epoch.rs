@@ -13,8 +13,10 @@ use std::{
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Failpoint, Hsm, Kms, Store, Unsettled,
     epoch::{AcceptanceCode, Epoch, Installation, Mark, Recovery, Standing, Step},
+    error::Kind,
     gate::SystemWork,
     hsm::Fault,
+    replica::LeaseToken,
     store::{Transaction, Write},
     time::Deadline,
 };
@@ -36,11 +38,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.catalog.now().epoch.map_or(0, |epoch| epoch.value.saturating_sub(epoch.in_token))
     }
 
-    /// Lets the token follow the store's epoch, if it is behind. In recovery mode it stays as it is.
+    /// Lets the token follow the store's epoch, if it is behind and the lease is ours. In recovery mode it stays as it is.
     pub async fn follow_epoch(&self, deadline: Deadline) -> Result<(), Error> {
         let _one_at_a_time = self.following.lock().await;
-        match self.unfollowed() {
-            Some(epoch) => self.mark_token(epoch, deadline).await,
+        match self.unfollowed().zip(self.lease()) {
+            Some((epoch, lease)) => self.mark_token(epoch, Some(lease), deadline).await,
             None => Ok(()),
         }
     }
@@ -55,13 +57,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<u64, Error> {
         let now = self.clock.now();
         let admission = self.gate.begin(caller, Action::AcceptOlderStore, None, now).await?;
-        let result = self.accept_admitted(confirm, deadline).await;
+        let result = self.in_effect(self.accept_admitted(confirm, deadline).await).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
     /// At start. Only an answer of the token tells whether the store may be used for everything.
     pub(crate) async fn compare_epochs(&self) -> Result<(), Error> {
         let marks = self.look_at_marks().await?;
+        // A mark is made after its epoch was committed: another replica may have done both since the catalog was read.
+        self.refresh().await?;
         let epoch = match self.catalog.now().epoch {
             Some(epoch) => epoch,
             None => self.begin_epoch(&marks).await?,
@@ -84,7 +88,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             ),
         }
         // The service may start: what the token does not hold yet stays pending.
-        self.mark_token(epoch, deadline).await.unwrap_or_else(|error| report(&error));
+        self.mark_token(epoch, None, deadline).await.unwrap_or_else(|error| report(&error));
         Ok(())
     }
 
@@ -108,7 +112,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         while self.unfollowed().is_some() {
             let Some(_one_at_a_time) = self.following.try_lock() else { return Ok(()) };
             if let Some(epoch) = self.unfollowed() {
-                self.mark_token(epoch, deadline).await?;
+                self.mark_token(epoch, None, deadline).await?;
             }
         }
         Ok(())
@@ -128,8 +132,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let epoch = Epoch::first(Installation(self.random()?), self.random()?);
         let writes = vec![Write::InsertEpoch(epoch)];
-        self.commit(Transaction { name: "begin the epoch", writes, request: None }).await?;
-        Ok(epoch)
+        match self.commit(Transaction::new("begin the epoch", writes)).await {
+            // Another replica was faster: it is that one's.
+            Err(error) if error.kind() == Kind::Conflict => self.catalog.now().epoch.ok_or(error),
+            outcome => outcome.map(|()| epoch),
+        }
     }
 
     async fn look_at_marks(&self) -> Result<Vec<Mark>, Error> {
@@ -149,14 +156,25 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
     }
 
-    /// The three steps.
-    async fn mark_token(&self, epoch: Epoch, deadline: Deadline) -> Result<(), Error> {
+    /// The three steps. Another replica may take them at the same time, for this epoch or a later one: a second mark of
+    /// the same bytes goes with the first, and one that was replaced before it was made goes with the next.
+    async fn mark_token(
+        &self,
+        epoch: Epoch,
+        lease: Option<LeaseToken>,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
         if self.recovery().is_some() {
             return Ok(());
         }
         let marks = self.step(Step::Create(epoch.mark()), deadline).await?;
         Failpoint::EpochMarked.reached();
-        if let Standing::Behind(recovery) = epoch.against(&marks) {
+        let mut now = epoch;
+        if let Standing::Behind(_) = now.against(&marks) {
+            self.refresh().await?;
+            now = self.catalog.now().epoch.unwrap_or(epoch);
+        }
+        if let Standing::Behind(recovery) = now.against(&marks) {
             // Another service has gone on with another copy of this store.
             self.enter_recovery(recovery);
             // Nor must that one take ours for a reason to stop.
@@ -165,9 +183,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             }
             return Err(recovery.refusal());
         }
-        let writes = vec![Write::ConfirmEpoch { value: epoch.value }];
-        self.commit(Transaction { name: "confirm an epoch", writes, request: None }).await?;
-        self.destroy_replaced(epoch, &marks, deadline).await;
+        let held = Epoch { value: now.in_token_of(&marks), ..now };
+        if held.value > now.in_token {
+            let writes = vec![Write::ConfirmEpoch { value: held.value }];
+            self.commit(Transaction { lease, ..Transaction::new("confirm an epoch", writes) }).await?;
+        }
+        self.destroy_replaced(held, &marks, deadline).await;
         Ok(())
     }
 
@@ -182,17 +203,16 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     async fn accept_admitted(&self, confirm: &str, deadline: Deadline) -> Result<u64, Error> {
         let _one_at_a_time = self.following.lock().await;
-        let (Some(known), Some(epoch)) = (self.recovery(), self.catalog.now().epoch) else {
-            return Err(Error::precondition(
-                "NOT_IN_RECOVERY_MODE",
-                "the database is as new as the HSM has seen; there is nothing to accept",
-            ));
-        };
+        let known = self.recovery().ok_or_else(nothing_to_accept)?;
         // Before anything else: a guess costs a record, and the HSM nothing.
         if !self.acceptance().as_ref().is_some_and(|code| code.is(confirm)) {
             return Err(Error::invalid("confirm", "this is not the code in the server's log"));
         }
         let marks = self.step(Step::Read, deadline).await?;
+        self.refresh().await?;
+        self.recovery_ended_elsewhere();
+        let epoch =
+            self.catalog.now().epoch.filter(|_| self.recovery().is_some()).ok_or_else(nothing_to_accept)?;
         if let Standing::Behind(now) = epoch.against(&marks)
             && now.token > known.token
         {
@@ -203,12 +223,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let token = known.token;
         let mut writes = self.destructions_put_off(self.clock.now());
         writes.push(Write::MoveEpoch { past: token, nonce: self.random()? });
-        self.commit(Transaction { name: "accept an older store", writes, request: None }).await?;
+        self.commit(Transaction::new("accept an older store", writes)).await?;
         let epoch = self.catalog.now().epoch.unwrap_or(epoch);
         self.gate.set_recovery(None);
         *self.acceptance() = None;
         tracing::warn!(epoch = epoch.value, "an older database was accepted; recovery mode is over");
-        self.mark_token(epoch, deadline).await.unwrap_or_else(|error| report(&error));
+        self.mark_token(epoch, None, deadline).await.unwrap_or_else(|error| report(&error));
         Ok(epoch.value)
     }
 
@@ -224,6 +244,20 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         *self.acceptance() = code.ok();
     }
 
+    /// An administrator may accept this store at any replica: who sees its epoch past the token's leaves recovery mode
+    /// too. No other change moves the epoch so far, for in recovery mode none moves it at all.
+    pub(crate) fn recovery_ended_elsewhere(&self) {
+        let (Some(known), Some(epoch)) = (self.recovery(), self.catalog.now().epoch) else { return };
+        if epoch.value > known.token {
+            self.gate.set_recovery(None);
+            *self.acceptance() = None;
+            tracing::warn!(
+                epoch = epoch.value,
+                "an older database was accepted at another server; recovery mode is over"
+            );
+        }
+    }
+
     fn acceptance(&self) -> MutexGuard<'_, Option<AcceptanceCode>> {
         self.acceptance.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -232,6 +266,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let grant = self.gate.system(SystemWork::Epoch, None, self.clock.now());
         self.hsm.epoch(&grant, step, deadline).await
     }
+}
+
+fn nothing_to_accept() -> Error {
+    let text = "the database is as new as the HSM has seen; there is nothing to accept";
+    Error::precondition("NOT_IN_RECOVERY_MODE", text)
 }
 
 fn report(error: &Error) {

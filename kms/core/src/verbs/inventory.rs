@@ -27,6 +27,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 break;
             }
         }
+        // Other replicas write rows too.
+        self.catch_up().await?;
         let picture = self.catalog.now();
         let mut inventory = classify(contents, &picture, &self.hsm.token_serial());
         let mut confirmed = Vec::with_capacity(inventory.items.len());

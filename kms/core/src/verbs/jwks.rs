@@ -1,11 +1,15 @@
 //! The published key sets: a pure function of (generation, now), the same bytes and ETag on every replica.
+//!
+//! A replica that is cut off serves its sets on as a cache would: what it knew at its last confirmation grows old in
+//! its hands, and reaches nobody when it is older than a verifier might have kept it.
 
 use std::sync::Arc;
 
 use crate::{
-    AuditLog, Clock, Hsm, KeyId, Kms, Store,
+    AuditLog, Clock, Error, Hsm, KeyId, Kms, Store,
     algorithm::Hash,
     catalog::{Entry, Picture},
+    fence::Fenced,
     jwk::{Jwk, base64url},
     time::{SignedDuration, Timestamp},
 };
@@ -28,9 +32,16 @@ pub struct PublishedKeys {
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// The key set of one key, or of all. `None` when there is no such key. Public: it asks for no caller.
-    pub fn published_keys(&self, key: Option<&KeyId>) -> Option<PublishedKeys> {
-        publish(&self.catalog.now(), key, self.clock.now())
+    /// The key set of one key, or of all. `None` when there is no such key. Public: it asks for no caller. Unavailable
+    /// when this replica cannot know the set: it was cut off for longer than a verifier may keep one, or its clock is
+    /// wrong.
+    pub fn published_keys(&self, key: Option<&KeyId>) -> Result<Option<PublishedKeys>, Error> {
+        let stale = self.fence.staleness().map_err(Fenced::refusal)?;
+        let Some(mut keys) = publish(&self.catalog.now(), key, self.clock.now()) else { return Ok(None) };
+        let stale_seconds = u32::try_from(stale.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX);
+        let left = keys.max_age_seconds.checked_sub(stale_seconds);
+        keys.max_age_seconds = left.ok_or_else(|| Fenced::Unconfirmed(Some(stale)).refusal())?;
+        Ok(Some(keys))
     }
 }
 

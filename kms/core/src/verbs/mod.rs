@@ -11,6 +11,7 @@ mod jwks;
 mod quarantine;
 mod read;
 mod requests;
+mod resumption;
 mod rotate_key;
 mod sign;
 mod sign_jwt;
@@ -18,8 +19,8 @@ mod update_key;
 mod verify;
 mod version_states;
 
-pub(crate) use birth::Births;
 pub(crate) use jwks::MAX_AGE_MAX;
+pub(crate) use resumption::Births;
 
 pub use access_tokens::{CREDENTIAL_PREFIX, CreateAccessToken, bootstrap};
 pub use attribute_audit::AttributeAudits;

@@ -33,6 +33,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let (subject, now) = (Subject::of_objects(&request.cka_id), self.clock.now());
         let admission = self.gate.begin_about(caller, Action::QuarantineObject, subject, now).await?;
         let result = self.quarantine_admitted(&admission, caller, request, deadline).await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -60,7 +61,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             at: self.clock.now(),
         };
         let writes = vec![Write::Quarantine(record.clone())];
-        self.commit(Transaction { name: "quarantine an object", writes, request: None }).await?;
+        self.commit(Transaction::new("quarantine an object", writes)).await?;
         (item.state, item.quarantine) = (State::Quarantined, Some(record));
         let item = item.clone();
         self.audits().counts = Some(inventory.counts());

@@ -6,6 +6,7 @@ use crate::{
     algorithm::Hash,
     error::Kind,
     key::Labels,
+    replica::LeaseToken,
     store::{RememberedRequest, Transaction, Write},
     time::{SignedDuration, Timestamp},
 };
@@ -28,6 +29,33 @@ pub struct ChangeVersion {
     pub number: u32,
     /// The guards.
     pub request: Request,
+}
+
+/// What a transaction carries besides its writes.
+#[derive(Debug, Default)]
+pub(super) struct Terms {
+    /// The request that asked for it.
+    request: Option<RememberedRequest>,
+    /// The lease under which it is done, if nobody asked for it.
+    lease: Option<LeaseToken>,
+}
+
+impl Terms {
+    fn over(self, transaction: Transaction) -> Transaction {
+        Transaction { request: self.request, lease: self.lease, ..transaction }
+    }
+}
+
+impl From<Option<RememberedRequest>> for Terms {
+    fn from(request: Option<RememberedRequest>) -> Self {
+        Self { request, lease: None }
+    }
+}
+
+impl From<Option<LeaseToken>> for Terms {
+    fn from(lease: Option<LeaseToken>) -> Self {
+        Self { request: None, lease }
+    }
 }
 
 /// Identifies what was asked, so that one `request_id` cannot stand for two requests.
@@ -99,6 +127,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<Option<RememberedRequest>, Error> {
         let Some(id) = request.scoped(caller) else { return Ok(None) };
         let Some(remembered) = self.store.request(&id).await? else { return Ok(None) };
+        // It may have been asked of another replica a moment ago.
+        self.refresh().await?;
         if remembered.fingerprint == fingerprint.0 {
             // Its commit may have been followed by a reload that failed: the answer must not be an old one.
             self.refresh().await?;
@@ -113,9 +143,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         name: &'static str,
         key: &Key,
         versions: Vec<KeyVersion>,
-        request: Option<RememberedRequest>,
+        terms: impl Into<Terms> + Send,
     ) -> Result<(), Error> {
-        self.commit(self.versions_written(name, key, versions, request)).await
+        self.commit(self.versions_written(name, key, versions, terms)).await
     }
 
     /// The same, for a change that moves the epoch.
@@ -124,9 +154,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         name: &'static str,
         key: &Key,
         versions: Vec<KeyVersion>,
-        request: Option<RememberedRequest>,
+        terms: impl Into<Terms> + Send,
     ) -> Result<(), Error> {
-        self.commit_moving(self.versions_written(name, key, versions, request)).await
+        self.commit_moving(self.versions_written(name, key, versions, terms)).await
     }
 
     pub(super) fn versions_written(
@@ -134,12 +164,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         name: &'static str,
         key: &Key,
         versions: Vec<KeyVersion>,
-        request: Option<RememberedRequest>,
+        terms: impl Into<Terms>,
     ) -> Transaction {
         let key = Key { revision: key.revision + 1, updated_at: self.clock.now(), ..key.clone() };
         let id = key.id.clone();
         let mut writes = vec![Write::UpdateKey(key)];
         writes.extend(versions.into_iter().map(|version| Write::UpdateVersion(id.clone(), version)));
-        Transaction { name, writes, request }
+        terms.into().over(Transaction::new(name, writes))
     }
 }

@@ -1,22 +1,26 @@
 //! RotateKey: the next version is born, published, and signs after the publish lead.
 
 use crate::{
-    Action, Admission, AuditLog, Caller, Clock, Error, Grant, Hsm, Key, KeyId, KeyVersion, Kms, Store,
-    Unsettled,
+    Action, Admission, AuditLog, Caller, Clock, Error, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
     catalog::Entry,
     error::Kind,
     kms::VersionView,
+    replica::LeaseToken,
     store::{RememberedRequest, Transaction, Write},
     time::{Deadline, Timestamp},
     verbs::{
         birth::Attempt,
         due::rotation_due,
-        requests::{Fingerprint, Request},
+        requests::{Fingerprint, Request, Terms},
+        resumption::still_being_made,
     },
 };
 
 /// Most versions of one key that stand in its JWKS at once: verifiers limit the size of what they fetch.
 pub const PUBLISHED_VERSIONS_MAX: usize = 8;
+
+/// How often a rotation is tried again when somebody else changes the key meanwhile.
+const COMMIT_ATTEMPTS_MAX: usize = 32;
 
 /// A key to be rotated.
 #[derive(Debug, Clone)]
@@ -36,39 +40,73 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         request: RotateKey,
         deadline: Deadline,
     ) -> Result<VersionView, Error> {
-        let now = self.clock.now();
+        let (now, seen) = (self.clock.now(), self.last_number(&request.id));
         let mut admission = self.gate.begin(caller, Action::RotateKey, Some(&request.id), now).await?;
-        let result = self.rotate_admitted(&mut admission, caller, &request, deadline).await;
+        let result = self.rotate_admitted(&mut admission, caller, &request, seen, deadline).await;
+        let result = self.in_effect(result.and_then(|number| self.version_view(&request.id, number))).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
+    /// Of rotations at once one makes the version, wherever they were asked for, and the others answer with it. `seen`
+    /// is the last version that stood there when this one was asked for: one behind it was made for us too.
     async fn rotate_admitted(
         &self,
         admission: &mut Admission<A>,
         caller: &Caller,
         request: &RotateKey,
+        seen: u32,
         deadline: Deadline,
-    ) -> Result<VersionView, Error> {
+    ) -> Result<u32, Error> {
         let id = &request.id;
         let fingerprint = Fingerprint::of("RotateKey", &[id.as_str()]);
-        let remembered = self.replayed(caller, &request.request, &fingerprint).await?;
-        let (at_work, number, attempt) = match remembered.and_then(|remembered| remembered.version) {
-            Some(number) => (self.begin_work(id, number)?, number, Attempt::Resumed),
-            None => {
-                let entry = self.catalog.entry(id)?;
-                request.request.check_etag(&entry.key)?;
-                let now = self.clock.now();
-                let number = next_number(&entry)?;
-                let at_work = self.begin_work(id, number)?;
-                let remembered = request.request.remember(caller, &fingerprint, id, Some(number), now);
-                self.insert_version(&entry, number, remembered).await?;
-                (at_work, number, Attempt::Fresh)
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let remembered = self.replayed(caller, &request.request, &fingerprint).await?;
+            if let Some(number) = remembered.and_then(|remembered| remembered.version) {
+                admission.uses_version(number);
+                self.see_born(admission, id, number, deadline).await?;
+                return Ok(number);
             }
-        };
-        admission.uses_version(number);
-        self.give_birth(admission, at_work, attempt, None, deadline).await?;
-        let entry = self.catalog.entry(id)?;
-        Ok(VersionView::of(&entry, entry.version(number)?, self.clock.now()))
+            let entry = self.catalog.entry(id)?;
+            request.request.check_etag(&entry.key)?;
+            let now = self.clock.now();
+            let remember = |number| request.request.remember(caller, &fingerprint, id, Some(number), now);
+            if let Some(number) = made_since(&entry, seen) {
+                let Some(adopted) = remember(number) else {
+                    admission.uses_version(number);
+                    self.see_born(admission, id, number, deadline).await?;
+                    return Ok(number);
+                };
+                // From now on it is a replay.
+                self.remember_adopted(adopted).await?;
+                continue;
+            }
+            let number = next_number(&entry)?;
+            let Some(at_work) = self.begin_work(id, number, None) else {
+                self.wait_for_change(deadline, || still_being_made(id, number)).await?;
+                continue;
+            };
+            match self.insert_version(&entry, number, remember(number)).await {
+                Err(error) if error.kind() == Kind::Conflict && attempts < COMMIT_ATTEMPTS_MAX => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    admission.uses_version(number);
+                    self.give_birth(admission, at_work, Attempt::Fresh, None, deadline).await?;
+                    return Ok(number);
+                }
+            }
+        }
+    }
+
+    /// So that a retry answers with the same version and makes none. Whoever was faster with the same id is found by
+    /// its request.
+    async fn remember_adopted(&self, request: RememberedRequest) -> Result<(), Error> {
+        let transaction = Transaction::new("adopt a rotation", vec![]);
+        match self.commit(Transaction { request: Some(request), ..transaction }).await {
+            Err(error) if error.kind() == Kind::Conflict => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Makes the next version of a key if its period is over.
@@ -76,14 +114,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         &self,
         grant: &Grant,
         id: &KeyId,
+        lease: LeaseToken,
         deadline: Deadline,
     ) -> Result<(), Error> {
         let entry = self.catalog.entry(id)?;
         // Somebody may have rotated it since the decision was made.
         let Some(activates_at) = rotation_due(&entry, self.clock.now()) else { return Ok(()) };
         let number = next_number(&entry)?;
-        let at_work = self.begin_work(id, number)?;
-        self.insert_version(&entry, number, None).await?;
+        let Some(at_work) = self.begin_work(id, number, Some(lease)) else { return Ok(()) };
+        self.insert_version(&entry, number, Some(lease)).await?;
         self.give_birth(grant, at_work, Attempt::Fresh, Some(activates_at), deadline).await
     }
 
@@ -91,30 +130,37 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         &self,
         entry: &Entry,
         number: u32,
-        request: Option<RememberedRequest>,
+        terms: impl Into<Terms> + Send,
     ) -> Result<(), Error> {
-        let now = self.clock.now();
-        check_room(entry, now)?;
-        let key = Key { revision: entry.key.revision + 1, updated_at: now, ..entry.key.clone() };
-        let id = key.id.clone();
-        let writes = vec![Write::UpdateKey(key), Write::InsertVersion(id, self.new_version(number)?)];
-        self.commit(Transaction { name: "begin birth of a version", writes, request }).await
+        check_room(entry, self.clock.now())?;
+        let name = "begin birth of a version";
+        let mut transaction = self.versions_written(name, &entry.key, vec![], terms);
+        transaction.writes.push(Write::InsertVersion(entry.key.id.clone(), self.new_version(number)?));
+        self.commit(transaction).await
+    }
+
+    fn last_number(&self, id: &KeyId) -> u32 {
+        self.catalog.entry(id).map_or(0, |entry| last_number(&entry))
+    }
+
+    fn version_view(&self, id: &KeyId, number: u32) -> Result<VersionView, Error> {
+        let entry = self.catalog.entry(id)?;
+        Ok(VersionView::of(&entry, entry.version(number)?, self.clock.now()))
     }
 }
 
+fn last_number(entry: &Entry) -> u32 {
+    entry.versions.last().map_or(0, |version| version.row.number)
+}
+
 fn next_number(entry: &Entry) -> Result<u32, Error> {
-    if let Some(unborn) = entry.versions.iter().find(|version| version.row.born.is_none()) {
-        return Err(Error::new(
-            Kind::Conflict,
-            "ROTATION_IN_PROGRESS",
-            format!(
-                "version {} of keys/{} is being made; wait for it instead of rotating again",
-                unborn.row.number, entry.key.id
-            ),
-        ));
-    }
-    let last = entry.versions.last().map_or(0, |version| version.row.number);
-    last.checked_add(1).ok_or_else(|| Error::internal("version numbers are used up"))
+    last_number(entry).checked_add(1).ok_or_else(|| Error::internal("version numbers are used up"))
+}
+
+/// The version that a rotation has begun since `seen` was the last, or that one is at work on.
+fn made_since(entry: &Entry, seen: u32) -> Option<u32> {
+    let last = entry.versions.last()?;
+    (last.row.number > seen || last.row.born.is_none()).then_some(last.row.number)
 }
 
 /// A key that still verifies is never dropped to make room: the rotation waits instead.

@@ -39,7 +39,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     pub async fn update_key(&self, caller: &Caller, request: UpdateKey) -> Result<KeyView, Error> {
         let now = self.clock.now();
         let admission = self.gate.begin(caller, Action::UpdateKey, Some(&request.id), now).await?;
-        let result = self.update_admitted(caller, request).await;
+        let result = self.in_effect(self.update_admitted(caller, request).await).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 

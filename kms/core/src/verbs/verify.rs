@@ -1,8 +1,9 @@
 //! Verify: in software, with the stored public key; the HSM is not asked.
 
 use crate::{
-    Action, AuditLog, Caller, Clock, Error, Hsm, KeyId, Kms, Store, Unsettled,
+    Action, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
     error::Kind,
+    key::later,
     signature,
     time::Timestamp,
     verbs::{Encoding, ToSign},
@@ -52,8 +53,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             Some(number) => vec![entry.version(number)?],
             None => entry.versions.iter().rev().collect(),
         };
-        let usable: Vec<_> =
-            candidates.iter().filter(|version| version.row.state(now).may_process()).collect();
+        // A replica whose clock is ahead may sign with a version already that is not yet active here.
+        let ahead = later(now, Key::CLOCKS_APART);
+        let may_process = |row: &KeyVersion| [now, ahead].iter().any(|at| row.state(*at).may_process());
+        let usable: Vec<_> = candidates.iter().filter(|version| may_process(&version.row)).collect();
         if usable.is_empty() {
             let states: Vec<_> =
                 candidates.iter().map(|v| format!("{} is {}", v.row.number, v.row.state(now))).collect();

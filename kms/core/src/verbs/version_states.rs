@@ -1,10 +1,10 @@
 //! Disable, enable, destroy and restore a version: explicit overrides of what its timeline says.
 
 use crate::{
-    Action, AuditLog, Caller, Clock, Error, Hsm, KeyState, KeyVersion, Kms, Store, Unsettled,
+    Action, AuditLog, Caller, Clock, Error, Hsm, Key, KeyState, KeyVersion, Kms, Store, Unsettled,
     audit::Subject,
     catalog::{Entry, Version},
-    key::{Born, Timeline},
+    key::{Born, Timeline, later},
     kms::VersionView,
     time::{Deadline, Timestamp},
     timeline,
@@ -38,6 +38,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             self.change_admitted(caller, "enable a version", request, resume).await
         }
         .await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -90,6 +91,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let subject = Subject::of_version(&request.id, request.number);
         let admission = self.gate.begin_about(caller, action, subject, now).await?;
         let result = self.change_admitted(caller, transaction, request, change).await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -154,9 +156,10 @@ fn resume(entry: &Entry, version: &Version, now: Timestamp) -> Result<KeyVersion
 
 fn restore(_: &Entry, version: &Version, now: Timestamp) -> Result<KeyVersion, Error> {
     match version.row.born.as_ref().and_then(|born| born.timeline.destroys_at) {
-        Some(at) if at <= now => Err(Error::precondition(
+        // Another replica's clock may be ahead of this one.
+        Some(at) if at <= later(now, Key::CLOCKS_APART) => Err(Error::precondition(
             "DESTRUCTION_DUE",
-            "the destruction of this version is due and may have begun; it cannot be called off",
+            "the destruction of this version is due in some seconds, or may have begun; it cannot be called off",
         )),
         Some(_) => Ok(KeyVersion { suspended: true, ..with_destruction(version, |_| None) }),
         None => Err(Error::precondition(

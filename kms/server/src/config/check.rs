@@ -4,7 +4,7 @@
 
 use std::{fmt, fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
-use super::Config;
+use super::{Config, Postgres, Store};
 use crate::{runtime_dir::RuntimeDir, telemetry, tls};
 
 /// Permission bits of group and others.
@@ -55,7 +55,10 @@ impl Config {
             problems.warning("http.issuer", "most verifiers accept an issuer only as an https:// URL");
         }
         problems.token(&self.hsm.uri);
-        problems.directory("store.path", self.store_dir());
+        match &self.store {
+            Store::Sqlite { .. } => problems.directory("store.path", self.state_dir()),
+            Store::Postgres(postgres) => problems.postgres(postgres),
+        }
         if let Some(dir) = &self.hsm.lock_dir {
             problems.directory("hsm.lock_dir", dir);
         }
@@ -112,6 +115,18 @@ impl Problems {
                 Ok(_) => self.private(field, pin),
                 Err(error) => self.error(field, unreadable("pin-source", pin, &error)),
             },
+        }
+    }
+
+    fn postgres(&mut self, postgres: &Postgres) {
+        let checked = postgres.options().map_err(|error| error.to_string());
+        match checked.and_then(|options| options.check().map_err(|error| error.to_string())) {
+            Ok(()) => {
+                if let Some(file) = postgres.password_file() {
+                    self.private("store.password_file", file);
+                }
+            }
+            Err(error) => self.error("store.url", error),
         }
     }
 

@@ -18,6 +18,13 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     })
 }
 
+/// Like [`deserialize`], for a field that may be absent.
+pub(super) fn deserialize_some<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    deserialize(deserializer).map(Some)
+}
+
 /// Like [`deserialize`], for what would wear out token or log if it were done without a pause.
 pub(super) fn at_least_seconds<'de, const SECONDS: u64, D: Deserializer<'de>>(
     deserializer: D,

@@ -202,7 +202,10 @@ dir = "/var/log/kms"
     fn an_unknown_field_is_an_error_with_file_line_and_column() {
         let text = MINIMAL.replace("[store]", "[store]\nptah = 1");
         let error = error(&text, &[], &Overrides::default());
-        assert!(error.starts_with("kms.toml:10:1: unknown field `ptah`, expected `path`"), "{error}");
+        assert!(
+            error.starts_with("kms.toml:10:1: unknown field `ptah`, expected one of `path`, `url`"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -222,7 +225,7 @@ dir = "/var/log/kms"
         let unknown = error(&format!("{MINIMAL}[hms]\n"), &[], &Overrides::default());
         assert!(unknown.starts_with("kms.toml:13:2: unknown field `hms`"), "{unknown}");
         let missing = error(&MINIMAL.replace("path =", "# path ="), &[], &Overrides::default());
-        assert!(missing.starts_with("kms.toml:9:1: missing field `path`"), "{missing}");
+        assert!(missing.starts_with("kms.toml:9:1: name path, for SQLite, or url"), "{missing}");
     }
 
     #[test]
@@ -290,8 +293,8 @@ dir = "/var/log/kms"
         assert!(absent.contains("kms.toml") && absent.contains("--config"), "{absent}");
         fs::write(&file, MINIMAL).expect("write");
         let config = Config::load(&file, [], &Overrides::default()).expect("a configuration");
-        assert_eq!(config.store.path, dir.path().join("data/kms.db"));
-        assert_eq!(config.store_dir(), dir.path().join("data"));
+        assert_eq!(config.store.sqlite_path(), Some(&*dir.path().join("data/kms.db")));
+        assert_eq!(config.state_dir(), dir.path().join("data"));
         assert_eq!(config.audit.dir, Path::new("/var/log/kms"));
     }
 }

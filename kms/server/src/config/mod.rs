@@ -8,6 +8,7 @@
 mod check;
 mod duration;
 mod layers;
+mod store;
 
 use std::{
     net::SocketAddr,
@@ -21,6 +22,8 @@ use serde::{Deserialize, de};
 
 pub use check::{Problem, Severity};
 pub use layers::{Error, Overrides};
+pub(crate) use store::NEVER_DIFFER;
+pub use store::{Postgres, Store};
 
 /// Everything that the server can be told. Paths are absolute once it is loaded.
 #[derive(Debug, Clone, Deserialize)]
@@ -64,6 +67,10 @@ pub struct Grpc {
     /// A call's longest deadline, also of calls that name none. Default: 60s: RSA-4096 is slow to generate.
     #[serde(default = "defaults::max_deadline", deserialize_with = "duration::deserialize")]
     pub max_deadline: Duration,
+    /// How long a server that is asked to end says that it is not ready, and goes on serving: longer than a balancer
+    /// needs to notice. Default: 5s with PostgreSQL, 0 with SQLite.
+    #[serde(default, deserialize_with = "duration::deserialize_some")]
+    pub drain_delay: Option<Duration>,
 }
 
 /// `[http]`: the listener of JWKS, health and metrics. Over TLS when both files are named.
@@ -118,7 +125,7 @@ pub struct Hsm {
     #[serde(default = "defaults::queue_max")]
     pub queue_max: NonZeroU16,
     /// Where the locks lie under which processes of this host log in one after another; all that use one
-    /// token must name the same directory. Default: the directory of the store.
+    /// token must name the same directory. Default: the directory of the SQLite file, or the one that holds `audit.dir`.
     pub lock_dir: Option<PathBuf>,
     /// A profile of the token, as `kms hsm probe` writes it. Default: a built-in one, by the module's manufacturer.
     pub profile_file: Option<PathBuf>,
@@ -126,14 +133,6 @@ pub struct Hsm {
     /// PIN left behind holds no longer. Default: 1.
     #[serde(default = "defaults::pin_generation")]
     pub pin_generation: NonZeroU32,
-}
-
-/// `[store]`: keys, versions and access tokens.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Store {
-    /// The SQLite file, in a directory of its own: its lock and `listening.json` stand beside it.
-    pub path: PathBuf,
 }
 
 /// `[audit]`: the log that every operation is recorded in before its result leaves.
@@ -200,19 +199,29 @@ pub enum LogFormat {
 pub struct Issuer(String);
 
 impl Config {
-    /// The directory of the store, where `listening.json` stands.
-    pub fn store_dir(&self) -> &Path {
-        self.store.path.parent().unwrap_or(Path::new("/"))
+    /// The directory of this server's state, where `listening.json` stands: that of the SQLite file, or the one that
+    /// holds `audit.dir`.
+    pub fn state_dir(&self) -> &Path {
+        self.store.sqlite_path().unwrap_or(&self.audit.dir).parent().unwrap_or(Path::new("/"))
+    }
+
+    /// How long a server that is asked to end goes on serving after it has said that it is not ready.
+    pub fn drain_delay(&self) -> Duration {
+        self.grpc.drain_delay.unwrap_or(match self.store {
+            Store::Sqlite { .. } => Duration::ZERO,
+            Store::Postgres(_) => Duration::from_secs(5),
+        })
     }
 
     /// The directory of the locks around the token.
     pub(crate) fn lock_dir(&self) -> &Path {
-        self.hsm.lock_dir.as_deref().unwrap_or_else(|| self.store_dir())
+        self.hsm.lock_dir.as_deref().unwrap_or_else(|| self.state_dir())
     }
 
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        [&mut self.grpc.tls_cert_file, &mut self.grpc.tls_key_file, &mut self.store.path, &mut self.audit.dir]
+        [&mut self.grpc.tls_cert_file, &mut self.grpc.tls_key_file, &mut self.audit.dir]
             .into_iter()
+            .chain(self.store.paths_mut())
             .chain(&mut self.http.tls_cert_file)
             .chain(&mut self.http.tls_key_file)
             .chain(&mut self.hsm.lock_dir)

@@ -1,0 +1,84 @@
+//! The database goes away, comes back, or is another one than before: what three servers do about it, and which servers
+//! are not let in.
+
+use anyhow::ensure;
+use kms_client::v1;
+use kms_softhsm::EphemeralToken;
+use kms_tests::{Fleet, PATIENCE, Plan, TestHsm, refusal, refused, until};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_hangs_dies_and_comes_back_stops_the_signing_and_heals_by_itself()
+-> anyhow::Result<()> {
+    let mut fleet = Fleet::start(Plan::new()?, 2).await?;
+    fleet.kms(["keys", "create", "orders", "--algorithm", "ES256"]).await?.text()?;
+    let clients =
+        [fleet.replicas[0].environment()?.client().await?, fleet.replicas[1].environment()?.client().await?];
+    let sign = || {
+        let input = Some(v1::sign_request::Input::Message(b"a message".to_vec()));
+        v1::SignRequest { name: "keys/orders".into(), input, ..Default::default() }
+    };
+    for outage in ["hangs", "dies"] {
+        if outage == "hangs" {
+            fleet.cluster.stop_answering()?
+        } else {
+            fleet.cluster.kill()?
+        }
+        for (replica, client) in fleet.replicas.iter().zip(&clients) {
+            // Not at once: who has confirmed what it knows a moment ago may go on for a while. So no signature waits
+            // for the database.
+            client.crypto().sign(sign()).await?;
+            replica.becomes("fence", "not ready", PATIENCE).await?;
+            let refused = refusal(client.crypto().sign(sign()).await)?;
+            ensure!((refused.code, refused.reason.as_str()) == (Code::Unavailable, "FENCED"), "{refused:?}");
+            // Verifiers may go on with what a cache would have kept for them.
+            ensure!(replica.environment()?.get("/.well-known/jwks.json").await?.status() == 200);
+            ensure!(replica.environment()?.metric("kms_replica_fenced").await? == 1.0);
+        }
+        if outage == "hangs" {
+            fleet.cluster.answer_again()?
+        } else {
+            fleet.cluster.start_again()?
+        }
+        for (replica, client) in fleet.replicas.iter().zip(&clients) {
+            replica.becomes("fence", "ok", PATIENCE).await?;
+            replica.becomes("store", "ok", PATIENCE).await?;
+            client.crypto().sign(sign()).await?;
+        }
+        // And writes.
+        let name = format!("after-it-{outage}");
+        until("a key is made", PATIENCE, async || {
+            Ok(fleet
+                .kms(["keys", "create", &name, "--algorithm", "ES256"])
+                .await?
+                .text()
+                .is_ok()
+                .then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_with_other_settings_or_another_token_is_refused_with_what_differs() -> anyhow::Result<()> {
+    let mut fleet = Fleet::prepare(Plan::new()?, 2).await?;
+    fleet.start_replica(0).await?;
+
+    fleet.replicas[1].more = vec![("keys", "destroy_delay = \"40d\"".into())];
+    let output = fleet.replicas[1].run(&fleet.plan, &["serve"]).await?;
+    refused(&output, &["keys.destroy_delay", "may_differ"])?;
+    fleet.replicas[1].more.push(("store", "may_differ = [\"keys.destroy_delay\"]".into()));
+    fleet.start_replica(1).await?;
+    fleet.terminate_replica(1).await?;
+
+    let other = TestHsm::from(EphemeralToken::new()?);
+    fleet.replicas[1].more.clear();
+    let own = std::mem::replace(&mut fleet.plan.uri, other.uri()?);
+    let token = std::mem::replace(&mut fleet.plan.token, other);
+    let output = fleet.replicas[1].run(&fleet.plan, &["serve"]).await?;
+    refused(&output, &["hsm.token"])?;
+    fleet.plan.uri = own;
+    drop(std::mem::replace(&mut fleet.plan.token, token));
+    fleet.start_replica(1).await
+}
