@@ -24,10 +24,12 @@ async fn a_database_that_hangs_dies_and_comes_back_stops_the_signing_and_heals_b
         } else {
             fleet.cluster.kill()?
         }
-        for (replica, client) in fleet.replicas.iter().zip(&clients) {
-            // Not at once: who has confirmed what it knows a moment ago may go on for a while. So no signature waits
-            // for the database.
+        // Not at once: who has confirmed what it knows a moment ago may go on for a while. So no signature waits for the
+        // database.
+        for client in &clients {
             client.crypto().sign(sign()).await?;
+        }
+        for (replica, client) in fleet.replicas.iter().zip(&clients) {
             replica.becomes("fence", "not ready", PATIENCE).await?;
             let refused = refusal(client.crypto().sign(sign()).await)?;
             ensure!((refused.code, refused.reason.as_str()) == (Code::Unavailable, "FENCED"), "{refused:?}");
