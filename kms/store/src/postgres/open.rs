@@ -1,6 +1,6 @@
 //! Opening a database: its settings, its schema, and connections that are checked one by one.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection, PgPool, Row as _,
@@ -20,10 +20,17 @@ pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
 const MIGRATE_MAX: Duration = Duration::from_secs(600);
 
 /// What a connection is made with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Door {
     options: PgConnectOptions,
     settings: Arc<PostgresOptions>,
+}
+
+/// sqlx would show the password.
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Door").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 impl Door {
