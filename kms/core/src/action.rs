@@ -8,8 +8,10 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Sign bytes or a digest.
+    /// Sign bytes or a digest with a key of signatures.
     Sign,
+    /// Sign them with a key of tokens.
+    SignRaw,
     /// Sign a JWT: the header is ours.
     SignJwt,
     /// Verify a signature.
@@ -22,10 +24,18 @@ pub enum Action {
     ListKeys,
     /// Make a key.
     CreateKey,
-    /// Change owner, labels or periods.
+    /// Change owner, labels, class, periods or claim rules.
     UpdateKey,
+    /// Read the classes of keys.
+    ListKeyClasses,
+    /// Change the periods of a class, and of the keys that have them from it.
+    UpdateKeyClass,
     /// Make the next version.
     RotateKey,
+    /// Make the next version sign at once, without the lead.
+    EmergencyRotateKey,
+    /// Declare a version compromised.
+    RevokeKeyVersion,
     /// Take a version out of use.
     DisableKeyVersion,
     /// Bring it back.
@@ -58,8 +68,9 @@ pub enum Action {
 
 impl Action {
     /// Every action, for tables and matrices.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 28] = [
         Self::Sign,
+        Self::SignRaw,
         Self::SignJwt,
         Self::Verify,
         Self::GetPublicKey,
@@ -67,7 +78,11 @@ impl Action {
         Self::ListKeys,
         Self::CreateKey,
         Self::UpdateKey,
+        Self::ListKeyClasses,
+        Self::UpdateKeyClass,
         Self::RotateKey,
+        Self::EmergencyRotateKey,
+        Self::RevokeKeyVersion,
         Self::DisableKeyVersion,
         Self::EnableKeyVersion,
         Self::DestroyKeyVersion,

@@ -17,8 +17,10 @@ pub struct Caller {
 pub enum Role {
     /// Manages keys and access tokens, and may use every key.
     Administrator,
-    /// Uses the keys of its scope: sign, verify, read.
+    /// Uses the keys of its scope: signs tokens with keys of tokens and bytes with keys of signatures, verifies, reads.
     User,
+    /// The same, and signs bytes of its own choice with keys of tokens, too: it could make a token that never ends.
+    RawSigner,
 }
 
 /// The keys that a caller's role extends to.
@@ -71,6 +73,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Administrator => "administrator",
             Self::User => "user",
+            Self::RawSigner => "raw-signer",
         })
     }
 }
@@ -82,7 +85,8 @@ impl std::str::FromStr for Role {
         match text {
             "administrator" => Ok(Self::Administrator),
             "user" => Ok(Self::User),
-            _ => Err(Error::invalid("role", "unknown role; use administrator or user")),
+            "raw-signer" => Ok(Self::RawSigner),
+            _ => Err(Error::invalid("role", "unknown role; use administrator, user or raw-signer")),
         }
     }
 }

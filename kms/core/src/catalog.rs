@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::{
     Error, Key, KeyId, KeyVersion,
+    class::{ClassName, KeyClass},
     epoch::Epoch,
     error::Kind,
     key::later,
@@ -27,6 +28,7 @@ pub(crate) struct Catalog {
 pub(crate) struct Picture {
     pub(crate) generation: Generation,
     pub(crate) keys: BTreeMap<KeyId, Arc<Entry>>,
+    classes: BTreeMap<ClassName, KeyClass>,
     access_tokens: HashMap<[u8; 32], Arc<AccessToken>>,
     pub(crate) epoch: Option<Epoch>,
     quarantined: Vec<QuarantinedObject>,
@@ -94,14 +96,16 @@ impl Picture {
     fn new(snapshot: Snapshot, previous: Option<&Self>) -> Result<Self, Error> {
         let keys = entries(snapshot.keys, previous)?;
         let access_tokens = hashed(snapshot.access_tokens);
-        let quarantined = snapshot.quarantined;
-        Ok(Self { generation: snapshot.generation, keys, access_tokens, epoch: snapshot.epoch, quarantined })
+        let Snapshot { generation, epoch, quarantined, .. } = snapshot;
+        Ok(Self { generation, keys, classes: by_name(snapshot.classes), access_tokens, epoch, quarantined })
     }
 
     /// This picture with what a later snapshot has changed.
     fn with(&self, changes: Snapshot) -> Result<Self, Error> {
         let mut keys = self.keys.clone();
         keys.extend(entries(changes.keys, Some(self))?);
+        let mut classes = self.classes.clone();
+        classes.extend(by_name(changes.classes));
         let mut access_tokens = self.access_tokens.clone();
         access_tokens.extend(hashed(changes.access_tokens));
         let mut quarantined = self.quarantined.clone();
@@ -109,12 +113,17 @@ impl Picture {
             |record: &QuarantinedObject| self.quarantined(&record.token_serial, &record.cka_id).is_some();
         quarantined.extend(changes.quarantined.into_iter().filter(|record| !known(record)));
         let epoch = changes.epoch.or(self.epoch);
-        Ok(Self { generation: changes.generation, keys, access_tokens, epoch, quarantined })
+        Ok(Self { generation: changes.generation, keys, classes, access_tokens, epoch, quarantined })
     }
 
     /// The record of a quarantined object.
     pub(crate) fn quarantined(&self, token_serial: &str, cka_id: &[u8]) -> Option<&QuarantinedObject> {
         self.quarantined.iter().find(|record| record.cka_id == cka_id && record.token_serial == token_serial)
+    }
+
+    /// A class: as it is built in, or as somebody has changed it.
+    pub(crate) fn class(&self, name: ClassName) -> KeyClass {
+        self.classes.get(&name).copied().unwrap_or_else(|| KeyClass::built_in(name))
     }
 
     /// Every access token.
@@ -135,6 +144,10 @@ fn entries(rows: Rows, previous: Option<&Picture>) -> Result<BTreeMap<KeyId, Arc
         Ok((entry.key.id.clone(), entry))
     };
     rows.into_iter().map(entry).collect()
+}
+
+fn by_name(classes: Vec<KeyClass>) -> BTreeMap<ClassName, KeyClass> {
+    classes.into_iter().map(|class| (class.name, class)).collect()
 }
 
 fn hashed(tokens: Vec<AccessToken>) -> HashMap<[u8; 32], Arc<AccessToken>> {

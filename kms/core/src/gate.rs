@@ -74,6 +74,10 @@ pub enum SystemWork {
     Canary,
     /// Rotating what is due.
     Rotation,
+    /// Giving a successor to a key whose versions are all compromised.
+    Succession,
+    /// Scheduling the destruction of what has been withdrawn for long enough.
+    Expiry,
     /// Destroying what is due.
     Destruction,
     /// Letting the token follow the store's epoch. Writes no record: the change that moved it has one.
@@ -376,8 +380,7 @@ impl SystemWork {
         match self {
             Self::Birth => "system:birth",
             Self::Canary => "system:canary",
-            Self::Rotation => "system:scheduler",
-            Self::Destruction => "system:scheduler",
+            Self::Rotation | Self::Succession | Self::Expiry | Self::Destruction => "system:scheduler",
             Self::Epoch => "system:epoch",
             Self::Reconciliation => "system:reconciliation",
             Self::AttributeAudit(_) => "system:attribute-audit",
@@ -389,6 +392,8 @@ impl SystemWork {
             Self::Birth => Action::ResumeBirth,
             Self::Canary => Action::Canary,
             Self::Rotation => Action::RotateKey,
+            Self::Succession => Action::EmergencyRotateKey,
+            Self::Expiry => Action::DestroyKeyVersion,
             Self::Destruction => Action::ExecuteDestroy,
             Self::Epoch => Action::FollowEpoch,
             Self::Reconciliation => Action::GetInventory,
@@ -414,6 +419,7 @@ mod tests {
     /// What an administrator gets for an action on a store that is older than the token has seen.
     const IN_RECOVERY: [(Action, &str); Action::ALL.len()] = [
         (Action::Sign, "RECOVERY_MODE"),
+        (Action::SignRaw, "RECOVERY_MODE"),
         (Action::SignJwt, "RECOVERY_MODE"),
         (Action::Verify, ""),
         (Action::GetPublicKey, ""),
@@ -421,7 +427,11 @@ mod tests {
         (Action::ListKeys, ""),
         (Action::CreateKey, "RECOVERY_MODE"),
         (Action::UpdateKey, "RECOVERY_MODE"),
+        (Action::ListKeyClasses, ""),
+        (Action::UpdateKeyClass, "RECOVERY_MODE"),
         (Action::RotateKey, "RECOVERY_MODE"),
+        (Action::EmergencyRotateKey, "RECOVERY_MODE"),
+        (Action::RevokeKeyVersion, ""),
         (Action::DisableKeyVersion, ""),
         (Action::EnableKeyVersion, "RECOVERY_MODE"),
         (Action::DestroyKeyVersion, "RECOVERY_MODE"),

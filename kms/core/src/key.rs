@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Algorithm, Error,
+    claim_rules::ClaimRules,
+    class::{ClassName, Inherited},
     hsm::CkaId,
     jwk::Kid,
     replica::ReplicaId,
@@ -24,6 +26,12 @@ pub struct Key {
     pub uid: KeyUid,
     /// What it signs with. Never changes.
     pub algorithm: Algorithm,
+    /// What it is for. Never changes.
+    pub purpose: Purpose,
+    /// Which class gives it the periods that it does not have of its own.
+    pub class: ClassName,
+    /// Which of its periods are the class's.
+    pub inherited: Inherited,
     /// Whom to ask about it. Free text, at most [`Key::OWNER_LEN_MAX`] bytes.
     pub owner: String,
     /// For filters and inventories; at most [`Key::LABELS_MAX`].
@@ -34,6 +42,12 @@ pub struct Key {
     pub publish_lead: SignedDuration,
     /// The longest life of a token that `SignJwt` makes.
     pub max_token_ttl: SignedDuration,
+    /// How much longer a version stays in the JWKS than its last token needs it.
+    pub overlap: SignedDuration,
+    /// From a version's withdrawal to its destruction; `None` for by hand only.
+    pub destroy_after: Option<SignedDuration>,
+    /// What it asks of the claims of its tokens.
+    pub claim_rules: ClaimRules,
     /// When the last token has expired that was signed under a longer `max_token_ttl` than today's; `None`
     /// when it never was longer.
     pub tokens_until: Option<Timestamp>,
@@ -43,6 +57,17 @@ pub struct Key {
     pub updated_at: Timestamp,
     /// Counts changes; compare-and-set runs on it and `etag` shows it.
     pub revision: u64,
+}
+
+/// What a key is for: one thing only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Purpose {
+    /// JSON Web Tokens, whose header and end are ours. Bytes of a caller's own choice are a right of their own: they
+    /// could be a token without an end.
+    #[default]
+    Jwt,
+    /// Bytes of the caller's own choice, and no tokens.
+    Signature,
 }
 
 /// Labels of a key, sorted.
@@ -65,12 +90,35 @@ pub struct KeyVersion {
     pub born: Option<Born>,
     /// The replica that is at work on its birth, or was when it died; `None` once it is born.
     pub maker: Option<ReplicaId>,
+    /// When it was to take over from the version before it. What came of that stands in its timeline.
+    pub takes_over: TakeOver,
     /// Set by "disable", cleared by "enable".
     pub suspended: bool,
-    /// When it was declared compromised. Never cleared.
-    pub compromised_at: Option<Timestamp>,
+    /// Set by "revoke". Never cleared.
+    pub compromise: Option<Compromise>,
     /// When its objects were destroyed. Never cleared.
     pub destroyed_at: Option<Timestamp>,
+}
+
+/// When a new version begins to sign. Part of its row before it is born, so that whoever resumes its birth knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TakeOver {
+    /// As soon as it has stood in the JWKS for the key's lead.
+    #[default]
+    AfterLead,
+    /// Then, and not before the lead is over.
+    At(Timestamp),
+    /// At once, without the lead: an emergency. Verifiers that have not fetched it yet refuse its tokens.
+    AtOnce,
+}
+
+/// That a version is known or feared to be in other hands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compromise {
+    /// When it was declared.
+    pub at: Timestamp,
+    /// Why, for whoever reads it later: at most [`Compromise::REASON_LEN_MAX`] bytes.
+    pub reason: String,
 }
 
 /// A version whose key exists and has proved itself.
@@ -141,8 +189,13 @@ impl Key {
     /// could have signed has expired, and every cache has had its time.
     pub fn withdrawal_after(&self, retires_at: Timestamp) -> Timestamp {
         let last_token = later(retires_at, self.max_token_ttl).max(self.tokens_until.unwrap_or(retires_at));
-        later(later(last_token, Self::CLOCK_SKEW), self.publish_lead)
+        later(later(later(last_token, Self::CLOCK_SKEW), self.publish_lead), self.overlap)
     }
+}
+
+impl Compromise {
+    /// Longest reason in bytes.
+    pub const REASON_LEN_MAX: usize = 1_024;
 }
 
 impl KeyVersion {
@@ -151,7 +204,7 @@ impl KeyVersion {
         if self.destroyed_at.is_some() {
             return KeyState::Destroyed;
         }
-        if self.compromised_at.is_some() {
+        if self.compromise.is_some() {
             return KeyState::Compromised;
         }
         let Some(born) = &self.born else { return KeyState::PreActivation };
@@ -177,6 +230,20 @@ impl KeyVersion {
     }
 }
 
+impl KeyVersion {
+    /// Whether it signs at some time, or would if its time had not passed: born, and nobody has put it out of use.
+    pub(crate) fn may_ever_sign(&self) -> bool {
+        let out_of_use = self.suspended || self.compromise.is_some() || self.destroyed_at.is_some();
+        !out_of_use && self.born.as_ref().is_some_and(|born| born.timeline.destroys_at.is_none())
+    }
+
+    /// Whether it signs now or will by itself.
+    pub(crate) fn signs_from_now(&self, now: Timestamp) -> bool {
+        let retires_at = self.born.as_ref().and_then(|born| born.timeline.retires_at);
+        self.may_ever_sign() && retires_at.is_none_or(|at| now < at)
+    }
+}
+
 impl KeyState {
     /// Whether a version in this state may sign.
     pub fn may_protect(self) -> bool {
@@ -192,6 +259,34 @@ impl KeyState {
 /// `at` plus `span`, or the end of time.
 pub(crate) fn later(at: Timestamp, span: SignedDuration) -> Timestamp {
     at.saturating_add(span).unwrap_or(Timestamp::MAX)
+}
+
+impl Purpose {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Jwt, Self::Signature];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Jwt => "jwt",
+            Self::Signature => "signature",
+        }
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Purpose {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let purpose = Self::ALL.into_iter().find(|purpose| purpose.as_str() == text);
+        purpose.ok_or_else(|| Error::invalid("purpose", "a purpose is jwt or signature"))
+    }
 }
 
 impl fmt::Display for KeyState {

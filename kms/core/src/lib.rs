@@ -13,6 +13,8 @@ compile_error!("the failpoints of kms-core must not be built into a release");
 pub mod algorithm;
 pub mod audit;
 pub mod caller;
+pub mod claim_rules;
+pub mod class;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod epoch;

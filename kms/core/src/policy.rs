@@ -1,4 +1,4 @@
-//! Who may do what: default deny, two roles. Cedar policies will stand where this match stands now.
+//! Who may do what: default deny, three roles. Cedar policies will stand where this match stands now.
 
 use crate::{
     Action, Caller, KeyId,
@@ -30,6 +30,7 @@ pub fn decide(caller: &Caller, action: Action, key: Option<&KeyId>) -> Decision 
     let allowed = match caller.role() {
         Role::Administrator => !is_ours_alone(action),
         Role::User => is_use(action) && key.is_some(),
+        Role::RawSigner => (is_use(action) || action == Action::SignRaw) && key.is_some(),
     };
     if allowed { Decision::Allow } else { Decision::Deny { rule: "ROLE_LACKS_ACTION" } }
 }
@@ -49,6 +50,7 @@ fn needs_every_key(action: Action) -> bool {
             | Action::AcceptOlderStore
             | Action::GetInventory
             | Action::QuarantineObject
+            | Action::UpdateKeyClass
     )
 }
 
@@ -65,19 +67,24 @@ pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
         | Action::GetPublicKey
         | Action::GetKey
         | Action::ListKeys
+        | Action::ListKeyClasses
         | Action::ListAccessTokens
         | Action::RevokeAccessToken
         | Action::DisableKeyVersion
+        | Action::RevokeKeyVersion
         | Action::RestoreKeyVersion
         | Action::Canary
         | Action::FollowEpoch
         | Action::GetInventory
         | Action::AcceptOlderStore => true,
         Action::Sign
+        | Action::SignRaw
         | Action::SignJwt
         | Action::CreateKey
         | Action::UpdateKey
+        | Action::UpdateKeyClass
         | Action::RotateKey
+        | Action::EmergencyRotateKey
         | Action::EnableKeyVersion
         | Action::DestroyKeyVersion
         | Action::CreateAccessToken
@@ -103,6 +110,19 @@ mod tests {
             assert_eq!(on_mine == Decision::Allow, is_use(action), "{action} on the user's key");
             assert_ne!(decide(&caller, action, Some(&key("other"))), Decision::Allow, "{action} elsewhere");
             assert_ne!(decide(&caller, action, None), Decision::Allow, "{action} on no key");
+        }
+    }
+
+    #[test]
+    fn a_raw_signer_may_do_one_thing_more_than_a_user() {
+        let scope = KeyScope::Only([key("mine")].into());
+        let [user, raw] = [Role::User, Role::RawSigner].map(|role| Caller::new("c", role, scope.clone()));
+        for action in Action::ALL {
+            for on in [Some(key("mine")), Some(key("other")), None] {
+                let [user, raw] = [&user, &raw].map(|caller| decide(caller, action, on.as_ref()));
+                let more = action == Action::SignRaw && on == Some(key("mine"));
+                assert_eq!(raw == Decision::Allow, user == Decision::Allow || more, "{action} on {on:?}");
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::{future::Future, time::Duration};
 use crate::{
     Error, Key, KeyId, KeyVersion,
     caller::{KeyScope, Role},
+    class::KeyClass,
     epoch::Epoch,
     error::Kind,
     pin_latch,
@@ -79,6 +80,8 @@ pub struct Snapshot {
     pub generation: Generation,
     /// Keys, each with its versions in ascending order.
     pub keys: Vec<(Key, Vec<KeyVersion>)>,
+    /// Classes of keys that were ever changed.
+    pub classes: Vec<KeyClass>,
     /// Access tokens, revoked ones included.
     pub access_tokens: Vec<AccessToken>,
     /// The epoch; `None` before the first start of a service, or when it was not written since.
@@ -119,6 +122,9 @@ pub enum Write {
     InsertVersion(KeyId, KeyVersion),
     /// A changed version, which must exist. Versions change only together with their key's revision.
     UpdateVersion(KeyId, KeyVersion),
+    /// A changed class, whose stored revision must be `revision - 1`, 0 for one that was never changed; else
+    /// [`Fault::Changed`] or [`Fault::Exists`].
+    PutClass(KeyClass),
     /// A new access token. Fails with [`Fault::Exists`] when its name is taken, or, for one of
     /// [`AccessToken::bootstrap`], when there has ever been one.
     InsertAccessToken(AccessToken),

@@ -5,25 +5,49 @@
 //! without one, also when the successor is disabled before its time.
 
 use crate::{
-    Key, KeyVersion,
+    Key, KeyState, KeyVersion,
     catalog::Entry,
-    key::{Born, Timeline, later},
+    key::{Born, TakeOver, Timeline, later},
     time::Timestamp,
 };
 
 /// The times of a version that is being born. The first version of a key signs at once, also where the clock is behind
-/// ours: its times lie that far back. A later one signs after the lead, not before `asked`, and at least a fence after
-/// the version before it.
-pub(crate) fn of_next(entry: &Entry, now: Timestamp, asked: Option<Timestamp>) -> Timeline {
+/// ours: its times lie that far back, and so do those of one that takes over at once. Any other signs after the lead,
+/// not before it was asked to, and at least a fence after the version before it.
+pub(crate) fn of_next(entry: &Entry, now: Timestamp, takes_over: TakeOver) -> Timeline {
     let latest = entry.versions.iter().filter_map(|version| version.row.born.as_ref()).next_back();
-    let Some(latest) = latest else {
-        let at = later(now, -Key::CLOCKS_APART);
-        return Timeline { published_at: at, activates_at: at, ..UNENDING };
+    let asked = match (latest, takes_over) {
+        (None, _) | (_, TakeOver::AtOnce) => {
+            let at = at_once(now);
+            return Timeline { published_at: at, activates_at: at, ..UNENDING };
+        }
+        (Some(latest), takes_over) => {
+            let after = later(latest.timeline.activates_at, Key::FENCE);
+            if let TakeOver::At(asked) = takes_over { after.max(asked) } else { after }
+        }
     };
     let led = later(now, entry.lead(now));
-    let after = later(latest.timeline.activates_at, Key::FENCE);
-    let activates_at = led.max(after).max(asked.unwrap_or(Timestamp::MIN));
-    Timeline { published_at: now, activates_at, ..UNENDING }
+    Timeline { published_at: now, activates_at: led.max(asked), ..UNENDING }
+}
+
+/// Now, also where the clock is behind ours.
+fn at_once(now: Timestamp) -> Timestamp {
+    later(now, -Key::CLOCKS_APART)
+}
+
+/// The version that is published and waits for its time, if there is one.
+pub(crate) fn pending(entry: &Entry, now: Timestamp) -> Option<&KeyVersion> {
+    let rows = entry.versions.iter().rev().map(|version| &version.row);
+    rows.filter(|row| row.may_ever_sign()).find(|row| row.state(now) == KeyState::PreActivation)
+}
+
+/// The same version, signing from now on.
+pub(crate) fn promoted(row: &KeyVersion, now: Timestamp) -> KeyVersion {
+    let mut row = row.clone();
+    if let Some(born) = &mut row.born {
+        born.timeline.activates_at = at_once(now).max(born.timeline.published_at);
+    }
+    row
 }
 
 /// The times of a suspended version that comes back. It left the JWKS, so while another version signs it must
@@ -34,14 +58,12 @@ pub(crate) fn of_returning(entry: &Entry, row: &KeyVersion, born: &Born, now: Ti
     Timeline { activates_at: born.timeline.activates_at.max(led), ..born.timeline }
 }
 
-/// Every row that changes when `changed` takes the place of the row of its number: itself, and the versions whose
-/// retirement follows from it. A retirement that has passed stays as it is.
-pub(crate) fn with(entry: &Entry, changed: KeyVersion, now: Timestamp) -> Vec<KeyVersion> {
+/// Every row that changes when each of `changed` takes the place of the row of its number: itself, and the versions
+/// whose retirement follows from it. A retirement that has passed stays as it is.
+pub(crate) fn with(entry: &Entry, changed: &[KeyVersion], now: Timestamp) -> Vec<KeyVersion> {
     let before: Vec<&KeyVersion> = entry.versions.iter().map(|version| &version.row).collect();
-    let after: Vec<KeyVersion> = before
-        .iter()
-        .map(|row| if row.number == changed.number { changed.clone() } else { KeyVersion::clone(row) })
-        .collect();
+    let changed = |row: &KeyVersion| changed.iter().find(|changed| changed.number == row.number);
+    let after: Vec<KeyVersion> = before.iter().map(|row| changed(row).unwrap_or(row).clone()).collect();
     let retimed = after.iter().map(|row| retimed(&entry.key, row, &after, now));
     retimed.zip(before).filter(|(row, old)| row != *old).map(|(row, _)| row).collect()
 }
@@ -59,7 +81,7 @@ fn retimed(key: &Key, row: &KeyVersion, all: &[KeyVersion], now: Timestamp) -> K
     if let Some(born) = &mut row.born
         && born.timeline.retires_at.is_none_or(|at| at > now)
     {
-        let successors = all.iter().filter(|other| other.number > row.number && may_ever_sign(other));
+        let successors = all.iter().filter(|other| other.number > row.number && other.may_ever_sign());
         let takes_over =
             successors.filter_map(|other| Some(other.born.as_ref()?.timeline.activates_at)).min();
         let retires_at = takes_over.map(|at| at.max(now));
@@ -69,9 +91,4 @@ fn retimed(key: &Key, row: &KeyVersion, all: &[KeyVersion], now: Timestamp) -> K
         }
     }
     row
-}
-
-fn may_ever_sign(row: &KeyVersion) -> bool {
-    let out_of_use = row.suspended || row.compromised_at.is_some() || row.destroyed_at.is_some();
-    !out_of_use && row.born.as_ref().is_some_and(|born| born.timeline.destroys_at.is_none())
 }

@@ -8,6 +8,7 @@ use kms_core::{
     Action, Error, KeyId, Store as _,
     audit::{Outcome, Phase},
     caller::{Caller, KeyScope, Role},
+    class::AskedPeriods,
     epoch::{Epoch, Installation, Mark, Recovery},
     error::Kind,
     fakes::{FakeKms, HsmFault, ServerLog, World, administrator, soon},
@@ -54,16 +55,9 @@ async fn with_key() -> (World, FakeKms) {
 }
 
 async fn create(kms: &FakeKms, name: &str) -> Result<(), Error> {
-    let request = CreateKey {
-        id: id(name),
-        algorithm: kms_core::Algorithm::Es256,
-        owner: String::new(),
-        labels: Default::default(),
-        rotation_period: None,
-        publish_lead: None,
-        max_token_ttl: None,
-        request: Request::default(),
-    };
+    let by_hand = Some(kms_core::time::SignedDuration::ZERO);
+    let periods = AskedPeriods { rotation_period: by_hand, ..AskedPeriods::default() };
+    let request = CreateKey { periods, ..CreateKey::new(id(name), kms_core::Algorithm::Es256) };
     kms.create_key(&administrator(), request, soon()).await.map(drop)
 }
 
@@ -90,7 +84,7 @@ async fn revoke(kms: &FakeKms, name: &str) {
 }
 
 async fn rotate(kms: &FakeKms) -> Result<(), Error> {
-    let request = RotateKey { id: id("k"), request: Request::default() };
+    let request = RotateKey::new(id("k"));
     kms.rotate_key(&administrator(), request, soon()).await.map(drop)
 }
 
@@ -146,15 +140,7 @@ fn each_change_that_must_not_be_undone_moves_it_and_no_other_does() {
         is_level_at(&world, 1, "a first version").await;
         sign(&kms).await.expect("signs");
         kms.create_access_token(&admin, token("t")).await.expect("made");
-        let update = UpdateKey {
-            id: id("k"),
-            owner: Some("somebody".to_owned()),
-            labels: None,
-            rotation_period: None,
-            publish_lead: None,
-            max_token_ttl: None,
-            request: Request::default(),
-        };
+        let update = UpdateKey { owner: Some("somebody".to_owned()), ..UpdateKey::new(id("k")) };
         kms.update_key(&admin, update).await.expect("updated");
         is_level_at(&world, 1, "signing, a new access token, a new owner").await;
 
@@ -326,7 +312,7 @@ fn an_older_store_does_nothing_but_read_and_take_away_until_it_is_accepted() {
         assert!(refused.to_string().contains("accept-older-store"), "{refused}");
         assert!(!refused.to_string().contains(&code), "callers do not learn the code: {refused}");
         let last = world.log.events().pop().expect("a record");
-        assert_eq!((last.action, last.outcome), (Action::Sign, Outcome::Denied));
+        assert_eq!((last.action, last.outcome), (Action::SignRaw, Outcome::Denied));
         assert_eq!(last.reason, Some("RECOVERY_MODE"));
 
         let jwt = SignJwt { id: id("k"), claims: b"{}".to_vec(), ttl: None, typ: None };

@@ -33,16 +33,7 @@ async fn open(world: &World) -> FakeKms {
 }
 
 async fn create(kms: &FakeKms, name: &str) -> Result<(), kms_core::Error> {
-    let key = CreateKey {
-        id: id(name),
-        algorithm: Algorithm::Es256,
-        owner: "team".to_owned(),
-        labels: Default::default(),
-        rotation_period: None,
-        publish_lead: None,
-        max_token_ttl: None,
-        request: Request::default(),
-    };
+    let key = CreateKey { owner: "team".to_owned(), ..CreateKey::new(id(name), Algorithm::Es256) };
     kms.create_key(&administrator(), key, soon()).await.map(drop)
 }
 
@@ -235,9 +226,7 @@ fn an_older_database_makes_later_keys_orphans_and_destroys_none() {
         for name in ["after-1", "after-2"] {
             create(&kms, name).await.expect("created");
         }
-        kms.rotate_key(&administrator(), RotateKey { id: id("before"), request: Request::default() }, soon())
-            .await
-            .expect("rotates");
+        kms.rotate_key(&administrator(), RotateKey::new(id("before")), soon()).await.expect("rotates");
         drop(kms);
         let restored = World { store: backup, ..world.clone() };
         let kms = open(&restored).await;
@@ -407,9 +396,7 @@ fn another_key_under_the_cka_id_ends_the_version_and_a_missing_one_cannot_be_ena
 fn when_a_successor_deviates_before_its_time_the_version_before_it_signs_on() {
     block_on(async {
         let (world, kms, _) = with_key("k").await;
-        kms.rotate_key(&administrator(), RotateKey { id: id("k"), request: Request::default() }, soon())
-            .await
-            .expect("rotates");
+        kms.rotate_key(&administrator(), RotateKey::new(id("k")), soon()).await.expect("rotates");
         let successor = cka_id(&kms, "k", 2).await;
         world.hsm.tamper(successor, |object| object.other_use = true);
         kms.audit_attributes(soon()).await.expect("an audit");

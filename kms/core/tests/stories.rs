@@ -7,6 +7,7 @@ use kms_core::{
     Action, Error, KeyId, KeyState,
     audit::{Outcome, Phase},
     caller::{Caller, KeyScope, Role},
+    class::{AskedPeriods, PeriodChanges},
     error::Kind,
     fakes::{FakeKms, HsmFault, World, administrator, soon},
     kms::Settings,
@@ -22,17 +23,18 @@ fn id(name: &str) -> KeyId {
     name.parse().expect("a key's name")
 }
 
+/// By hand only.
+const UNROTATED: AskedPeriods = AskedPeriods {
+    rotation_period: Some(SignedDuration::ZERO),
+    publish_lead: None,
+    max_token_ttl: None,
+    overlap: None,
+    destroy_after: None,
+};
+
 fn create(name: &str) -> CreateKey {
-    CreateKey {
-        id: id(name),
-        algorithm: kms_core::Algorithm::Es256,
-        owner: "team".to_owned(),
-        labels: Default::default(),
-        rotation_period: None,
-        publish_lead: None,
-        max_token_ttl: None,
-        request: Request::default(),
-    }
+    let owner = "team".to_owned();
+    CreateKey { owner, periods: UNROTATED, ..CreateKey::new(id(name), kms_core::Algorithm::Es256) }
 }
 
 fn sign(name: &str) -> Sign {
@@ -142,7 +144,7 @@ fn a_birth_outlives_a_token_that_refuses_for_a_day_and_ends_before_leftovers_fil
     for (fault, outcome) in [(HsmFault::GenerateFails, Ok(2)), (HsmFault::GenerateExtractable, Err(8))] {
         block_on(async {
             let (world, kms) = with_key("k").await;
-            let rotate = RotateKey { id: id("k"), request: Request::default() };
+            let rotate = RotateKey::new(id("k"));
             world.hsm.set_fault(fault);
             kms.rotate_key(&administrator(), rotate, soon()).await.expect_err("no good pair is made");
             for _ in 0..144 {
@@ -208,7 +210,7 @@ fn a_retried_request_has_one_effect_and_its_id_cannot_be_used_for_another() {
         assert_eq!(without_id.reason(), "ALREADY_EXISTS");
 
         let request = Request { id: Some("b8d1c6b0-0000-4000-8000-000000000002".to_owned()), etag: None };
-        let rotate = RotateKey { id: id("k"), request };
+        let rotate = RotateKey { request, ..RotateKey::new(id("k")) };
         for _ in 0..3 {
             let view = kms.rotate_key(&administrator(), rotate.clone(), soon()).await.expect("rotates");
             assert_eq!(view.row.number, 2);
@@ -224,7 +226,7 @@ fn a_signature_that_does_not_verify_is_not_released() {
         let error = signs(&kms, "k").await.expect_err("a flipped bit");
         assert_eq!(error.kind(), Kind::Internal);
         let last = world.log.events().pop().expect("a record");
-        assert_eq!((last.action, last.outcome), (Action::Sign, Outcome::Failed));
+        assert_eq!((last.action, last.outcome), (Action::SignRaw, Outcome::Failed));
         signs(&kms, "k").await.expect("the next one is well");
     });
 }
@@ -258,7 +260,7 @@ fn every_result_has_its_record_and_every_change_its_intent_before() {
             [
                 (Action::CreateKey, Phase::Intent, Outcome::Allowed, None),
                 (Action::CreateKey, Phase::Outcome, Outcome::Succeeded, Some(1)),
-                (Action::Sign, Phase::Outcome, Outcome::Succeeded, Some(1)),
+                (Action::SignRaw, Phase::Outcome, Outcome::Succeeded, Some(1)),
             ]
         );
     });
@@ -309,7 +311,7 @@ fn a_rotation_publishes_first_signs_later_and_withdraws_last() {
         };
         let old = signs(&kms, "k").await.expect("signs");
         let etag = kms.published_keys(None).expect("fresh").expect("a set").etag;
-        let rotate = RotateKey { id: id("k"), request: Request::default() };
+        let rotate = RotateKey::new(id("k"));
         let next = kms.rotate_key(&administrator(), rotate.clone(), soon()).await.expect("rotates");
         assert_eq!((next.state, next.primary), (Some(KeyState::PreActivation), false));
         assert_eq!(count(), 2, "published at once");
@@ -339,7 +341,7 @@ fn a_rotation_publishes_first_signs_later_and_withdraws_last() {
 fn raising_the_token_life_keeps_the_old_version_published_for_as_long() {
     block_on(async {
         let (world, kms) = with_key("k").await;
-        let rotate = RotateKey { id: id("k"), request: Request::default() };
+        let rotate = RotateKey::new(id("k"));
         kms.rotate_key(&administrator(), rotate, soon()).await.expect("rotates");
         update_ttl(&kms, hours(48)).await;
         let versions = kms.list_key_versions(&administrator(), &id("k")).await.expect("versions");
@@ -363,7 +365,7 @@ fn lowering_the_token_life_does_not_strand_tokens_that_were_signed_before() {
         let token = kms.sign_jwt(&administrator(), token, soon()).await.expect("a long token");
         world.clock.advance(hours(1));
         update_ttl(&kms, hours(1)).await;
-        let rotate = RotateKey { id: id("k"), request: Request::default() };
+        let rotate = RotateKey::new(id("k"));
         kms.rotate_key(&administrator(), rotate, soon()).await.expect("rotates");
         let versions = kms.list_key_versions(&administrator(), &id("k")).await.expect("versions");
         let withdrawn_at = versions[0].row.born.as_ref().expect("born").timeline.withdrawn_at;
@@ -375,7 +377,7 @@ fn lowering_the_token_life_does_not_strand_tokens_that_were_signed_before() {
 fn a_version_does_not_retire_when_its_successor_is_disabled_before_its_time() {
     block_on(async {
         let (world, kms) = with_key("k").await;
-        let rotate = || RotateKey { id: id("k"), request: Request::default() };
+        let rotate = || RotateKey::new(id("k"));
         let second = || ChangeVersion { id: id("k"), number: 2, request: Request::default() };
         kms.rotate_key(&administrator(), rotate(), soon()).await.expect("rotates");
         world.clock.advance(SignedDuration::from_mins(50));
@@ -398,9 +400,11 @@ fn a_version_does_not_retire_when_its_successor_is_disabled_before_its_time() {
 fn a_rotation_soon_after_the_lead_was_shortened_waits_for_caches_of_before() {
     block_on(async {
         let (world, kms) = with_key("k").await;
-        let shorten = UpdateKey { publish_lead: Some(SignedDuration::from_secs(10)), ..no_update() };
+        let publish_lead = Some(Some(SignedDuration::from_secs(10)));
+        let periods = PeriodChanges { publish_lead, ..Default::default() };
+        let shorten = UpdateKey { periods, ..UpdateKey::new(id("k")) };
         kms.update_key(&administrator(), shorten).await.expect("updates");
-        let rotate = || RotateKey { id: id("k"), request: Request::default() };
+        let rotate = || RotateKey::new(id("k"));
         kms.rotate_key(&administrator(), rotate(), soon()).await.expect("rotates");
         // The caches, the fence, and two clocks.
         world.clock.advance(SignedDuration::from_secs(319));
@@ -450,20 +454,9 @@ fn the_last_administrator_cannot_be_revoked() {
     });
 }
 
-fn no_update() -> UpdateKey {
-    UpdateKey {
-        id: id("k"),
-        owner: None,
-        labels: None,
-        rotation_period: None,
-        publish_lead: None,
-        max_token_ttl: None,
-        request: Request::default(),
-    }
-}
-
 async fn update_ttl(kms: &FakeKms, ttl: SignedDuration) {
-    let update = UpdateKey { max_token_ttl: Some(ttl), ..no_update() };
+    let periods = PeriodChanges { max_token_ttl: Some(Some(ttl)), ..Default::default() };
+    let update = UpdateKey { periods, ..UpdateKey::new(id("k")) };
     kms.update_key(&administrator(), update).await.expect("updates");
 }
 
@@ -471,7 +464,7 @@ async fn update_ttl(kms: &FakeKms, ttl: SignedDuration) {
 fn a_ninth_published_version_is_refused_with_the_time_at_which_it_is_allowed() {
     block_on(async {
         let (world, kms) = with_key("k").await;
-        let rotate = || RotateKey { id: id("k"), request: Request::default() };
+        let rotate = || RotateKey::new(id("k"));
         for _ in 2..=8 {
             kms.rotate_key(&administrator(), rotate(), soon()).await.expect("rotates");
         }
@@ -555,7 +548,10 @@ fn a_key_with_a_period_rotates_by_itself_one_lead_ahead_and_once() {
     block_on(async {
         let world = World::default();
         let kms = open(&world).await;
-        let daily = CreateKey { rotation_period: Some(hours(24)), ..create("k") };
+        let daily = CreateKey {
+            periods: AskedPeriods { rotation_period: Some(hours(24)), ..UNROTATED },
+            ..create("k")
+        };
         kms.create_key(&administrator(), daily, soon()).await.expect("created");
         // A first version counts from where every clock has it.
         world.clock.advance(hours(23) - SignedDuration::from_secs(11));
@@ -580,7 +576,7 @@ fn an_etag_that_is_out_of_date_is_refused() {
         let (_world, kms) = with_key("k").await;
         let seen = kms.get_key(&administrator(), &id("k")).await.expect("the key").key.revision;
         let stale = Request { id: None, etag: Some(seen - 1) };
-        let rotate = RotateKey { id: id("k"), request: stale };
+        let rotate = RotateKey { request: stale, ..RotateKey::new(id("k")) };
         let error = kms.rotate_key(&administrator(), rotate, soon()).await.expect_err("stale");
         assert_eq!((error.kind(), error.reason()), (Kind::Conflict, "ETAG_MISMATCH"));
     });

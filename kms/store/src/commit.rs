@@ -2,6 +2,7 @@
 
 use kms_core::{
     Key, KeyId, KeyVersion,
+    class::KeyClass,
     store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Transaction, Write},
 };
 
@@ -46,6 +47,7 @@ async fn apply<S: Session>(session: &mut S, write: &Write, generation: i64) -> R
             update_version(session, id, version).await?;
             mark_key(session, id, generation).await
         }
+        Write::PutClass(class) => put_class(session, class, generation).await,
         Write::InsertAccessToken(token) => insert_access_token(session, token, generation).await,
         Write::RevokeAccessToken { name, at } => {
             let update = "UPDATE access_tokens SET revoked_at_us = $2, generation = $3 WHERE name = $1 AND revoked_at_us IS NULL";
@@ -78,20 +80,21 @@ fn the_epoch() -> String {
 async fn insert_key<S: Session>(session: &mut S, key: &Key, generation: i64) -> Result<(), Fault> {
     let query = Statement::new(
         "INSERT INTO keys (id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us,
-            max_token_ttl_us, created_at_us, updated_at_us, revision, tokens_until_us,
-            generation)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+            max_token_ttl_us, created_at_us, updated_at_us, revision, tokens_until_us, purpose, class, inherited,
+            overlap_us, destroy_after_us, claim_rules, generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
     );
     one_row(session, rows::bind_key(query, key)?.bind(generation), || format!("key {}", key.id)).await
 }
 
 async fn update_key<S: Session>(session: &mut S, key: &Key, generation: i64) -> Result<(), Fault> {
-    // Name, uid, algorithm and birthday never change; a row that has others is not the one that was meant.
+    // Name, uid, algorithm, purpose and birthday never change; a row that has others is not the one that was meant.
     let query = Statement::new(
         "UPDATE keys SET owner = $4, labels = $5, rotation_period_us = $6, publish_lead_us = $7,
-            max_token_ttl_us = $8, updated_at_us = $10, revision = $11, tokens_until_us = $12,
-            generation = $13
-         WHERE id = $1 AND uid = $2 AND algorithm = $3 AND created_at_us = $9 AND revision = $11 - 1",
+            max_token_ttl_us = $8, updated_at_us = $10, revision = $11, tokens_until_us = $12, class = $14,
+            inherited = $15, overlap_us = $16, destroy_after_us = $17, claim_rules = $18, generation = $19
+         WHERE id = $1 AND uid = $2 AND algorithm = $3 AND purpose = $13 AND created_at_us = $9
+            AND revision = $11 - 1",
     );
     one_row(session, rows::bind_key(query, key)?.bind(generation), || format!("key {}", key.id)).await
 }
@@ -100,8 +103,8 @@ async fn insert_version<S: Session>(session: &mut S, id: &KeyId, version: &KeyVe
     let query = Statement::new(
         "INSERT INTO key_versions (key_id, number, cka_id, earlier_attempts, token_serial, created_at_us,
             spki, kid, published_at_us, activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us,
-            suspended, compromised_at_us, destroyed_at_us, maker)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+            suspended, compromised_at_us, destroyed_at_us, maker, compromise_reason, at_once, asked_for_us)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
     );
     let what = || format!("version {} of key {id}, or one on its way,", version.number);
     one_row(session, rows::bind_version(query, id, version), what).await
@@ -112,7 +115,7 @@ async fn update_version<S: Session>(session: &mut S, id: &KeyId, version: &KeyVe
         "UPDATE key_versions SET cka_id = $3, earlier_attempts = $4, token_serial = $5, created_at_us = $6,
             spki = $7, kid = $8, published_at_us = $9, activates_at_us = $10, retires_at_us = $11,
             withdrawn_at_us = $12, destroys_at_us = $13, suspended = $14, compromised_at_us = $15,
-            destroyed_at_us = $16, maker = $17
+            destroyed_at_us = $16, maker = $17, compromise_reason = $18, at_once = $19, asked_for_us = $20
          WHERE key_id = $1 AND number = $2",
     );
     let what = || format!("version {} of key {id}", version.number);
@@ -124,6 +127,21 @@ async fn mark_key<S: Session>(session: &mut S, id: &KeyId, generation: i64) -> R
     let mark =
         Statement::new("UPDATE keys SET generation = $2 WHERE id = $1").bind(id.as_str()).bind(generation);
     session.execute(mark).await.map(drop).map_err(S::fault)
+}
+
+/// A class that was never changed has no row.
+async fn put_class<S: Session>(session: &mut S, class: &KeyClass, generation: i64) -> Result<(), Fault> {
+    let sql = if class.revision == 1 {
+        "INSERT INTO key_classes (name, rotation_period_us, publish_lead_us, max_token_ttl_us, overlap_us,
+            destroy_after_us, revision, updated_at_us, generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+    } else {
+        "UPDATE key_classes SET rotation_period_us = $2, publish_lead_us = $3, max_token_ttl_us = $4,
+            overlap_us = $5, destroy_after_us = $6, revision = $7, updated_at_us = $8, generation = $9
+         WHERE name = $1 AND revision = $7 - 1"
+    };
+    let query = rows::bind_class(Statement::new(sql), class)?.bind(generation);
+    one_row(session, query, || format!("key class {}", class.name)).await
 }
 
 async fn insert_access_token<S: Session>(

@@ -5,9 +5,10 @@ use std::fmt::Display;
 use kms_core::{
     Key, KeyId, KeyUid, KeyVersion, Kid,
     caller::KeyScope,
+    class::{KeyClass, Periods},
     epoch::{Epoch, Installation},
     hsm::CkaId,
-    key::{Born, Timeline},
+    key::{Born, Compromise, TakeOver, Timeline},
     pin_latch::{Holder, Place, State, Try},
     replica::ReplicaId,
     store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest},
@@ -19,20 +20,29 @@ use crate::{session::Row, statement::Statement};
 pub(crate) fn bind_key(query: Statement, key: &Key) -> Result<Statement, Fault> {
     let corrupt = |column: &str| Fault::Corrupt(format!("key {}: {column} is out of range", key.id));
     let span = |span: SignedDuration, column| i64::try_from(span.as_micros()).map_err(|_| corrupt(column));
-    let rotation_period = key.rotation_period.map(|period| span(period, "rotation_period")).transpose()?;
+    let some_span = |some: Option<SignedDuration>, column| some.map(|some| span(some, column)).transpose();
+    let json = |value: serde_json::Result<serde_json::Value>, column| {
+        value.map(|value| value.to_string()).map_err(|_| corrupt(column))
+    };
     Ok(query
         .bind(key.id.as_str())
         .bind(&key.uid.0[..])
         .bind(key.algorithm.to_string())
         .bind(&key.owner)
-        .bind(serde_json::to_value(&key.labels).map_err(|_| corrupt("labels"))?.to_string())
-        .bind(rotation_period)
+        .bind(json(serde_json::to_value(&key.labels), "labels")?)
+        .bind(some_span(key.rotation_period, "rotation_period")?)
         .bind(span(key.publish_lead, "publish_lead")?)
         .bind(span(key.max_token_ttl, "max_token_ttl")?)
         .bind(key.created_at.as_microsecond())
         .bind(key.updated_at.as_microsecond())
         .bind(i64::try_from(key.revision).map_err(|_| corrupt("revision"))?)
-        .bind(key.tokens_until.map(|at| at.as_microsecond())))
+        .bind(key.tokens_until.map(|at| at.as_microsecond()))
+        .bind(key.purpose.as_str())
+        .bind(key.class.as_str())
+        .bind(json(serde_json::to_value(key.inherited), "inherited")?)
+        .bind(span(key.overlap, "overlap")?)
+        .bind(some_span(key.destroy_after, "destroy_after")?)
+        .bind(json(serde_json::to_value(&key.claim_rules), "claim_rules")?))
 }
 
 pub(crate) fn key(row: &dyn Row) -> Result<Key, Fault> {
@@ -41,11 +51,17 @@ pub(crate) fn key(row: &dyn Row) -> Result<Key, Fault> {
         id: cells.parse("id", parse_text)?,
         uid: cells.parse("uid", |bytes: Vec<u8>| bytes.try_into().ok().map(KeyUid))?,
         algorithm: cells.parse("algorithm", parse_text)?,
+        purpose: cells.parse("purpose", parse_text)?,
+        class: cells.parse("class", parse_text)?,
+        inherited: cells.parse("inherited", |json: String| serde_json::from_str(&json).ok())?,
         owner: cells.get("owner")?,
         labels: cells.parse("labels", |json: String| serde_json::from_str(&json).ok())?,
-        rotation_period: cells.get::<Option<i64>>("rotation_period_us")?.map(SignedDuration::from_micros),
+        rotation_period: cells.some_span("rotation_period_us")?,
         publish_lead: SignedDuration::from_micros(cells.get("publish_lead_us")?),
         max_token_ttl: SignedDuration::from_micros(cells.get("max_token_ttl_us")?),
+        overlap: SignedDuration::from_micros(cells.get("overlap_us")?),
+        destroy_after: cells.some_span("destroy_after_us")?,
+        claim_rules: cells.parse("claim_rules", |json: String| serde_json::from_str(&json).ok())?,
         tokens_until: cells.parse_some("tokens_until_us", instant)?,
         created_at: cells.parse("created_at_us", instant)?,
         updated_at: cells.parse("updated_at_us", instant)?,
@@ -72,9 +88,15 @@ pub(crate) fn bind_version(query: Statement, id: &KeyId, version: &KeyVersion) -
         .bind(micros(timeline.and_then(|timeline| timeline.withdrawn_at)))
         .bind(micros(timeline.and_then(|timeline| timeline.destroys_at)))
         .bind(version.suspended)
-        .bind(micros(version.compromised_at))
+        .bind(micros(version.compromise.as_ref().map(|compromise| compromise.at)))
         .bind(micros(version.destroyed_at))
         .bind(version.maker.as_ref().map(ReplicaId::as_str))
+        .bind(version.compromise.as_ref().map(|compromise| &compromise.reason))
+        .bind(version.takes_over == TakeOver::AtOnce)
+        .bind(match version.takes_over {
+            TakeOver::At(at) => Some(at.as_microsecond()),
+            TakeOver::AfterLead | TakeOver::AtOnce => None,
+        })
 }
 
 /// A version and the key that it belongs to.
@@ -97,10 +119,27 @@ pub(crate) fn version(row: &dyn Row) -> Result<(KeyId, KeyVersion), Fault> {
         born: born(&cells)?,
         maker: cells.get::<Option<String>>("maker")?.map(ReplicaId::new),
         suspended: cells.get("suspended")?,
-        compromised_at: cells.parse_some("compromised_at_us", instant)?,
+        compromise: compromise(&cells)?,
+        takes_over: takes_over(&cells)?,
         destroyed_at: cells.parse_some("destroyed_at_us", instant)?,
     };
     Ok((cells.parse("key_id", parse_text)?, version))
+}
+
+fn compromise(cells: &Cells<'_>) -> Result<Option<Compromise>, Fault> {
+    let Some(at) = cells.parse_some("compromised_at_us", instant)? else { return Ok(None) };
+    // An earlier program knew no reasons.
+    let reason = cells.get::<Option<String>>("compromise_reason")?.unwrap_or_default();
+    Ok(Some(Compromise { at, reason }))
+}
+
+fn takes_over(cells: &Cells<'_>) -> Result<TakeOver, Fault> {
+    let asked = cells.parse_some("asked_for_us", instant)?;
+    Ok(match (cells.get("at_once")?, asked) {
+        (true, _) => TakeOver::AtOnce,
+        (false, Some(at)) => TakeOver::At(at),
+        (false, None) => TakeOver::AfterLead,
+    })
 }
 
 fn born(cells: &Cells<'_>) -> Result<Option<Born>, Fault> {
@@ -116,6 +155,39 @@ fn born(cells: &Cells<'_>) -> Result<Option<Born>, Fault> {
             destroys_at: cells.parse_some("destroys_at_us", instant)?,
         },
     }))
+}
+
+pub(crate) fn bind_class(query: Statement, class: &KeyClass) -> Result<Statement, Fault> {
+    let corrupt =
+        |column: &str| Fault::Corrupt(format!("key class {}: {column} is out of range", class.name));
+    let span = |span: SignedDuration, column| i64::try_from(span.as_micros()).map_err(|_| corrupt(column));
+    let some_span = |some: Option<SignedDuration>, column| some.map(|some| span(some, column)).transpose();
+    let periods = &class.periods;
+    Ok(query
+        .bind(class.name.as_str())
+        .bind(some_span(periods.rotation_period, "rotation_period")?)
+        .bind(span(periods.publish_lead, "publish_lead")?)
+        .bind(span(periods.max_token_ttl, "max_token_ttl")?)
+        .bind(span(periods.overlap, "overlap")?)
+        .bind(some_span(periods.destroy_after, "destroy_after")?)
+        .bind(i64::try_from(class.revision).map_err(|_| corrupt("revision"))?)
+        .bind(class.updated_at.map(Timestamp::as_microsecond)))
+}
+
+pub(crate) fn class(row: &dyn Row) -> Result<KeyClass, Fault> {
+    let cells = Cells::of(row, "key class", "name")?;
+    Ok(KeyClass {
+        name: cells.parse("name", parse_text)?,
+        periods: Periods {
+            rotation_period: cells.some_span("rotation_period_us")?,
+            publish_lead: SignedDuration::from_micros(cells.get("publish_lead_us")?),
+            max_token_ttl: SignedDuration::from_micros(cells.get("max_token_ttl_us")?),
+            overlap: SignedDuration::from_micros(cells.get("overlap_us")?),
+            destroy_after: cells.some_span("destroy_after_us")?,
+        },
+        revision: cells.parse("revision", |revision: i64| u64::try_from(revision).ok())?,
+        updated_at: cells.parse_some("updated_at_us", instant)?,
+    })
 }
 
 pub(crate) fn bind_access_token(query: Statement, token: &AccessToken) -> Statement {
@@ -295,6 +367,10 @@ impl<'a> Cells<'a> {
         parse: impl FnOnce(T) -> Option<U>,
     ) -> Result<U, Fault> {
         parse(self.get(column)?).ok_or_else(|| corrupt(&self.place, column, "it has no meaning"))
+    }
+
+    fn some_span(&self, column: &str) -> Result<Option<SignedDuration>, Fault> {
+        Ok(self.get::<Option<i64>>(column)?.map(SignedDuration::from_micros))
     }
 
     pub(crate) fn parse_some<T, U>(

@@ -17,16 +17,23 @@ pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>)
     let mut written = async |sql| session.fetch(Statement::new(sql).bind(since)).await.map_err(S::fault);
     let keys = written(
         "SELECT id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us, max_token_ttl_us,
-            tokens_until_us, created_at_us, updated_at_us, revision
+            tokens_until_us, created_at_us, updated_at_us, revision, purpose, class, inherited, overlap_us,
+            destroy_after_us, claim_rules
          FROM keys WHERE generation > $1",
     )
     .await?;
     let versions = written(
         "SELECT key_id, number, cka_id, earlier_attempts, token_serial, created_at_us, spki, kid, published_at_us,
             activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us, suspended, compromised_at_us,
-            destroyed_at_us, maker
+            destroyed_at_us, maker, compromise_reason, at_once, asked_for_us
          FROM key_versions WHERE key_id IN (SELECT id FROM keys WHERE generation > $1)
          ORDER BY key_id, number",
+    )
+    .await?;
+    let classes = written(
+        "SELECT name, rotation_period_us, publish_lead_us, max_token_ttl_us, overlap_us, destroy_after_us, revision,
+            updated_at_us
+         FROM key_classes WHERE generation > $1 ORDER BY name",
     )
     .await?;
     let tokens = written(
@@ -60,6 +67,7 @@ pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>)
     Ok(Snapshot {
         generation,
         keys: by_name.into_values().collect(),
+        classes: classes.iter().map(|row| rows::class(row)).collect::<Result<_, _>>()?,
         access_tokens: tokens.iter().map(|row| rows::access_token(row)).collect::<Result<_, _>>()?,
         epoch: epoch.first().map(|row| rows::epoch(row)).transpose()?,
         quarantined: quarantined.iter().map(|row| rows::quarantined(row)).collect::<Result<_, _>>()?,

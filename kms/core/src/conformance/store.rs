@@ -5,10 +5,12 @@ use std::sync::Arc;
 use crate::{
     Key, KeyVersion, Kid, Store,
     caller::{KeyScope, Role},
+    claim_rules::ClaimRules,
+    class::{ClassName, Inherited, KeyClass, Periods},
     epoch::{Epoch, Installation},
     fakes::{a_key, entropy},
     hsm::CkaId,
-    key::{Born, Timeline},
+    key::{Born, Compromise, Purpose, TakeOver, Timeline},
     pin_latch::{Holder, Place, State, Try},
     replica::ReplicaId,
     store::{AccessToken, Fault, QuarantinedObject, RememberedRequest, Transaction, Write},
@@ -24,6 +26,7 @@ pub async fn run<S: Store>(store: &S) {
     an_object_in_the_token_belongs_to_one_version(store).await;
     of_two_that_change_a_key_at_once_one_wins(store).await;
     a_request_is_remembered_once_and_forgotten_in_time(store).await;
+    of_two_that_change_a_class_at_once_one_wins(store).await;
     there_is_one_bootstrap_ever_and_revocation_stays(store).await;
     an_epoch_moves_with_its_transaction_and_each_move_counts(store).await;
     an_object_is_quarantined_once_and_stays_so(store).await;
@@ -32,19 +35,29 @@ pub async fn run<S: Store>(store: &S) {
 }
 
 async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
-    let full = Key { tokens_until: Some(at(90)), ..a_key("full.key_1-x") };
+    let full = Key {
+        tokens_until: Some(at(90)),
+        purpose: Purpose::Signature,
+        class: ClassName::Session,
+        inherited: Inherited { overlap: true, rotation_period: true, ..Inherited::default() },
+        overlap: SignedDuration::from_secs(3),
+        destroy_after: Some(SignedDuration::from_hours(7)),
+        claim_rules: ClaimRules { issuers: vec!["https://i\"".to_owned()], ..ClaimRules::default() },
+        ..a_key("full.key_1-x")
+    };
     let bare =
         Key { owner: String::new(), labels: Default::default(), rotation_period: None, ..a_key("bare") };
     let versions = vec![
         KeyVersion {
             earlier_attempts: vec![CkaId::from_bytes([1; 16]), CkaId::from_bytes([2; 16])],
             suspended: true,
-            compromised_at: Some(at(70)),
+            compromise: Some(Compromise { at: at(70), reason: "found in a \"bucket\"".to_owned() }),
+            takes_over: TakeOver::AtOnce,
             destroyed_at: Some(at(80)),
             ..version(1, Some(timeline(Some(60))))
         },
         version(2, Some(timeline(None))),
-        version(3, None),
+        KeyVersion { takes_over: TakeOver::At(at(66)), ..version(3, None) },
     ];
     let mut writes = vec![Write::InsertKey(full.clone()), Write::InsertKey(bare.clone())];
     writes.extend(versions.iter().map(|row| Write::InsertVersion(full.id.clone(), row.clone())));
@@ -283,6 +296,34 @@ fn transaction(writes: Vec<Write>) -> Transaction {
     Transaction::new("conformance", writes)
 }
 
+async fn of_two_that_change_a_class_at_once_one_wins<S: Store>(store: &S) {
+    let periods = Periods {
+        rotation_period: None,
+        publish_lead: SignedDuration::from_secs(60),
+        max_token_ttl: SignedDuration::from_secs(61),
+        overlap: SignedDuration::ZERO,
+        destroy_after: Some(SignedDuration::from_hours(1)),
+    };
+    let class = |revision| KeyClass {
+        name: ClassName::Api,
+        periods,
+        revision,
+        updated_at: Some(at(revision as i64)),
+    };
+    let put = async |revision| store.commit(transaction(vec![Write::PutClass(class(revision))])).await;
+    assert!(matches!(put(2).await, Err(Fault::Changed(_))), "one that was never changed has no revision 1");
+    let before = store.load(None).await.expect("load").generation;
+    put(1).await.expect("commit");
+    assert!(matches!(put(1).await, Err(Fault::Changed(_) | Fault::Exists(_))));
+    put(2).await.expect("commit");
+    assert!(matches!(put(2).await, Err(Fault::Changed(_))));
+    for since in [None, Some(before)] {
+        assert_eq!(store.load(since).await.expect("load").classes, [class(2)]);
+    }
+    let now = store.load(None).await.expect("load").generation;
+    assert_eq!(store.load(Some(now)).await.expect("load").classes, []);
+}
+
 fn next(key: &Key) -> Key {
     Key { revision: key.revision + 1, publish_lead: SignedDuration::from_secs(77), ..key.clone() }
 }
@@ -302,7 +343,8 @@ fn version(number: u32, timeline: Option<Timeline>) -> KeyVersion {
             timeline,
         }),
         suspended: false,
-        compromised_at: None,
+        compromise: None,
+        takes_over: TakeOver::AfterLead,
         destroyed_at: None,
     }
 }

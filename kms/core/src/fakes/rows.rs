@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::{
     Key, KeyId, KeyVersion,
+    class::{ClassName, KeyClass},
     epoch::Epoch,
     pin_latch::{Place, State},
     replica::{Beat, LIVE_MAX, Lease, LeaseToken, Pulse, Replica, ReplicaId},
@@ -15,6 +16,7 @@ use crate::{
 pub(super) struct Rows {
     pub(super) generation: Generation,
     keys: BTreeMap<KeyId, (Key, Vec<KeyVersion>)>,
+    classes: BTreeMap<ClassName, KeyClass>,
     access_tokens: Vec<AccessToken>,
     quarantined: BTreeMap<(String, Vec<u8>), QuarantinedObject>,
     pub(super) requests: HashMap<String, RememberedRequest>,
@@ -36,6 +38,7 @@ pub(super) struct Rows {
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Row {
     Key(KeyId),
+    Class(ClassName),
     AccessToken(String),
     Quarantined(String, Vec<u8>),
     Epoch,
@@ -46,6 +49,7 @@ impl Rows {
         let changed =
             |row: Row| since.is_none_or(|since| self.written.get(&row).is_some_and(|at| *at > since));
         let keys = self.keys.values().filter(|(key, _)| changed(Row::Key(key.id.clone())));
+        let classes = self.classes.values().filter(|class| changed(Row::Class(class.name)));
         let tokens = self.access_tokens.iter().filter(|token| changed(Row::AccessToken(token.name.clone())));
         let quarantined = self.quarantined.iter();
         let quarantined =
@@ -53,6 +57,7 @@ impl Rows {
         Snapshot {
             generation: self.generation,
             keys: keys.cloned().collect(),
+            classes: classes.copied().collect(),
             access_tokens: tokens.cloned().collect(),
             epoch: self.epoch.filter(|_| changed(Row::Epoch)),
             quarantined: quarantined.map(|(_, object)| object.clone()).collect(),
@@ -152,6 +157,14 @@ impl Rows {
                 *row = version;
                 Ok(())
             }
+            Write::PutClass(class) => {
+                let stored = self.classes.get(&class.name).map_or(0, |class| class.revision);
+                if stored + 1 != class.revision {
+                    return Err(Fault::Changed(format!("key class {}", class.name)));
+                }
+                self.classes.insert(class.name, class);
+                Ok(())
+            }
             Write::InsertAccessToken(token) => {
                 let taken = |row: &AccessToken| row.name == token.name || (row.bootstrap && token.bootstrap);
                 if self.access_tokens.iter().any(taken) {
@@ -209,6 +222,7 @@ impl Row {
         match write {
             Write::InsertKey(key) | Write::UpdateKey(key) => Self::Key(key.id.clone()),
             Write::InsertVersion(id, _) | Write::UpdateVersion(id, _) => Self::Key(id.clone()),
+            Write::PutClass(class) => Self::Class(class.name),
             Write::InsertAccessToken(token) => Self::AccessToken(token.name.clone()),
             Write::RevokeAccessToken { name, .. } => Self::AccessToken(name.clone()),
             Write::InsertEpoch(_) | Write::MoveEpoch { .. } | Write::ConfirmEpoch { .. } => Self::Epoch,

@@ -88,7 +88,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                     return Ok(false);
                 }
                 let suspended = KeyVersion { suspended: true, ..row };
-                let changed = timeline::with(&entry, suspended, self.clock.now());
+                let changed = timeline::with(&entry, &[suspended], self.clock.now());
                 match self
                     .write_versions_moving("suspend a deviating version", &entry.key, changed, Some(lease))
                     .await
@@ -144,5 +144,5 @@ impl<H, S, A, C> Kms<H, S, A, C> {
 /// Whether a suspension would change anything: it signs, verifies or stands in the JWKS, now or later.
 fn is_in_service(row: &KeyVersion) -> bool {
     let ends = row.born.as_ref().is_none_or(|born| born.timeline.destroys_at.is_some());
-    !row.suspended && row.compromised_at.is_none() && row.destroyed_at.is_none() && !ends
+    !row.suspended && row.compromise.is_none() && row.destroyed_at.is_none() && !ends
 }

@@ -17,7 +17,7 @@ use crate::{
     key::{Born, Key},
     replica::LeaseToken,
     signature::{self, PublicKey},
-    time::{Deadline, Timestamp},
+    time::Deadline,
     timeline,
     verbs::resumption::AtWork,
 };
@@ -42,14 +42,12 @@ pub(super) enum Attempt {
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// Steps 2 to 4 for a CREATING row. `activates_at` is the earliest activation asked for; the publish lead
-    /// holds all the same.
+    /// Steps 2 to 4 for a CREATING row.
     pub(super) async fn give_birth(
         &self,
         grant: &Grant,
         at_work: AtWork<'_, H, S, A, C>,
         attempt: Attempt,
-        activates_at: Option<Timestamp>,
         deadline: Deadline,
     ) -> Result<(), Error> {
         let (id, number) = at_work.birth();
@@ -72,7 +70,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         };
         self.challenge(id, &pair, deadline).await?;
         Failpoint::BirthChallenged.reached();
-        self.commit_birth(id, number, &pair, activates_at, lease).await?;
+        self.commit_birth(id, number, &pair, lease).await?;
         Failpoint::BirthEnded.reached();
         Ok(())
     }
@@ -204,16 +202,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         id: &KeyId,
         number: u32,
         pair: &PublicKey,
-        activates_at: Option<Timestamp>,
         lease: Option<LeaseToken>,
     ) -> Result<(), Error> {
         for _ in 1..COMMIT_ATTEMPTS_MAX {
-            match self.try_commit_birth(id, number, pair, activates_at, lease).await {
+            match self.try_commit_birth(id, number, pair, lease).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 outcome => return outcome,
             }
         }
-        self.try_commit_birth(id, number, pair, activates_at, lease).await
+        self.try_commit_birth(id, number, pair, lease).await
     }
 
     async fn try_commit_birth(
@@ -221,7 +218,6 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         id: &KeyId,
         number: u32,
         pair: &PublicKey,
-        activates_at: Option<Timestamp>,
         lease: Option<LeaseToken>,
     ) -> Result<(), Error> {
         let entry = self.catalog.entry(id)?;
@@ -239,10 +235,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             ));
         }
         let now = self.clock.now();
-        let timeline = timeline::of_next(&entry, now, activates_at);
+        let timeline = timeline::of_next(&entry, now, row.takes_over);
         let born = Born { spki: Arc::clone(pair.spki()), kid: pair.jwk().kid(), timeline };
         let born = KeyVersion { born: Some(born), maker: None, ..row.clone() };
-        let changed = timeline::with(&entry, born, now);
+        let changed = timeline::with(&entry, &[born], now);
         // A first version takes nothing from anybody; a later one takes over.
         match number {
             1 => self.write_versions("end birth", &entry.key, changed, lease).await,

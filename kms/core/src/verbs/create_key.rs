@@ -3,25 +3,21 @@
 use crate::{
     Action, Admission, Algorithm, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyUid, KeyVersion, Kms,
     Store, Unsettled,
+    claim_rules::ClaimRules,
+    class::{AskedPeriods, ClassName},
     error::Kind,
     hsm::{CkaId, Fault},
-    key::Labels,
+    key::{Labels, Purpose, TakeOver},
     kms::KeyView,
     store::{self, Transaction, Write},
-    time::{Deadline, SignedDuration},
+    time::Deadline,
     verbs::{
         birth::Attempt,
-        requests::{Fingerprint, Request, label_text, span},
+        requests::{Fingerprint, Request, label_text, rules_text},
         resumption::still_being_made,
-        update_key::{check_labels, check_owner, check_rotation_period, check_span},
+        update_key::{check_labels, check_owner},
     },
 };
-
-/// How long a version is published before it signs, unless the key says otherwise: verifiers cache a JWKS for
-/// 10 to 20 minutes.
-pub const PUBLISH_LEAD_DEFAULT: SignedDuration = SignedDuration::from_hours(1);
-/// The longest life of a token, unless the key says otherwise.
-pub const MAX_TOKEN_TTL_DEFAULT: SignedDuration = SignedDuration::from_hours(1);
 
 /// A key to be made.
 #[derive(Debug, Clone)]
@@ -30,16 +26,18 @@ pub struct CreateKey {
     pub id: KeyId,
     /// What it signs with, for ever.
     pub algorithm: Algorithm,
+    /// What it is for, for ever.
+    pub purpose: Purpose,
+    /// Where the periods come from that are not asked for.
+    pub class: ClassName,
     /// Whom to ask about it.
     pub owner: String,
     /// Labels.
     pub labels: Labels,
-    /// How often it rotates by itself; `None` for never.
-    pub rotation_period: Option<SignedDuration>,
-    /// How long versions are published before they sign; [`PUBLISH_LEAD_DEFAULT`].
-    pub publish_lead: Option<SignedDuration>,
-    /// The longest life of its tokens; [`MAX_TOKEN_TTL_DEFAULT`].
-    pub max_token_ttl: Option<SignedDuration>,
+    /// Periods of its own.
+    pub periods: AskedPeriods,
+    /// What its tokens must say.
+    pub claim_rules: ClaimRules,
     /// The guards.
     pub request: Request,
 }
@@ -87,7 +85,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             };
             match self.insert_key(caller, request.clone(), &fingerprint).await {
                 Ok(()) => {
-                    self.give_birth(admission, at_work, Attempt::Fresh, None, deadline).await?;
+                    self.give_birth(admission, at_work, Attempt::Fresh, deadline).await?;
                     break;
                 }
                 // Another replica may have been asked the same at once.
@@ -110,25 +108,30 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let now = self.clock.now();
         let remembered = request.request.remember(caller, fingerprint, &request.id, Some(1), now);
+        let (periods, inherited) = request.periods.under(&self.catalog.now().class(request.class).periods);
+        periods.check()?;
+        request.claim_rules.check()?;
         let key = Key {
             uid: KeyUid(self.random()?),
             algorithm: request.algorithm,
+            purpose: request.purpose,
+            class: request.class,
+            inherited,
             owner: check_owner(request.owner)?,
             labels: check_labels(request.labels)?,
-            publish_lead: check_span("publish_lead", request.publish_lead.unwrap_or(PUBLISH_LEAD_DEFAULT))?,
-            max_token_ttl: check_span(
-                "max_token_ttl",
-                request.max_token_ttl.unwrap_or(MAX_TOKEN_TTL_DEFAULT),
-            )?,
-            rotation_period: request.rotation_period,
+            rotation_period: periods.rotation_period,
+            publish_lead: periods.publish_lead,
+            max_token_ttl: periods.max_token_ttl,
+            overlap: periods.overlap,
+            destroy_after: periods.destroy_after,
+            claim_rules: request.claim_rules,
             tokens_until: None,
             created_at: now,
             updated_at: now,
             revision: 1,
             id: request.id,
         };
-        check_rotation_period(&key)?;
-        let version = self.new_version(1)?;
+        let version = self.new_version(1, TakeOver::AfterLead)?;
         let id = key.id.clone();
         let writes = vec![Write::InsertKey(key), Write::InsertVersion(id, version)];
         self.commit(Transaction { request: remembered, ..Transaction::new("begin birth of a key", writes) })
@@ -136,9 +139,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 
     /// A CREATING row with a fresh CKA_ID.
-    pub(super) fn new_version(&self, number: u32) -> Result<KeyVersion, Error> {
+    pub(super) fn new_version(&self, number: u32, takes_over: TakeOver) -> Result<KeyVersion, Error> {
         Ok(KeyVersion {
             number,
+            takes_over,
             cka_id: CkaId::from_bytes(self.random()?),
             earlier_attempts: Vec::new(),
             token_serial: self.hsm.token_serial(),
@@ -146,24 +150,40 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             born: None,
             maker: Some(self.replica.clone()),
             suspended: false,
-            compromised_at: None,
+            compromise: None,
             destroyed_at: None,
         })
     }
 }
 
 impl CreateKey {
+    /// A key of tokens, all as its class has it, that nobody owns.
+    pub fn new(id: KeyId, algorithm: Algorithm) -> Self {
+        Self {
+            id,
+            algorithm,
+            purpose: Purpose::default(),
+            class: ClassName::default(),
+            owner: String::new(),
+            labels: Labels::new(),
+            periods: AskedPeriods::default(),
+            claim_rules: ClaimRules::default(),
+            request: Request::default(),
+        }
+    }
+
     fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(
             "CreateKey",
             &[
                 self.id.as_str(),
                 &self.algorithm.to_string(),
+                self.purpose.as_str(),
+                self.class.as_str(),
                 &self.owner,
                 &label_text(&self.labels),
-                &span(self.rotation_period),
-                &span(self.publish_lead),
-                &span(self.max_token_ttl),
+                &self.periods.text(),
+                &rules_text(&self.claim_rules),
             ],
         )
     }

@@ -3,7 +3,7 @@
 use crate::{
     AuditLog, Clock, Error, Failpoint, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
     audit::Subject,
-    catalog::Entry,
+    catalog::{Entry, Version},
     gate::SystemWork,
     key::later,
     replica::LeaseToken,
@@ -11,7 +11,7 @@ use crate::{
     time::{Deadline, SignedDuration, Timestamp},
 };
 
-use super::{requests::Terms, version_states::with_destruction};
+use super::{requests::Terms, rotate_key::lacks_successor, version_states::with_destruction};
 
 /// How long a `request_id` is remembered.
 const REQUESTS_KEPT: SignedDuration = SignedDuration::from_hours(24);
@@ -33,6 +33,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let id = &entry.key.id;
             if rotation_due(entry, now).is_some() {
                 done += usize::from(report("rotation", id, self.rotate_due(id, lease, deadline).await));
+            }
+            if lacks_successor(entry, now) {
+                done += usize::from(report("succession", id, self.succeed(id, lease, deadline).await));
+            }
+            if self.settings.allow_destroy && !withdrawn(entry, now).is_empty() {
+                done += usize::from(report("expiry", id, self.expire(id, lease).await));
             }
             let due = entry.versions.iter().filter(|version| destruction_due(&version.row, now));
             for version in due.filter(|_| self.settings.allow_destroy) {
@@ -78,6 +84,31 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         admission.settle(result.map(Unsettled::new)).await
     }
 
+    async fn succeed(&self, id: &KeyId, lease: LeaseToken, deadline: Deadline) -> Result<(), Error> {
+        let now = self.clock.now();
+        let admission = self.gate.begin_system(SystemWork::Succession, Some(id).into(), now).await?;
+        let result = self.give_successor(&admission, id, Some(lease), deadline).await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+
+    /// Schedules the destruction of what nobody needs any more, where the key asks for that: never sooner than one that
+    /// is asked for by hand, so that there is time to call it off.
+    async fn expire(&self, id: &KeyId, lease: LeaseToken) -> Result<(), Error> {
+        let now = self.clock.now();
+        let admission = self.gate.begin_system(SystemWork::Expiry, Some(id).into(), now).await?;
+        let result = async {
+            let entry = self.catalog.entry(id)?;
+            let earliest = later(now, self.settings.destroy_delay);
+            let expired = withdrawn(&entry, now).into_iter().map(|(version, at)| {
+                with_destruction(version, |scheduled| scheduled.or(Some(at.max(earliest))))
+            });
+            let expired = expired.collect();
+            self.write_versions_moving("schedule destructions", &entry.key, expired, Some(lease)).await
+        }
+        .await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+
     /// First a commit that only one can win, so that a restore and a destruction never both succeed; then the
     /// objects, then the row: a crash in between destroys what is gone already, which succeeds.
     async fn destroy_due(
@@ -113,10 +144,23 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 /// When the next version must begin to sign, once it is time to publish it.
 pub(super) fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
     let period = entry.key.rotation_period?;
-    let last = entry.versions.last()?.row.born.as_ref()?;
+    // What was revoked does not count: its successor was made in its place.
+    let last = entry.versions.iter().rfind(|version| version.row.compromise.is_none())?.row.born.as_ref()?;
     let at = last.timeline.activates_at.saturating_add(period).ok()?;
     let publish = at.saturating_sub(entry.key.publish_lead.max(Key::FENCE)).ok()?;
     (publish <= now).then_some(at)
+}
+
+/// What has left the JWKS and is to be destroyed some time after that, with that time. What somebody has put aside is
+/// left to them: also what was called back from a destruction, and what is evidence.
+fn withdrawn(entry: &Entry, now: Timestamp) -> Vec<(&Version, Timestamp)> {
+    let Some(after) = entry.key.destroy_after else { return vec![] };
+    let of = |version: &Version| {
+        let timeline = version.row.born.as_ref()?.timeline;
+        let at = timeline.withdrawn_at.filter(|at| *at <= now)?;
+        version.row.may_ever_sign().then(|| later(at, after))
+    };
+    entry.versions.iter().filter_map(|version| Some((version, of(version)?))).collect()
 }
 
 fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {

@@ -4,11 +4,12 @@
 use crate::{
     AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store,
     algorithm::Hash,
+    claim_rules::ClaimRules,
     error::Kind,
     key::Labels,
     replica::LeaseToken,
     store::{RememberedRequest, Transaction, Write},
-    time::{SignedDuration, Timestamp},
+    time::Timestamp,
 };
 
 /// How a mutation is guarded.
@@ -75,9 +76,9 @@ impl Fingerprint {
     }
 }
 
-/// A span as part of a fingerprint; empty when there is none.
-pub(super) fn span(span: Option<SignedDuration>) -> String {
-    span.map_or_else(String::new, |span| span.to_string())
+/// Claim rules as part of a fingerprint.
+pub(super) fn rules_text(rules: &ClaimRules) -> String {
+    format!("{rules:?}")
 }
 
 /// Labels as part of a fingerprint.

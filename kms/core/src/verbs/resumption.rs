@@ -91,7 +91,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let at_work = self.begin_work(id, number, lease).ok_or_else(|| in_progress(id, number))?;
         let subject = Subject::of_version(id, number);
         let admission = self.gate.begin_system(SystemWork::Birth, subject, self.clock.now()).await?;
-        let result = self.give_birth(&admission, at_work, Attempt::Resumed, None, deadline).await;
+        let result = self.give_birth(&admission, at_work, Attempt::Resumed, deadline).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -112,7 +112,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             if self.may_make(row)
                 && let Some(at_work) = self.begin_work(id, number, None)
             {
-                match self.give_birth(grant, at_work, Attempt::Resumed, None, deadline).await {
+                match self.give_birth(grant, at_work, Attempt::Resumed, deadline).await {
                     // Somebody else has taken it over.
                     Err(error) if error.kind() == Kind::Conflict => {}
                     outcome => return outcome,

@@ -1,13 +1,16 @@
-//! RotateKey: the next version is born, published, and signs after the publish lead.
+//! RotateKey: the next version is born, published, and signs after the publish lead; in an emergency without it.
 
 use crate::{
     Action, Admission, AuditLog, Caller, Clock, Error, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
     catalog::Entry,
+    class::PERIOD_MAX,
     error::Kind,
+    key::{TakeOver, later},
     kms::VersionView,
     replica::LeaseToken,
     store::{RememberedRequest, Transaction, Write},
-    time::{Deadline, Timestamp},
+    time::{Deadline, SignedDuration, Timestamp},
+    timeline,
     verbs::{
         birth::Attempt,
         due::rotation_due,
@@ -19,6 +22,9 @@ use crate::{
 /// Most versions of one key that stand in its JWKS at once: verifiers limit the size of what they fetch.
 pub const PUBLISHED_VERSIONS_MAX: usize = 8;
 
+/// How long a birth may take, in the promise of when the lead is over.
+const BIRTH_ALLOWANCE: SignedDuration = SignedDuration::from_secs(60);
+
 /// How often a rotation is tried again when somebody else changes the key meanwhile.
 const COMMIT_ATTEMPTS_MAX: usize = 32;
 
@@ -27,13 +33,16 @@ const COMMIT_ATTEMPTS_MAX: usize = 32;
 pub struct RotateKey {
     /// The key.
     pub id: KeyId,
+    /// When the next version takes over. [`TakeOver::AtOnce`] is an action of its own, and takes a version that waits
+    /// for its time before it makes another.
+    pub takes_over: TakeOver,
     /// The guards.
     pub request: Request,
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// Makes the next version. It is published at once and signs after the key's publish lead; the version
-    /// before it signs until then. Run it detached: it must not be cut off.
+    /// Makes the next version. It is published at once and signs after the key's publish lead, or later when it is
+    /// asked to; the version before it signs until then. Run it detached: it must not be cut off.
     pub async fn rotate_key(
         &self,
         caller: &Caller,
@@ -41,7 +50,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<VersionView, Error> {
         let (now, seen) = (self.clock.now(), self.last_number(&request.id));
-        let mut admission = self.gate.begin(caller, Action::RotateKey, Some(&request.id), now).await?;
+        let mut admission = self.gate.begin(caller, request.action(), Some(&request.id), now).await?;
         let result = self.rotate_admitted(&mut admission, caller, &request, seen, deadline).await;
         let result = self.in_effect(result.and_then(|number| self.version_view(&request.id, number))).await;
         admission.settle(result.map(Unsettled::new)).await
@@ -58,7 +67,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<u32, Error> {
         let id = &request.id;
-        let fingerprint = Fingerprint::of("RotateKey", &[id.as_str()]);
+        let fingerprint = Fingerprint::of("RotateKey", &[id.as_str(), &format!("{:?}", request.takes_over)]);
+        let at_once = request.takes_over == TakeOver::AtOnce;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -72,7 +82,25 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             request.request.check_etag(&entry.key)?;
             let now = self.clock.now();
             let remember = |number| request.request.remember(caller, &fingerprint, id, Some(number), now);
+            if at_once && let Some(waiting) = timeline::pending(&entry, now) {
+                let number = waiting.number;
+                match self.promote(&entry, waiting, remember(number)).await {
+                    Err(error) if error.kind() == Kind::Conflict && attempts < COMMIT_ATTEMPTS_MAX => {
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                    Ok(()) => {
+                        admission.uses_version(number);
+                        return Ok(number);
+                    }
+                }
+            }
             if let Some(number) = made_since(&entry, seen) {
+                if at_once && entry.version(number)?.row.born.is_none() {
+                    // It may be somebody's who has time.
+                    self.see_born(admission, id, number, deadline).await?;
+                    continue;
+                }
                 let Some(adopted) = remember(number) else {
                     admission.uses_version(number);
                     self.see_born(admission, id, number, deadline).await?;
@@ -82,17 +110,18 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 self.remember_adopted(adopted).await?;
                 continue;
             }
+            check_asked(&entry, request.takes_over, now)?;
             let number = next_number(&entry)?;
             let Some(at_work) = self.begin_work(id, number, None) else {
                 self.wait_for_change(deadline, || still_being_made(id, number)).await?;
                 continue;
             };
-            match self.insert_version(&entry, number, remember(number)).await {
+            match self.insert_version(&entry, number, request.takes_over, remember(number)).await {
                 Err(error) if error.kind() == Kind::Conflict && attempts < COMMIT_ATTEMPTS_MAX => {}
                 Err(error) => return Err(error),
                 Ok(()) => {
                     admission.uses_version(number);
-                    self.give_birth(admission, at_work, Attempt::Fresh, None, deadline).await?;
+                    self.give_birth(admission, at_work, Attempt::Fresh, deadline).await?;
                     return Ok(number);
                 }
             }
@@ -122,20 +151,53 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let Some(activates_at) = rotation_due(&entry, self.clock.now()) else { return Ok(()) };
         let number = next_number(&entry)?;
         let Some(at_work) = self.begin_work(id, number, Some(lease)) else { return Ok(()) };
-        self.insert_version(&entry, number, Some(lease)).await?;
-        self.give_birth(grant, at_work, Attempt::Fresh, Some(activates_at), deadline).await
+        self.insert_version(&entry, number, TakeOver::At(activates_at), Some(lease)).await?;
+        self.give_birth(grant, at_work, Attempt::Fresh, deadline).await
+    }
+
+    /// Makes a version for a key that has none left because of what was revoked, and lets it sign at once.
+    pub(super) async fn give_successor(
+        &self,
+        grant: &Grant,
+        id: &KeyId,
+        lease: Option<LeaseToken>,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let entry = self.catalog.entry(id)?;
+        if !lacks_successor(&entry, self.clock.now()) {
+            return Ok(());
+        }
+        let number = next_number(&entry)?;
+        let Some(at_work) = self.begin_work(id, number, lease) else { return Ok(()) };
+        self.insert_version(&entry, number, TakeOver::AtOnce, lease).await?;
+        self.give_birth(grant, at_work, Attempt::Fresh, deadline).await
+    }
+
+    /// Lets a version sign that waits for its time.
+    async fn promote(
+        &self,
+        entry: &Entry,
+        waiting: &KeyVersion,
+        remembered: Option<RememberedRequest>,
+    ) -> Result<(), Error> {
+        let now = self.clock.now();
+        let changed = timeline::with(entry, &[timeline::promoted(waiting, now)], now);
+        self.write_versions_moving("promote a version", &entry.key, changed, remembered).await
     }
 
     async fn insert_version(
         &self,
         entry: &Entry,
         number: u32,
+        takes_over: TakeOver,
         terms: impl Into<Terms> + Send,
     ) -> Result<(), Error> {
         check_room(entry, self.clock.now())?;
         let name = "begin birth of a version";
         let mut transaction = self.versions_written(name, &entry.key, vec![], terms);
-        transaction.writes.push(Write::InsertVersion(entry.key.id.clone(), self.new_version(number)?));
+        transaction
+            .writes
+            .push(Write::InsertVersion(entry.key.id.clone(), self.new_version(number, takes_over)?));
         self.commit(transaction).await
     }
 
@@ -147,6 +209,46 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let entry = self.catalog.entry(id)?;
         Ok(VersionView::of(&entry, entry.version(number)?, self.clock.now()))
     }
+}
+
+impl RotateKey {
+    /// A rotation that takes over after the lead.
+    pub fn new(id: KeyId) -> Self {
+        Self { id, takes_over: TakeOver::AfterLead, request: Request::default() }
+    }
+
+    fn action(&self) -> Action {
+        match self.takes_over {
+            TakeOver::AfterLead | TakeOver::At(_) => Action::RotateKey,
+            TakeOver::AtOnce => Action::EmergencyRotateKey,
+        }
+    }
+}
+
+/// Whether everything that signed was revoked, and nothing has come in its place.
+pub(super) fn lacks_successor(entry: &Entry, now: Timestamp) -> bool {
+    let rows = || entry.versions.iter().map(|version| &version.row);
+    let Some(revoked) = rows().rfind(|row| row.compromise.is_some()) else { return false };
+    // Whoever has put the version after it out of use may have meant the key.
+    let is_put_aside = |row: &KeyVersion| row.number > revoked.number && row.suspended;
+    !rows().any(|row| row.born.is_none() || is_put_aside(row) || row.signs_from_now(now))
+}
+
+/// A time that was asked for is kept, or refused: what somebody has planned for must not happen at another time.
+fn check_asked(entry: &Entry, takes_over: TakeOver, now: Timestamp) -> Result<(), Error> {
+    let TakeOver::At(asked) = takes_over else { return Ok(()) };
+    let earliest = timeline::of_next(entry, later(now, BIRTH_ALLOWANCE), TakeOver::AfterLead).activates_at;
+    let latest = later(now, PERIOD_MAX);
+    if asked < earliest || asked > latest {
+        return Err(Error::invalid(
+            "activate_time",
+            format!(
+                "the next version of keys/{} can take over from {earliest:.0} to {latest:.0}",
+                entry.key.id
+            ),
+        ));
+    }
+    Ok(())
 }
 
 fn last_number(entry: &Entry) -> u32 {
@@ -168,7 +270,7 @@ fn check_room(entry: &Entry, now: Timestamp) -> Result<(), Error> {
     // Suspended ones count: they come back when they are enabled.
     let takes_room = |row: &&KeyVersion| {
         let withdrawn = row.born.as_ref().and_then(|born| born.timeline.withdrawn_at);
-        let gone = row.destroyed_at.is_some() || row.compromised_at.is_some();
+        let gone = row.destroyed_at.is_some() || row.compromise.is_some();
         row.born.is_some() && !gone && withdrawn.is_none_or(|at| now < at)
     };
     let published: Vec<_> = entry.versions.iter().map(|version| &version.row).filter(takes_room).collect();

@@ -7,6 +7,7 @@ use crate::{
     Unsettled,
     catalog::{Entry, Version},
     hsm::SignInput,
+    key::Purpose,
     signature,
     time::{Deadline, Timestamp},
 };
@@ -67,7 +68,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Signs a message or digest.
     pub async fn sign(&self, caller: &Caller, request: Sign, deadline: Deadline) -> Result<Signed, Error> {
         let now = self.clock.now();
-        let mut admission = self.gate.admit(caller, Action::Sign, Some(&request.id), now).await?;
+        let action = self.sign_action(&request.id);
+        let mut admission = self.gate.admit(caller, action, Some(&request.id), now).await?;
         let result = self.sign_admitted(&mut admission, request, now, deadline).await;
         admission.settle(result).await
     }
@@ -85,7 +87,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let now = self.clock.now();
         let items = requests.into_iter().map(|request| async move {
-            let mut admission = self.gate.admit(caller, Action::Sign, Some(&request.id), now).await?;
+            let action = self.sign_action(&request.id);
+            let mut admission = self.gate.admit(caller, action, Some(&request.id), now).await?;
             let result = self.sign_admitted(&mut admission, request, now, deadline).await;
             Ok((admission, result))
         });
@@ -102,6 +105,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             results.insert(place, Err(error));
         }
         Ok(results)
+    }
+
+    /// Bytes of the caller's own choice could be a token: with a key of tokens they are an action of their own.
+    fn sign_action(&self, id: &KeyId) -> Action {
+        match self.catalog.entry(id).map(|entry| entry.key.purpose) {
+            Ok(Purpose::Jwt) => Action::SignRaw,
+            // Whether there is such a key is the gate's business.
+            Ok(Purpose::Signature) | Err(_) => Action::Sign,
+        }
     }
 
     async fn sign_admitted(

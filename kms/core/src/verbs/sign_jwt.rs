@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use crate::{
     Action, Admission, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, Kid, Kms, Store, Unsettled,
     jwk::base64url,
+    key::Purpose,
     signature,
     time::{Deadline, SignedDuration, Timestamp},
 };
@@ -66,6 +67,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<Unsettled<SignedJwt>, Error> {
         let entry = self.catalog.entry(&request.id)?;
+        check_purpose(&entry.key)?;
         let version = entry.signing_version(None, now)?;
         admission.uses_version(version.row.number);
         let (claims, expires_at) = Claims::parse(&request.claims)?.complete(request.ttl, &entry.key, now)?;
@@ -82,6 +84,17 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             kid,
             expires_at,
         }))
+    }
+}
+
+/// A key of signatures may have signed anything: its signature says nothing about a token.
+fn check_purpose(key: &Key) -> Result<(), Error> {
+    match key.purpose {
+        Purpose::Jwt => Ok(()),
+        Purpose::Signature => Err(Error::precondition(
+            "WRONG_PURPOSE",
+            format!("keys/{} signs bytes and no tokens; use a key whose purpose is jwt", key.id),
+        )),
     }
 }
 
@@ -125,6 +138,7 @@ impl<'a> Claims<'a> {
         key: &Key,
         now: Timestamp,
     ) -> Result<(String, Timestamp), Error> {
+        key.claim_rules.hold(|name| self.member(name))?;
         let max = key.max_token_ttl;
         let (expires_at, add_exp) = match (self.numeric_date("exp")?, ttl) {
             (None, None) => {
@@ -161,9 +175,13 @@ impl<'a> Claims<'a> {
         Ok((self.write([("iat", add_iat), ("exp", add_exp)]), expires_at))
     }
 
+    fn member(&self, name: &str) -> Option<&'a RawValue> {
+        self.0.iter().find(|(member, _)| member == name).map(|(_, value)| *value)
+    }
+
     /// A NumericDate (RFC 7519 §2): seconds since the epoch, perhaps with a fraction.
     fn numeric_date(&self, name: &'static str) -> Result<Option<Timestamp>, Error> {
-        let Some((_, value)) = self.0.iter().find(|(member, _)| member == name) else { return Ok(None) };
+        let Some(value) = self.member(name) else { return Ok(None) };
         let wrong =
             || Error::invalid("claims_json", format!("{name} must be a number of seconds since the epoch"));
         let seconds: f64 = serde_json::from_str(value.get()).map_err(|_| wrong())?;

@@ -3,16 +3,13 @@
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
     catalog::Entry,
+    claim_rules::ClaimRules,
+    class::{AskedPeriods, ClassName, PeriodChanges, Periods},
     key::{Born, Labels, Timeline, later},
     kms::KeyView,
-    time::{SignedDuration, Timestamp},
-    verbs::requests::{Fingerprint, Request, label_text, span},
+    time::Timestamp,
+    verbs::requests::{Fingerprint, Request, label_text, rules_text},
 };
-
-/// Longest publish lead and token life.
-const SPAN_MAX: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// Longest rotation period.
-const ROTATION_PERIOD_MAX: SignedDuration = SignedDuration::from_hours(10 * 366 * 24);
 
 /// What is to change; `None` leaves a field as it is.
 #[derive(Debug, Clone)]
@@ -23,19 +20,19 @@ pub struct UpdateKey {
     pub owner: Option<String>,
     /// All labels anew.
     pub labels: Option<Labels>,
-    /// How often it rotates; `Some(None)` for never.
-    pub rotation_period: Option<Option<SignedDuration>>,
-    /// How long versions are published before they sign. Holds for versions yet to be made.
-    pub publish_lead: Option<SignedDuration>,
-    /// The longest life of its tokens. Raising it first extends the withdrawal of versions that stand in the
-    /// JWKS, in the same transaction.
-    pub max_token_ttl: Option<SignedDuration>,
+    /// Its class, whose periods hold from now on where it has none of its own.
+    pub class: Option<ClassName>,
+    /// Its own periods. A new `publish_lead` holds for versions yet to be made. Whatever would keep versions longer in
+    /// the JWKS extends the withdrawal of those that stand there, in the same transaction; nothing shortens it.
+    pub periods: PeriodChanges,
+    /// All claim rules anew.
+    pub claim_rules: Option<ClaimRules>,
     /// The guards.
     pub request: Request,
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// Changes owner, labels or periods.
+    /// Changes owner, labels, class, periods or claim rules.
     pub async fn update_key(&self, caller: &Caller, request: UpdateKey) -> Result<KeyView, Error> {
         let now = self.clock.now();
         let admission = self.gate.begin(caller, Action::UpdateKey, Some(&request.id), now).await?;
@@ -47,6 +44,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let id = request.id.clone();
         let fingerprint = request.fingerprint();
         let replayed = self.replayed(caller, &request.request, &fingerprint).await?.is_some();
+        let picture = self.catalog.now();
         let entry = self.catalog.entry(&id)?;
         if replayed {
             return Ok(KeyView::of(&entry, self.clock.now()));
@@ -61,18 +59,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         if let Some(labels) = request.labels {
             key.labels = check_labels(labels)?;
         }
-        if let Some(period) = request.rotation_period {
-            key.rotation_period = period;
+        if let Some(rules) = request.claim_rules {
+            rules.check()?;
+            key.claim_rules = rules;
         }
-        if let Some(lead) = request.publish_lead {
-            key.publish_lead = check_span("publish_lead", lead)?;
-        }
-        if let Some(ttl) = request.max_token_ttl {
-            // Tokens of the life until now are out there, and need their key.
-            key.tokens_until = key.tokens_until.max(Some(later(now, key.max_token_ttl)));
-            key.max_token_ttl = check_span("max_token_ttl", ttl)?;
-        }
-        check_rotation_period(&key)?;
+        key.class = request.class.unwrap_or(key.class);
+        let asked = AskedPeriods::of(&key).changed(request.periods);
+        let (periods, inherited) = asked.under(&picture.class(key.class).periods);
+        periods.check()?;
+        let key = Key { inherited, ..with_periods(key, periods, now) };
         let extended = extend_withdrawals(&entry, &key, now);
         self.write_versions("update a key", &key, extended, remembered).await?;
         Ok(KeyView::of(&*self.catalog.entry(&id)?, now))
@@ -80,19 +75,40 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 }
 
 impl UpdateKey {
+    /// A change of nothing yet.
+    pub fn new(id: KeyId) -> Self {
+        Self {
+            id,
+            owner: None,
+            labels: None,
+            class: None,
+            periods: PeriodChanges::default(),
+            claim_rules: None,
+            request: Request::default(),
+        }
+    }
+
     fn fingerprint(&self) -> Fingerprint {
-        let period = self.rotation_period.map(span);
-        let [lead, ttl] = [self.publish_lead, self.max_token_ttl].map(span);
         let labels = self.labels.as_ref().map_or_else(String::new, label_text);
         let owner = self.owner.as_deref().map_or_else(String::new, |owner| format!("={owner}"));
-        let parts = [self.id.as_str(), &owner, &labels, period.as_deref().unwrap_or("same"), &lead, &ttl];
-        Fingerprint::of("UpdateKey", &parts)
+        let class = self.class.map_or("", ClassName::as_str);
+        let rules = self.claim_rules.as_ref().map_or_else(String::new, rules_text);
+        let periods = format!("{:?}", self.periods);
+        Fingerprint::of("UpdateKey", &[self.id.as_str(), &owner, &labels, class, &periods, &rules])
     }
+}
+
+/// The key with other periods. Tokens of the life until now are out there, and need their key.
+pub(super) fn with_periods(mut key: Key, periods: Periods, now: Timestamp) -> Key {
+    if periods.max_token_ttl != key.max_token_ttl {
+        key.tokens_until = key.tokens_until.max(Some(later(now, key.max_token_ttl)));
+    }
+    key.with_periods(periods)
 }
 
 /// No token may outlive its key: versions that still stand in the JWKS stay there as long as tokens of the
 /// new, longer life could need them.
-fn extend_withdrawals(entry: &Entry, key: &Key, now: Timestamp) -> Vec<KeyVersion> {
+pub(super) fn extend_withdrawals(entry: &Entry, key: &Key, now: Timestamp) -> Vec<KeyVersion> {
     let rows = entry.versions.iter().map(|version| &version.row);
     rows.filter_map(|row| {
         let born = row.born.as_ref()?;
@@ -135,32 +151,4 @@ pub(super) fn check_labels(labels: Labels) -> Result<Labels, Error> {
         ));
     }
     Ok(labels)
-}
-
-pub(super) fn check_span(field: &'static str, span: SignedDuration) -> Result<SignedDuration, Error> {
-    if span < Key::FENCE || span > SPAN_MAX || span.subsec_nanos() != 0 {
-        let (least, most) = (Key::FENCE.as_secs(), SPAN_MAX.as_hours() / 24);
-        return Err(Error::invalid(
-            field,
-            format!("give whole seconds, from {least} seconds to {most} days"),
-        ));
-    }
-    Ok(span)
-}
-
-/// A period must leave room for the lead of the next version and for the tokens of the last.
-pub(super) fn check_rotation_period(key: &Key) -> Result<(), Error> {
-    let Some(period) = key.rotation_period else { return Ok(()) };
-    let least = key.publish_lead.saturating_add(key.max_token_ttl);
-    if period < least || period > ROTATION_PERIOD_MAX || period.subsec_nanos() != 0 {
-        return Err(Error::invalid(
-            "rotation_period",
-            format!(
-                "a rotation period is in whole seconds, at least publish_lead + max_token_ttl ({} seconds) and \
-                 at most ten years",
-                least.as_secs()
-            ),
-        ));
-    }
-    Ok(())
 }

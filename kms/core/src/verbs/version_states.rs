@@ -120,7 +120,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 "this version is destroyed; nothing can bring it back",
             ));
         }
-        let changed = timeline::with(&entry, change(&entry, version, now)?, now);
+        let changed = timeline::with(&entry, &[change(&entry, version, now)?], now);
         // A request that changes nothing is remembered all the same: its retry must not change anything later.
         if !changed.is_empty() {
             self.write_versions_moving(transaction, &entry.key, changed, remembered).await?;
@@ -172,8 +172,7 @@ fn restore(_: &Entry, version: &Version, now: Timestamp) -> Result<KeyVersion, E
 /// Only what nobody can need any more may be destroyed: withdrawn from the JWKS, or disabled by hand.
 fn check_out_of_use(version: &Version, now: Timestamp) -> Result<(), Error> {
     let withdrawn = version.row.born.as_ref().and_then(|born| born.timeline.withdrawn_at);
-    if version.row.suspended || version.row.compromised_at.is_some() || withdrawn.is_some_and(|at| at <= now)
-    {
+    if version.row.suspended || version.row.compromise.is_some() || withdrawn.is_some_and(|at| at <= now) {
         return Ok(());
     }
     Err(Error::precondition(

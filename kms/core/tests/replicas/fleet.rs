@@ -11,6 +11,7 @@ use futures::executor::block_on;
 use kms_core::Clock as _;
 use kms_core::{
     Algorithm, Error, KeyId,
+    class::AskedPeriods,
     fakes::{FakeKms, World, administrator, entropy},
     kms::{KeyView, Settings, VersionView},
     time::{Deadline, SignedDuration},
@@ -153,16 +154,9 @@ impl Fleet {
         name: &str,
         request_id: Option<&str>,
     ) -> Result<KeyView, Error> {
-        let request = CreateKey {
-            id: id(name),
-            algorithm: Algorithm::Es256,
-            owner: "team".to_owned(),
-            labels: Default::default(),
-            rotation_period: None,
-            publish_lead: None,
-            max_token_ttl: None,
-            request: request(request_id),
-        };
+        let periods = AskedPeriods { rotation_period: Some(SignedDuration::ZERO), ..AskedPeriods::default() };
+        let request = request(request_id);
+        let request = CreateKey { periods, request, ..CreateKey::new(id(name), Algorithm::Es256) };
         self.replicas[replica].create_key(&administrator(), request, self.deadline(replica)).await
     }
 
@@ -171,7 +165,7 @@ impl Fleet {
         replica: usize,
         request_id: Option<&str>,
     ) -> Result<VersionView, Error> {
-        let rotate = RotateKey { id: id("k"), request: request(request_id) };
+        let rotate = RotateKey { request: request(request_id), ..RotateKey::new(id("k")) };
         self.replicas[replica].rotate_key(&administrator(), rotate, self.deadline(replica)).await
     }
 

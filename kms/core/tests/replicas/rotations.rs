@@ -114,7 +114,7 @@ fn who_has_seen_another_revision_adopts_nothing() {
         fleet.run(fleet.replicas[0].get_key(&administrator(), &id("k"))).expect("the key").key.revision;
     let rotate = |replica: usize| {
         let request = Request { id: None, etag: Some(seen) };
-        let rotate = RotateKey { id: id("k"), request };
+        let rotate = RotateKey { request, ..RotateKey::new(id("k")) };
         let (kms, deadline) = (&fleet.replicas[replica], fleet.deadline(replica));
         Box::pin(async move { kms.rotate_key(&administrator(), rotate, deadline).await }) as Task<_>
     };
@@ -130,7 +130,7 @@ fn who_waits_for_anothers_birth_does_so_until_its_own_deadline_and_may_ask_again
     fleet.store.hsm.set_fault(HsmFault::SignWaits);
     let mut winner: Task<_> = Box::pin(fleet.rotate(0, None));
     poll_once(&mut winner);
-    let rotate = RotateKey { id: id("k"), request: crate::fleet::request(Some("mine")) };
+    let rotate = RotateKey { request: crate::fleet::request(Some("mine")), ..RotateKey::new(id("k")) };
     let deadline = fleet.worlds[1].clock.within(Duration::from_secs(3));
     let admin = administrator();
     let loser = fleet.replicas[1].rotate_key(&admin, rotate, deadline);

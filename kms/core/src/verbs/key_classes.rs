@@ -1,0 +1,90 @@
+//! ListKeyClasses and UpdateKeyClass: the periods that keys of one kind share.
+
+use crate::{
+    Action, AuditLog, Caller, Clock, Error, Hsm, Key, Kms, Store, Unsettled,
+    class::{AskedPeriods, ClassName, KeyClass, PeriodChanges},
+    error::Kind,
+    replica::LeaseToken,
+    store::{Transaction, Write},
+    verbs::update_key::{extend_withdrawals, with_periods},
+};
+
+/// How often a change is tried again when one of the keys changes meanwhile.
+const COMMIT_ATTEMPTS_MAX: usize = 32;
+
+/// A class to be changed.
+#[derive(Debug, Clone, Copy)]
+pub struct UpdateKeyClass {
+    /// Which.
+    pub name: ClassName,
+    /// What is to change; `Some(None)` for what is built in, and zero for a rotation or destruction by hand only.
+    pub periods: PeriodChanges,
+    /// The revision that the caller has seen; refused when it is another by now.
+    pub etag: Option<u64>,
+}
+
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
+    /// Every class as it stands.
+    pub async fn list_key_classes(&self, caller: &Caller) -> Result<Vec<KeyClass>, Error> {
+        let admission = self.gate.admit(caller, Action::ListKeyClasses, None, self.clock.now()).await?;
+        let picture = self.catalog.now();
+        let classes = ClassName::ALL.into_iter().map(|name| picture.class(name)).collect();
+        admission.settle(Ok(Unsettled::new(classes))).await
+    }
+
+    /// Changes a class, and with it every key that has one of the periods from it: all of them or none.
+    pub async fn update_key_class(
+        &self,
+        caller: &Caller,
+        request: UpdateKeyClass,
+    ) -> Result<KeyClass, Error> {
+        let now = self.clock.now();
+        let admission = self.gate.begin(caller, Action::UpdateKeyClass, None, now).await?;
+        let result = self.in_effect(self.update_class_admitted(request).await).await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+
+    async fn update_class_admitted(&self, request: UpdateKeyClass) -> Result<KeyClass, Error> {
+        let mut attempts = 1;
+        loop {
+            let (class, transaction) = self.class_changed(request)?;
+            match self.commit(transaction).await {
+                Err(error) if error.kind() == Kind::Conflict && attempts < COMMIT_ATTEMPTS_MAX => {
+                    attempts += 1
+                }
+                outcome => return outcome.map(|()| class),
+            }
+        }
+    }
+
+    fn class_changed(&self, request: UpdateKeyClass) -> Result<(KeyClass, Transaction), Error> {
+        let (picture, now) = (self.catalog.now(), self.clock.now());
+        let class = picture.class(request.name);
+        if request.etag.is_some_and(|seen| seen != class.revision) {
+            let text =
+                format!("the class {} was changed in the meantime; read it again and retry", class.name);
+            return Err(Error::new(Kind::Conflict, "ETAG_MISMATCH", text));
+        }
+        let built_in = KeyClass::built_in(class.name).periods;
+        let (periods, _) = AskedPeriods::from(class.periods).changed(request.periods).under(&built_in);
+        periods.check()?;
+        let class = KeyClass { periods, revision: class.revision + 1, updated_at: Some(now), ..class };
+        let mut writes = vec![Write::PutClass(class)];
+        for entry in picture.keys.values().filter(|entry| entry.key.class == class.name) {
+            let (theirs, _) = AskedPeriods::of(&entry.key).under(&class.periods);
+            if theirs == entry.key.periods() {
+                continue;
+            }
+            theirs.check().map_err(|error| of_key(&entry.key, &error))?;
+            let key = with_periods(entry.key.clone(), theirs, now);
+            let extended = extend_withdrawals(entry, &key, now);
+            writes.extend(self.versions_written("", &key, extended, None::<LeaseToken>).writes);
+        }
+        Ok((class, Transaction::new("update a class", writes)))
+    }
+}
+
+fn of_key(key: &Key, error: &Error) -> Error {
+    let text = format!("keys/{} has this class and periods of its own that do not fit: {error}", key.id);
+    Error::precondition("CLASS_DOES_NOT_FIT", text)
+}

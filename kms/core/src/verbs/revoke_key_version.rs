@@ -1,0 +1,125 @@
+//! RevokeKeyVersion: a version is known or feared to be in other hands. It is refused everywhere at once, and another
+//! one signs in its place.
+
+use crate::{
+    Action, AuditLog, Caller, Clock, Error, Grant, Hsm, KeyState, KeyVersion, Kms, Store, Unsettled,
+    audit::Subject,
+    catalog::Entry,
+    key::Compromise,
+    kms::VersionView,
+    time::{Deadline, Timestamp},
+    timeline,
+    verbs::requests::{ChangeVersion, Fingerprint},
+};
+
+/// A version to be declared compromised.
+#[derive(Debug, Clone)]
+pub struct RevokeKeyVersion {
+    /// Which.
+    pub change: ChangeVersion,
+    /// Why: 1 to [`Compromise::REASON_LEN_MAX`] bytes.
+    pub reason: String,
+}
+
+/// What came of a revocation.
+#[derive(Debug, Clone)]
+pub struct Revoked {
+    /// The version, compromised.
+    pub version: VersionView,
+    /// The version that signs now. `None` when it could not be made yet: it will be, without a request.
+    pub successor: Option<VersionView>,
+}
+
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
+    /// Declares a version compromised, for good: it leaves the JWKS, and neither signs nor verifies any more. A version
+    /// that waits for its time signs at once; where there is none, one is made. The revocation does not wait for that,
+    /// nor for the HSM. Run it detached: it must not be cut off.
+    pub async fn revoke_key_version(
+        &self,
+        caller: &Caller,
+        request: RevokeKeyVersion,
+        deadline: Deadline,
+    ) -> Result<Revoked, Error> {
+        let ChangeVersion { id, number, .. } = &request.change;
+        let subject = Subject::of_version(id, *number);
+        let now = self.clock.now();
+        let admission = self.gate.begin_about(caller, Action::RevokeKeyVersion, subject, now).await?;
+        let result = self.revoke_version_admitted(&admission, caller, &request, deadline).await;
+        let result = self.in_effect(result).await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+
+    async fn revoke_version_admitted(
+        &self,
+        grant: &Grant,
+        caller: &Caller,
+        request: &RevokeKeyVersion,
+        deadline: Deadline,
+    ) -> Result<Revoked, Error> {
+        check_reason(&request.reason)?;
+        let ChangeVersion { id, number, request: guards } = &request.change;
+        let fingerprint =
+            Fingerprint::of("RevokeKeyVersion", &[id.as_str(), &number.to_string(), &request.reason]);
+        let replayed = self.replayed(caller, guards, &fingerprint).await?.is_some();
+        let entry = self.catalog.entry(id)?;
+        if !replayed {
+            guards.check_etag(&entry.key)?;
+            let now = self.clock.now();
+            let changed = revoked(&entry, *number, &request.reason, now)?;
+            let remembered = guards.remember(caller, &fingerprint, id, Some(*number), now);
+            if !changed.is_empty() {
+                self.write_versions_moving("revoke a version", &entry.key, changed, remembered).await?;
+            } else if remembered.is_some() {
+                self.write_versions("revoke a version again", &entry.key, changed, remembered).await?;
+            }
+        }
+        // The scheduler makes good what fails here: the HSM may be the very thing that is wrong.
+        let given = match self.recovery() {
+            Some(recovery) => Err(recovery.refusal()),
+            None => self.give_successor(grant, id, None, deadline).await,
+        };
+        if let Err(error) = given {
+            tracing::error!(key = %id, %error, "a revoked version has no successor yet; it will be tried again");
+        }
+        let (entry, now) = (self.catalog.entry(id)?, self.clock.now());
+        let version = VersionView::of(&entry, entry.version(*number)?, now);
+        let successor = entry.find_primary(now).map(|primary| VersionView::of(&entry, primary, now));
+        Ok(Revoked { version, successor })
+    }
+}
+
+/// The rows that change: the version, the one that was to take over and now does, and whose retirement follows.
+fn revoked(entry: &Entry, number: u32, reason: &str, now: Timestamp) -> Result<Vec<KeyVersion>, Error> {
+    let version = entry.version(number)?;
+    version.public()?;
+    let row = &version.row;
+    match row.state(now) {
+        KeyState::Destroyed => {
+            return Err(Error::precondition("DESTROYED", "this version is destroyed; nobody can use it"));
+        }
+        // The first reason stands.
+        KeyState::Compromised => return Ok(vec![]),
+        _ => {}
+    }
+    let signed = entry.find_primary(now).is_some_and(|primary| primary.row.number == number);
+    let compromise = Some(Compromise { at: now, reason: reason.to_owned() });
+    let mut changed = vec![KeyVersion { compromise, ..row.clone() }];
+    if signed {
+        changed.extend(timeline::pending(entry, now).map(|waiting| timeline::promoted(waiting, now)));
+    }
+    Ok(timeline::with(entry, &changed, now))
+}
+
+fn check_reason(reason: &str) -> Result<(), Error> {
+    if reason.trim().is_empty()
+        || reason.len() > Compromise::REASON_LEN_MAX
+        || reason.chars().any(char::is_control)
+    {
+        let most = Compromise::REASON_LEN_MAX;
+        return Err(Error::invalid(
+            "reason",
+            format!("say why, in 1 to {most} bytes without control characters"),
+        ));
+    }
+    Ok(())
+}
