@@ -1,12 +1,15 @@
 //! `kms.v1.KeyService`: managing keys and their versions.
 
+use std::str::FromStr;
+
 use kms_core::{
     AuditLog, Clock, Error, Hsm, KeyId, Store,
+    claim_rules::ClaimRules,
+    class::{AskedPeriods, PeriodChanges},
+    key::TakeOver,
     kms::VersionView,
     time::SignedDuration,
-    verbs::{
-        ChangeVersion, CreateKey, ListKeys, MAX_TOKEN_TTL_DEFAULT, PUBLISH_LEAD_DEFAULT, RotateKey, UpdateKey,
-    },
+    verbs::{ChangeVersion, CreateKey, ListKeys, RevokeKeyVersion, RotateKey, UpdateKey, UpdateKeyClass},
 };
 use kms_proto::v1;
 use tonic::{Request, Response, Status};
@@ -14,9 +17,9 @@ use tonic::{Request, Response, Status};
 use crate::{
     call::{Call, Door, Kms},
     guards,
-    mask::Mask,
+    mask::{KeyField, Mask},
     message, name, page,
-    time::span,
+    time::{instant, span},
 };
 
 /// The service. Its requests must carry a [`kms_core::Caller`].
@@ -70,9 +73,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::key_service_server::KeyService
         request: Request<v1::RotateKeyRequest>,
     ) -> Result<Response<v1::KeyVersion>, Status> {
         let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::RotateKeyRequest| async move {
-            let id = name::key("name", &request.name)?;
-            let request = guards::parse(&request.request_id, &request.etag)?;
-            let view = kms.rotate_key(&call.caller, RotateKey { id, request }, call.deadline).await;
+            let view = kms.rotate_key(&call.caller, parse_rotate(&request)?, call.deadline).await;
             view.map(message::key_version)
         };
         self.0.run_detached(request, verb).await
@@ -142,6 +143,41 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::key_service_server::KeyService
         self.0.run_detached(request, verb).await
     }
 
+    async fn revoke_key_version(
+        &self,
+        request: Request<v1::RevokeKeyVersionRequest>,
+    ) -> Result<Response<v1::RevokeKeyVersionResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::RevokeKeyVersionRequest| async move {
+            let change = parse_change(&request.name, &request.request_id, &request.etag)?;
+            let request = RevokeKeyVersion { change, reason: request.reason };
+            kms.revoke_key_version(&call.caller, request, call.deadline).await.map(message::revoked)
+        };
+        self.0.run_detached(request, verb).await
+    }
+
+    async fn list_key_classes(
+        &self,
+        request: Request<v1::ListKeyClassesRequest>,
+    ) -> Result<Response<v1::ListKeyClassesResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, _: v1::ListKeyClassesRequest| async move {
+            let classes = kms.list_key_classes(&call.caller).await?;
+            let key_classes = classes.iter().map(message::key_class).collect();
+            Ok(v1::ListKeyClassesResponse { key_classes })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn update_key_class(
+        &self,
+        request: Request<v1::UpdateKeyClassRequest>,
+    ) -> Result<Response<v1::KeyClass>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request| async move {
+            let class = kms.update_key_class(&call.caller, parse_update_class(request)?).await;
+            class.map(|class| message::key_class(&class))
+        };
+        self.0.run_detached(request, verb).await
+    }
+
     async fn get_public_key(
         &self,
         request: Request<v1::GetPublicKeyRequest>,
@@ -162,11 +198,18 @@ fn parse_create(request: v1::CreateKeyRequest) -> Result<CreateKey, Error> {
     }
     Ok(CreateKey {
         algorithm: key.algorithm.parse()?,
+        purpose: or_default(&key.purpose)?,
+        class: or_default(&key.class)?,
         owner: key.owner,
         labels: key.labels,
-        rotation_period: optional_span("rotation_period", key.rotation_period)?,
-        publish_lead: optional_span("publish_lead", key.publish_lead)?,
-        max_token_ttl: optional_span("max_token_ttl", key.max_token_ttl)?,
+        periods: AskedPeriods {
+            rotation_period: optional_span("rotation_period", key.rotation_period)?,
+            publish_lead: optional_span("publish_lead", key.publish_lead)?,
+            max_token_ttl: optional_span("max_token_ttl", key.max_token_ttl)?,
+            overlap: optional_span("overlap", key.overlap)?,
+            destroy_after: optional_span("destroy_after", key.destroy_after)?,
+        },
+        claim_rules: claim_rules(key.claim_rules),
         request: guards::parse(&request.request_id, "")?,
         id,
     })
@@ -174,19 +217,83 @@ fn parse_create(request: v1::CreateKeyRequest) -> Result<CreateKey, Error> {
 
 fn parse_update(request: v1::UpdateKeyRequest) -> Result<UpdateKey, Error> {
     let key = request.key.ok_or_else(|| Error::invalid("key", "a key with its name is required"))?;
-    let mask = Mask::parse(request.update_mask.as_ref(), &key)?;
-    let rotation_period = optional_span("rotation_period", key.rotation_period)?;
-    let publish_lead = optional_span("publish_lead", key.publish_lead)?.unwrap_or(PUBLISH_LEAD_DEFAULT);
-    let max_token_ttl = optional_span("max_token_ttl", key.max_token_ttl)?.unwrap_or(MAX_TOKEN_TTL_DEFAULT);
+    let mask = Mask::parse(request.update_mask.as_ref(), KeyField::ALL, |field| field.is_set(&key))?;
+    let change = |field, name, span| changed_span(mask.has(field), name, span);
     Ok(UpdateKey {
         id: name::key("key.name", &key.name)?,
-        owner: mask.owner.then_some(key.owner),
-        labels: mask.labels.then_some(key.labels),
-        rotation_period: mask.rotation_period.then_some(rotation_period),
-        publish_lead: mask.publish_lead.then_some(publish_lead),
-        max_token_ttl: mask.max_token_ttl.then_some(max_token_ttl),
+        class: mask.has(KeyField::Class).then(|| or_default(&key.class)).transpose()?,
+        periods: PeriodChanges {
+            rotation_period: change(KeyField::RotationPeriod, "rotation_period", key.rotation_period)?,
+            publish_lead: change(KeyField::PublishLead, "publish_lead", key.publish_lead)?,
+            max_token_ttl: change(KeyField::MaxTokenTtl, "max_token_ttl", key.max_token_ttl)?,
+            overlap: change(KeyField::Overlap, "overlap", key.overlap)?,
+            destroy_after: change(KeyField::DestroyAfter, "destroy_after", key.destroy_after)?,
+        },
+        claim_rules: mask.has(KeyField::ClaimRules).then(|| claim_rules(key.claim_rules)),
+        owner: mask.has(KeyField::Owner).then_some(key.owner),
+        labels: mask.has(KeyField::Labels).then_some(key.labels),
         request: guards::parse(&request.request_id, &key.etag)?,
     })
+}
+
+fn parse_update_class(request: v1::UpdateKeyClassRequest) -> Result<UpdateKeyClass, Error> {
+    let class =
+        request.key_class.ok_or_else(|| Error::invalid("key_class", "a class with its name is required"))?;
+    let mask = Mask::parse(request.update_mask.as_ref(), KeyField::PERIODS, |field| match field {
+        KeyField::RotationPeriod => class.rotation_period.is_some(),
+        KeyField::PublishLead => class.publish_lead.is_some(),
+        KeyField::MaxTokenTtl => class.max_token_ttl.is_some(),
+        KeyField::Overlap => class.overlap.is_some(),
+        KeyField::DestroyAfter => class.destroy_after.is_some(),
+        _ => false,
+    })?;
+    let change = |field, name, span| changed_span(mask.has(field), name, span);
+    Ok(UpdateKeyClass {
+        name: name::key_class("key_class.name", &class.name)?,
+        periods: PeriodChanges {
+            rotation_period: change(KeyField::RotationPeriod, "rotation_period", class.rotation_period)?,
+            publish_lead: change(KeyField::PublishLead, "publish_lead", class.publish_lead)?,
+            max_token_ttl: change(KeyField::MaxTokenTtl, "max_token_ttl", class.max_token_ttl)?,
+            overlap: change(KeyField::Overlap, "overlap", class.overlap)?,
+            destroy_after: change(KeyField::DestroyAfter, "destroy_after", class.destroy_after)?,
+        },
+        etag: guards::parse("", &class.etag)?.etag,
+    })
+}
+
+fn parse_rotate(request: &v1::RotateKeyRequest) -> Result<RotateKey, Error> {
+    let takes_over = match (&request.activate_time, request.emergency) {
+        (Some(_), true) => {
+            return Err(Error::invalid(
+                "activate_time",
+                "an emergency rotation takes over at once; leave activate_time or emergency out",
+            ));
+        }
+        (Some(at), false) => TakeOver::At(instant("activate_time", at)?),
+        (None, true) => TakeOver::AtOnce,
+        (None, false) => TakeOver::AfterLead,
+    };
+    let id = name::key("name", &request.name)?;
+    Ok(RotateKey { id, takes_over, request: guards::parse(&request.request_id, &request.etag)? })
+}
+
+/// `None` leaves a period as it is, `Some(None)` gives it back.
+fn changed_span(
+    is_named: bool,
+    field: &'static str,
+    duration: Option<prost_types::Duration>,
+) -> Result<Option<Option<SignedDuration>>, Error> {
+    if is_named { optional_span(field, duration).map(Some) } else { Ok(None) }
+}
+
+/// An empty text stands for the default.
+fn or_default<T: FromStr<Err = Error> + Default>(text: &str) -> Result<T, Error> {
+    if text.is_empty() { Ok(T::default()) } else { text.parse() }
+}
+
+fn claim_rules(rules: Option<v1::ClaimRules>) -> ClaimRules {
+    let v1::ClaimRules { issuers, audiences, required } = rules.unwrap_or_default();
+    ClaimRules { issuers, audiences, required }
 }
 
 fn parse_change(name: &str, request_id: &str, etag: &str) -> Result<ChangeVersion, Error> {
@@ -233,9 +340,8 @@ mod tests {
             request_id: String::new(),
         };
         let update = parse_update(request).expect("well-formed");
-        assert_eq!((update.owner, update.max_token_ttl), (None, None));
+        assert_eq!((update.owner, update.periods.max_token_ttl), (None, None));
         assert_eq!(update.labels, Some(kms_core::key::Labels::new()));
-        assert_eq!(update.rotation_period, Some(None));
-        assert_eq!(update.publish_lead, Some(PUBLISH_LEAD_DEFAULT));
+        assert_eq!((update.periods.rotation_period, update.periods.publish_lead), (Some(None), Some(None)));
     }
 }

@@ -7,68 +7,104 @@ use prost_types::FieldMask;
 /// Longest part of an unknown path that an error shows, in characters.
 const SHOWN_LEN_MAX: usize = 64;
 
-/// The fields of a key that may change.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Mask {
-    pub(crate) owner: bool,
-    pub(crate) labels: bool,
-    pub(crate) rotation_period: bool,
-    pub(crate) publish_lead: bool,
-    pub(crate) max_token_ttl: bool,
+/// A field of a key that may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyField {
+    Owner,
+    Labels,
+    Class,
+    RotationPeriod,
+    PublishLead,
+    MaxTokenTtl,
+    Overlap,
+    DestroyAfter,
+    ClaimRules,
+}
+
+/// The fields that are meant.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mask(Vec<KeyField>);
+
+impl KeyField {
+    /// All of them.
+    pub(crate) const ALL: &[Self] = &[
+        Self::Owner,
+        Self::Labels,
+        Self::Class,
+        Self::RotationPeriod,
+        Self::PublishLead,
+        Self::MaxTokenTtl,
+        Self::Overlap,
+        Self::DestroyAfter,
+        Self::ClaimRules,
+    ];
+
+    /// Those that a class has, too.
+    pub(crate) const PERIODS: &[Self] =
+        &[Self::RotationPeriod, Self::PublishLead, Self::MaxTokenTtl, Self::Overlap, Self::DestroyAfter];
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Labels => "labels",
+            Self::Class => "class",
+            Self::RotationPeriod => "rotation_period",
+            Self::PublishLead => "publish_lead",
+            Self::MaxTokenTtl => "max_token_ttl",
+            Self::Overlap => "overlap",
+            Self::DestroyAfter => "destroy_after",
+            Self::ClaimRules => "claim_rules",
+        }
+    }
+
+    /// Whether a key says something there.
+    pub(crate) fn is_set(self, key: &v1::Key) -> bool {
+        match self {
+            Self::Owner => !key.owner.is_empty(),
+            Self::Labels => !key.labels.is_empty(),
+            Self::Class => !key.class.is_empty(),
+            Self::RotationPeriod => key.rotation_period.is_some(),
+            Self::PublishLead => key.publish_lead.is_some(),
+            Self::MaxTokenTtl => key.max_token_ttl.is_some(),
+            Self::Overlap => key.overlap.is_some(),
+            Self::DestroyAfter => key.destroy_after.is_some(),
+            Self::ClaimRules => key.claim_rules.is_some(),
+        }
+    }
 }
 
 impl Mask {
-    const ALL: Self =
-        Self { owner: true, labels: true, rotation_period: true, publish_lead: true, max_token_ttl: true };
-
-    /// The fields that `mask` names; without one, those that `key` sets.
-    pub(crate) fn parse(mask: Option<&FieldMask>, key: &v1::Key) -> Result<Self, Error> {
+    /// Those of `fields` that `mask` names; without one, those that are set.
+    pub(crate) fn parse(
+        mask: Option<&FieldMask>,
+        fields: &[KeyField],
+        is_set: impl Fn(KeyField) -> bool,
+    ) -> Result<Self, Error> {
         let paths = mask.map_or(&[][..], |mask| &mask.paths);
-        let mask = match paths {
-            [] => Self::of_what_is_set(key),
-            [star] if star == "*" => Self::ALL,
-            paths => Self::of_paths(paths)?,
+        let named: Vec<KeyField> = match paths {
+            [] => fields.iter().copied().filter(|field| is_set(*field)).collect(),
+            [star] if star == "*" => fields.to_vec(),
+            paths => paths.iter().map(|path| named(path, fields)).collect::<Result<_, _>>()?,
         };
-        if mask == Self::default() {
+        if named.is_empty() {
             return Err(Error::invalid("update_mask", "nothing is to be changed; name the fields that are"));
         }
-        Ok(mask)
+        Ok(Self(named))
     }
 
-    fn of_paths(paths: &[String]) -> Result<Self, Error> {
-        let mut mask = Self::default();
-        for path in paths {
-            let field = match path.as_str() {
-                "owner" => &mut mask.owner,
-                "labels" => &mut mask.labels,
-                "rotation_period" => &mut mask.rotation_period,
-                "publish_lead" => &mut mask.publish_lead,
-                "max_token_ttl" => &mut mask.max_token_ttl,
-                unknown => {
-                    let shown: String = unknown.chars().take(SHOWN_LEN_MAX).collect();
-                    return Err(Error::invalid(
-                        "update_mask",
-                        format!(
-                            "{shown:?} cannot be changed; use owner, labels, rotation_period, publish_lead, \
-                             max_token_ttl, or * alone for all of them"
-                        ),
-                    ));
-                }
-            };
-            *field = true;
-        }
-        Ok(mask)
+    /// Whether the field is meant.
+    pub(crate) fn has(&self, field: KeyField) -> bool {
+        self.0.contains(&field)
     }
+}
 
-    fn of_what_is_set(key: &v1::Key) -> Self {
-        Self {
-            owner: !key.owner.is_empty(),
-            labels: !key.labels.is_empty(),
-            rotation_period: key.rotation_period.is_some(),
-            publish_lead: key.publish_lead.is_some(),
-            max_token_ttl: key.max_token_ttl.is_some(),
-        }
-    }
+fn named(path: &str, fields: &[KeyField]) -> Result<KeyField, Error> {
+    fields.iter().copied().find(|field| field.path() == path).ok_or_else(|| {
+        let shown: String = path.chars().take(SHOWN_LEN_MAX).collect();
+        let known = fields.iter().map(|field| field.path()).collect::<Vec<_>>().join(", ");
+        let text = format!("{shown:?} cannot be changed; use {known}, or * alone for all of them");
+        Error::invalid("update_mask", text)
+    })
 }
 
 #[cfg(test)]
@@ -77,7 +113,7 @@ mod tests {
 
     fn parse(paths: &[&str]) -> Result<Mask, Error> {
         let mask = FieldMask { paths: paths.iter().map(ToString::to_string).collect() };
-        Mask::parse(Some(&mask), &v1::Key::default())
+        Mask::parse(Some(&mask), KeyField::ALL, |_| false)
     }
 
     #[test]
@@ -92,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_star_stands_alone() {
-        assert_eq!(parse(&["*"]), Ok(Mask::ALL));
+        assert_eq!(parse(&["*"]), Ok(Mask(KeyField::ALL.to_vec())));
         assert!(parse(&["*", "owner"]).is_err());
     }
 
@@ -104,15 +140,18 @@ mod tests {
 
     #[test]
     fn named_fields_are_meant_even_when_absent_and_twice() {
-        let expected = Mask { labels: true, rotation_period: true, ..Mask::default() };
-        assert_eq!(parse(&["labels", "rotation_period", "labels"]), Ok(expected));
+        let mask = parse(&["labels", "rotation_period", "labels"]).expect("a mask");
+        for field in KeyField::ALL {
+            let named = matches!(field, KeyField::Labels | KeyField::RotationPeriod);
+            assert_eq!(mask.has(*field), named, "{field:?}");
+        }
     }
 
     #[test]
     fn without_a_mask_the_fields_that_are_set_are_meant() {
         let key = v1::Key { owner: "payments".into(), ..v1::Key::default() };
-        let expected = Mask { owner: true, ..Mask::default() };
-        assert_eq!(Mask::parse(None, &key), Ok(expected));
-        assert!(Mask::parse(None, &v1::Key::default()).is_err());
+        let parse = |key: &v1::Key| Mask::parse(None, KeyField::ALL, |field| field.is_set(key));
+        assert_eq!(parse(&key), Ok(Mask(vec![KeyField::Owner])));
+        assert!(parse(&v1::Key::default()).is_err());
     }
 }

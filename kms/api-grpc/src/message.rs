@@ -3,9 +3,13 @@
 use kms_core::{
     KeyState,
     caller::KeyScope,
+    claim_rules::ClaimRules,
+    class::{KeyClass, Periods},
+    key::TakeOver,
     kms::{KeyView, VersionView},
     store,
-    verbs::{PublicKeyView, Signed, SignedJwt, Verified},
+    time::SignedDuration,
+    verbs::{PublicKeyView, Revoked, Signed, SignedJwt, Verified},
 };
 use kms_proto::v1::{self, key_version::State};
 
@@ -16,20 +20,63 @@ use crate::{
 };
 
 pub(crate) fn key(view: KeyView) -> v1::Key {
-    let KeyView { key, primary } = view;
+    let KeyView { key, primary, next_rotation } = view;
+    let periods = periods(&key.periods());
     v1::Key {
         name: name::of_key(&key.id),
         uid: key.uid.to_string(),
         algorithm: key.algorithm.to_string(),
         owner: key.owner,
         labels: key.labels,
-        rotation_period: key.rotation_period.map(duration),
-        publish_lead: Some(duration(key.publish_lead)),
-        max_token_ttl: Some(duration(key.max_token_ttl)),
+        rotation_period: periods.rotation_period,
+        publish_lead: periods.publish_lead,
+        max_token_ttl: periods.max_token_ttl,
+        overlap: periods.overlap,
+        destroy_after: periods.destroy_after,
+        purpose: key.purpose.to_string(),
+        class: key.class.to_string(),
+        inherited: key.inherited.names().map(str::to_owned).collect(),
+        claim_rules: (key.claim_rules != ClaimRules::default()).then(|| claim_rules(key.claim_rules)),
+        next_rotation_time: next_rotation.map(timestamp),
         create_time: Some(timestamp(key.created_at)),
         update_time: Some(timestamp(key.updated_at)),
         etag: etag(key.revision),
         primary: primary.map(|number| name::of_version(&key.id, number)).unwrap_or_default(),
+    }
+}
+
+/// A class; its periods as those of a key are told.
+pub(crate) fn key_class(class: &KeyClass) -> v1::KeyClass {
+    v1::KeyClass {
+        name: name::of_key_class(class.name),
+        update_time: class.updated_at.map(timestamp),
+        etag: etag(class.revision),
+        ..periods(&class.periods)
+    }
+}
+
+/// Zero for what is done by hand only.
+fn periods(periods: &Periods) -> v1::KeyClass {
+    let or_never = |span: Option<SignedDuration>| Some(duration(span.unwrap_or(SignedDuration::ZERO)));
+    v1::KeyClass {
+        rotation_period: or_never(periods.rotation_period),
+        publish_lead: Some(duration(periods.publish_lead)),
+        max_token_ttl: Some(duration(periods.max_token_ttl)),
+        overlap: Some(duration(periods.overlap)),
+        destroy_after: or_never(periods.destroy_after),
+        ..v1::KeyClass::default()
+    }
+}
+
+fn claim_rules(rules: ClaimRules) -> v1::ClaimRules {
+    let ClaimRules { issuers, audiences, required } = rules;
+    v1::ClaimRules { issuers, audiences, required }
+}
+
+pub(crate) fn revoked(revoked: Revoked) -> v1::RevokeKeyVersionResponse {
+    v1::RevokeKeyVersionResponse {
+        key_version: Some(key_version(revoked.version)),
+        successor: revoked.successor.map(key_version),
     }
 }
 
@@ -50,6 +97,9 @@ pub(crate) fn key_version(view: VersionView) -> v1::KeyVersion {
         retire_time: timeline.and_then(|timeline| timeline.retires_at).map(timestamp),
         withdraw_time: timeline.and_then(|timeline| timeline.withdrawn_at).map(timestamp),
         destroy_time: destroyed_at.map(timestamp),
+        emergency: view.row.takes_over == TakeOver::AtOnce,
+        compromise_time: view.row.compromise.as_ref().map(|compromise| timestamp(compromise.at)),
+        compromise_reason: view.row.compromise.map(|compromise| compromise.reason).unwrap_or_default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Resource names (AIP-122): parsed strictly, so that one resource has one name.
 
-use kms_core::{Error, KeyId};
+use kms_core::{Error, KeyId, class::ClassName};
 
 /// `keys/{key}`.
 pub(crate) fn key(field: &'static str, name: &str) -> Result<KeyId, Error> {
@@ -30,6 +30,19 @@ pub(crate) fn access_token<'a>(field: &'static str, name: &'a str) -> Result<&'a
             "an access token is named accessTokens/{access_token}, with 1 to 63 of a-z, 0-9, '.', '_' and '-'",
         )
     })
+}
+
+/// `keyClasses/{class}`.
+pub(crate) fn key_class(field: &'static str, name: &str) -> Result<ClassName, Error> {
+    name.strip_prefix("keyClasses/").and_then(|class| class.parse().ok()).ok_or_else(|| {
+        let classes = ClassName::ALL.map(ClassName::as_str).join(", ");
+        Error::invalid(field, format!("a class is named keyClasses/{{class}}, with one of {classes}"))
+    })
+}
+
+/// The name of a class.
+pub(crate) fn of_key_class(class: ClassName) -> String {
+    format!("keyClasses/{class}")
 }
 
 /// The name of a key.

@@ -39,6 +39,13 @@ pub(crate) fn span(field: &'static str, duration: &prost_types::Duration) -> Res
     }
 }
 
+/// A moment from the wire, of which `field` is the name.
+pub(crate) fn instant(field: &'static str, time: &prost_types::Timestamp) -> Result<Timestamp, Error> {
+    let in_range = (0..1_000_000_000).contains(&time.nanos);
+    let at = Timestamp::new(time.seconds, time.nanos).ok().filter(|_| in_range);
+    at.ok_or_else(|| Error::invalid(field, "this is no google.protobuf.Timestamp: a part is out of range"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +75,16 @@ mod tests {
         for span_in in [SignedDuration::ZERO, SignedDuration::new(3600, 5), SignedDuration::new(-1, -5)] {
             assert_eq!(span("ttl", &duration(span_in)), Ok(span_in));
         }
+    }
+
+    #[test]
+    fn a_moment_out_of_range_is_refused() {
+        for (seconds, nanos) in [(i64::MAX, 0), (i64::MIN, 0), (0, -1), (0, 1_000_000_000)] {
+            let time = prost_types::Timestamp { seconds, nanos };
+            assert!(instant("activate_time", &time).is_err(), "{time:?}");
+        }
+        let at = Timestamp::new(1_800_000_000, 5_000).expect("a moment");
+        assert_eq!(instant("activate_time", &timestamp(at)), Ok(at));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use kms_core::{
     Algorithm,
     fakes::{World, administrator, soon},
     kms::Settings,
-    verbs::{CreateKey, Request as Guards},
+    verbs::CreateKey,
 };
 use serde_json::Value;
 use tower::ServiceExt as _;
@@ -44,16 +44,7 @@ async fn routes() -> Router {
 
 async fn routes_of(world: &World) -> Router {
     let kms = world.open(Settings::default()).await.expect("a service");
-    let create = CreateKey {
-        id: "web".parse().expect("a name"),
-        algorithm: Algorithm::Es256,
-        owner: "tests".into(),
-        labels: Default::default(),
-        rotation_period: None,
-        publish_lead: None,
-        max_token_ttl: None,
-        request: Guards::default(),
-    };
+    let create = CreateKey::new("web".parse().expect("a name"), Algorithm::Es256);
     kms.create_key(&administrator(), create, soon()).await.expect("a key");
     kms_api_jwks::router(Arc::new(kms), ISSUER)
 }

@@ -32,6 +32,11 @@ pub(crate) fn parse(text: &str) -> Result<SignedDuration, String> {
     if text.is_empty() { Err(wrong()) } else { Ok(SignedDuration::from_secs(seconds)) }
 }
 
+/// The same, or `never`, which the wire tells as zero.
+pub(crate) fn parse_or_never(text: &str) -> Result<SignedDuration, String> {
+    if text == "never" { Ok(SignedDuration::ZERO) } else { parse(text) }
+}
+
 /// Writes a duration as [`parse`] reads it, e.g. `1h30m`; parts of a second are dropped.
 pub(crate) fn format(duration: SignedDuration) -> String {
     let mut rest = duration.as_secs();

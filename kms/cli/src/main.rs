@@ -141,6 +141,9 @@ mod tests {
             "kms keys create web --algorithm ES256 --rotation-period 90",
             "kms keys update web",
             "kms keys update web --label a=b --no-labels",
+            "kms keys update web --no-claim-rules --issuer i",
+            "kms keys rotate web --emergency --at 2027-01-31T04:00:00Z",
+            "kms keys revoke web --version 1",
             "kms keys disable web",
             "kms keys disable web --version -1",
             "kms keys destroy web --version 1",
@@ -166,7 +169,7 @@ mod tests {
         for line in [
             "kms dev --dir d --grpc-addr 127.0.0.1:0 --http-addr 0.0.0.0:8080",
             "kms keys create web --algorithm ES256 --owner me --label a=b --label c=d --rotation-period 90d",
-            "kms keys update web --no-rotation-period --etag 3",
+            "kms keys update web --rotation-period never --inherit publish-lead --etag 3",
             "kms keys destroy web --version 1 --confirm keys/web/versions/1",
             "kms -o json keys list --filter labels.a=b",
             "kms keys list -o yaml --addr localhost:8443 --cacert ca.pem --token-file t --timeout 5s",

@@ -16,13 +16,42 @@ pub(crate) struct Key {
     name: String,
     uid: String,
     algorithm: String,
+    purpose: String,
+    class: String,
     primary: Option<String>,
+    next_rotation_time: Option<String>,
     owner: String,
     labels: BTreeMap<String, String>,
     rotation_period: Option<String>,
     publish_lead: Option<String>,
     max_token_ttl: Option<String>,
+    overlap: Option<String>,
+    destroy_after: Option<String>,
+    /// Which of the periods are the class's.
+    inherited: Vec<String>,
+    claim_rules: Option<ClaimRules>,
     create_time: Option<String>,
+    update_time: Option<String>,
+    etag: String,
+}
+
+/// What the claims of a key's tokens must say.
+#[derive(Debug, Serialize)]
+struct ClaimRules {
+    issuers: Vec<String>,
+    audiences: Vec<String>,
+    required: Vec<String>,
+}
+
+/// A class of keys.
+#[derive(Debug, Serialize)]
+pub(crate) struct KeyClass {
+    name: String,
+    rotation_period: Option<String>,
+    publish_lead: Option<String>,
+    max_token_ttl: Option<String>,
+    overlap: Option<String>,
+    destroy_after: Option<String>,
     update_time: Option<String>,
     etag: String,
 }
@@ -42,6 +71,9 @@ pub(crate) struct KeyVersion {
     retire_time: Option<String>,
     withdraw_time: Option<String>,
     destroy_time: Option<String>,
+    emergency: bool,
+    compromise_time: Option<String>,
+    compromise_reason: Option<String>,
     etag: String,
 }
 
@@ -113,15 +145,41 @@ impl From<v1::Key> for Key {
             name: key.name,
             uid: key.uid,
             algorithm: key.algorithm,
+            purpose: key.purpose,
+            class: key.class,
             primary: some(key.primary),
+            next_rotation_time: key.next_rotation_time.and_then(time_text),
             owner: key.owner,
             labels: key.labels.into_iter().collect(),
-            rotation_period: key.rotation_period.and_then(duration_text),
+            rotation_period: key.rotation_period.and_then(duration_or_never),
             publish_lead: key.publish_lead.and_then(duration_text),
             max_token_ttl: key.max_token_ttl.and_then(duration_text),
+            overlap: key.overlap.and_then(duration_text),
+            destroy_after: key.destroy_after.and_then(duration_or_never),
+            inherited: key.inherited,
+            claim_rules: key.claim_rules.map(|rules| ClaimRules {
+                issuers: rules.issuers,
+                audiences: rules.audiences,
+                required: rules.required,
+            }),
             create_time: key.create_time.and_then(time_text),
             update_time: key.update_time.and_then(time_text),
             etag: key.etag,
+        }
+    }
+}
+
+impl From<v1::KeyClass> for KeyClass {
+    fn from(class: v1::KeyClass) -> Self {
+        Self {
+            name: class.name,
+            rotation_period: class.rotation_period.and_then(duration_or_never),
+            publish_lead: class.publish_lead.and_then(duration_text),
+            max_token_ttl: class.max_token_ttl.and_then(duration_text),
+            overlap: class.overlap.and_then(duration_text),
+            destroy_after: class.destroy_after.and_then(duration_or_never),
+            update_time: class.update_time.and_then(time_text),
+            etag: class.etag,
         }
     }
 }
@@ -141,6 +199,9 @@ impl From<v1::KeyVersion> for KeyVersion {
             retire_time: version.retire_time.and_then(time_text),
             withdraw_time: version.withdraw_time.and_then(time_text),
             destroy_time: version.destroy_time.and_then(time_text),
+            emergency: version.emergency,
+            compromise_time: version.compromise_time.and_then(time_text),
+            compromise_reason: some(version.compromise_reason),
             etag: version.etag,
         }
     }
@@ -249,6 +310,11 @@ fn some(text: String) -> Option<String> {
 
 fn time_text(time: prost_types::Timestamp) -> Option<String> {
     Timestamp::new(time.seconds, time.nanos).ok().map(|time| time.to_string())
+}
+
+/// Of what is done by hand only when it is zero.
+fn duration_or_never(duration: prost_types::Duration) -> Option<String> {
+    if duration.seconds == 0 { Some("never".to_owned()) } else { duration_text(duration) }
 }
 
 fn duration_text(duration: prost_types::Duration) -> Option<String> {

@@ -38,6 +38,8 @@ calls!(keys: repeatable {
     list_keys(ListKeysRequest) -> ListKeysResponse;
     /// Lists the versions of a key, one page at a time.
     list_key_versions(ListKeyVersionsRequest) -> ListKeyVersionsResponse;
+    /// Lists the classes of keys.
+    list_key_classes(ListKeyClassesRequest) -> ListKeyClassesResponse;
     /// Reads a public key.
     get_public_key(GetPublicKeyRequest) -> PublicKey;
 });
@@ -45,7 +47,7 @@ calls!(keys: repeatable {
 calls!(keys: remembered {
     /// Makes a key and its first version.
     create_key(CreateKeyRequest) -> Key;
-    /// Changes owner, labels or periods.
+    /// Changes owner, labels, class, periods or claim rules.
     update_key(UpdateKeyRequest) -> Key;
     /// Makes the next version.
     rotate_key(RotateKeyRequest) -> KeyVersion;
@@ -53,10 +55,18 @@ calls!(keys: remembered {
     disable_key_version(DisableKeyVersionRequest) -> KeyVersion;
     /// Brings it back.
     enable_key_version(EnableKeyVersionRequest) -> KeyVersion;
+    /// Declares it compromised, for good.
+    revoke_key_version(RevokeKeyVersionRequest) -> RevokeKeyVersionResponse;
     /// Schedules its destruction.
     destroy_key_version(DestroyKeyVersionRequest) -> KeyVersion;
     /// Calls that off.
     restore_key_version(RestoreKeyVersionRequest) -> KeyVersion;
+});
+
+// A class that is changed to the same periods again is the same class, unless an etag says of which one it was asked.
+calls!(keys: once {
+    /// Changes the periods of a class.
+    update_key_class(UpdateKeyClassRequest) -> KeyClass;
 });
 
 // Signing twice harms nothing: the first signature was lost with its answer.

@@ -245,6 +245,16 @@ impl KeyVersion {
 }
 
 impl KeyState {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::PreActivation,
+        Self::Active,
+        Self::Suspended,
+        Self::Deactivated,
+        Self::Compromised,
+        Self::Destroyed,
+    ];
+
     /// Whether a version in this state may sign.
     pub fn may_protect(self) -> bool {
         self == Self::Active

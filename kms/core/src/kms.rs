@@ -16,6 +16,7 @@ use crate::{
     replica::ReplicaId,
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
+    timeline,
     verbs::{AttributeAudits, Births},
 };
 
@@ -80,6 +81,8 @@ pub struct KeyView {
     pub key: Key,
     /// The version that signs now.
     pub primary: Option<u32>,
+    /// When the next one takes over; in the past when it is overdue.
+    pub next_rotation: Option<Timestamp>,
 }
 
 /// A version as callers see it, at one moment.
@@ -224,7 +227,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
 impl KeyView {
     pub(crate) fn of(entry: &Entry, now: Timestamp) -> Self {
-        Self { key: entry.key.clone(), primary: entry.find_primary(now).map(|version| version.row.number) }
+        Self {
+            key: entry.key.clone(),
+            primary: entry.find_primary(now).map(|version| version.row.number),
+            next_rotation: timeline::next_rotation(entry, now),
+        }
     }
 }
 

@@ -41,6 +41,20 @@ pub(crate) fn pending(entry: &Entry, now: Timestamp) -> Option<&KeyVersion> {
     rows.filter(|row| row.may_ever_sign()).find(|row| row.state(now) == KeyState::PreActivation)
 }
 
+/// When the next version takes over: the one that waits, or the one that the key's period asks for.
+pub(crate) fn next_rotation(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
+    let waiting = pending(entry, now).and_then(|row| row.born.as_ref());
+    waiting.map(|born| born.timeline.activates_at).or_else(|| scheduled(entry))
+}
+
+/// When the version after the last one is to take over, by the key's period. What was revoked does not count: its
+/// successor was made in its place.
+pub(crate) fn scheduled(entry: &Entry) -> Option<Timestamp> {
+    let period = entry.key.rotation_period?;
+    let last = entry.versions.iter().rfind(|version| version.row.compromise.is_none())?.row.born.as_ref()?;
+    last.timeline.activates_at.saturating_add(period).ok()
+}
+
 /// The same version, signing from now on.
 pub(crate) fn promoted(row: &KeyVersion, now: Timestamp) -> KeyVersion {
     let mut row = row.clone();

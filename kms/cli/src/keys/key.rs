@@ -5,6 +5,7 @@ use jiff::SignedDuration;
 use kms_client::{Client, v1};
 use prost_types::FieldMask;
 
+use super::periods::{Period, Periods};
 use crate::{
     duration,
     failure::Failure,
@@ -30,23 +31,51 @@ pub(super) struct Create {
     /// A label, for filters; may be repeated
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
-    /// How often a new version is made ahead of time; without it only by `rotate`
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    rotation_period: Option<SignedDuration>,
-    /// How long a version is published before it signs [server's default: 1h]
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    publish_lead: Option<SignedDuration>,
-    /// Longest life of a token signed by `kms jwt sign` [server's default: 1h]
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    max_token_ttl: Option<SignedDuration>,
+    /// jwt: signs tokens; signature: signs bytes, and no tokens [server's default: jwt]
+    #[arg(long, value_name = "PURPOSE", default_value = "", hide_default_value = true)]
+    purpose: String,
+    /// Which class gives the periods that are not named: root, jwt-signing, database, api, session or development
+    /// [server's default: jwt-signing]
+    #[arg(long, value_name = "CLASS", default_value = "", hide_default_value = true)]
+    class: String,
+    #[command(flatten)]
+    periods: Periods,
+    #[command(flatten)]
+    claim_rules: ClaimRules,
+}
+
+/// What the claims of a key's tokens must say.
+#[derive(Debug, Args)]
+struct ClaimRules {
+    /// Sign only claims with this `iss`, or another one that is named; may be repeated
+    #[arg(long = "issuer", value_name = "ISS")]
+    issuers: Vec<String>,
+    /// Sign only claims with this `aud`, or others that are named; may be repeated
+    #[arg(long = "audience", value_name = "AUD")]
+    audiences: Vec<String>,
+    /// Sign only claims that have this one; may be repeated
+    #[arg(long = "require-claim", value_name = "NAME")]
+    required: Vec<String>,
 }
 
 /// List keys
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// Only keys of which all terms hold: algorithm=ALG, owner=TEXT, labels.NAME=VALUE, joined by AND
+    /// Only keys of which all terms hold: algorithm=ALG, purpose=PURPOSE, labels.NAME=VALUE and others, joined by AND
     #[arg(long, value_name = "TERMS", default_value = "", hide_default_value = true)]
     filter: String,
+    /// Only keys whose next version takes over within this time, or is overdue
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    due: Option<SignedDuration>,
+    /// Only keys of this owner
+    #[arg(long, value_name = "TEXT")]
+    owner: Option<String>,
+    /// Only keys of this class
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    /// Only keys of which a version is in this state, e.g. compromised
+    #[arg(long, value_name = "STATE")]
+    state: Option<String>,
 }
 
 /// Show a key
@@ -56,7 +85,7 @@ pub(super) struct Get {
     name: KeyName,
 }
 
-/// Change owner, labels or periods; what is not named stays
+/// Change owner, labels, class, periods or claim rules; what is not named stays
 #[derive(Debug, Args)]
 pub(super) struct Update {
     /// Name of the key
@@ -80,18 +109,19 @@ struct Changes {
     /// Take all labels away
     #[arg(long, conflicts_with = "labels")]
     no_labels: bool,
-    /// How often a new version is made ahead of time
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    rotation_period: Option<SignedDuration>,
-    /// Rotate only by `rotate`
-    #[arg(long, conflicts_with = "rotation_period")]
-    no_rotation_period: bool,
-    /// How long a version is published before it signs
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    publish_lead: Option<SignedDuration>,
-    /// Longest life of a token signed by `kms jwt sign`
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    max_token_ttl: Option<SignedDuration>,
+    /// Move the key to another class
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    #[command(flatten)]
+    periods: Periods,
+    /// Give a period back to the class; may be repeated
+    #[arg(long, value_name = "PERIOD")]
+    inherit: Vec<Period>,
+    #[command(flatten)]
+    claim_rules: ClaimRules,
+    /// Take all claim rules away
+    #[arg(long, conflicts_with_all = ["issuers", "audiences", "required"])]
+    no_claim_rules: bool,
 }
 
 impl Create {
@@ -100,10 +130,10 @@ impl Create {
             algorithm: self.algorithm,
             owner: self.owner,
             labels: self.labels.into_iter().collect(),
-            rotation_period: self.rotation_period.map(duration::to_wire),
-            publish_lead: self.publish_lead.map(duration::to_wire),
-            max_token_ttl: self.max_token_ttl.map(duration::to_wire),
-            ..Default::default()
+            purpose: self.purpose,
+            class: self.class,
+            claim_rules: self.claim_rules.to_wire(),
+            ..with_periods(&self.periods)
         };
         let request =
             v1::CreateKeyRequest { key_id: self.name.id().to_owned(), key: Some(key), ..Default::default() };
@@ -114,7 +144,7 @@ impl Create {
 impl List {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
         let mut request =
-            v1::ListKeysRequest { page_size: PAGE_SIZE, filter: self.filter, ..Default::default() };
+            v1::ListKeysRequest { page_size: PAGE_SIZE, filter: self.whole_filter(), ..Default::default() };
         let mut keys: Vec<view::Key> = Vec::new();
         loop {
             let page = client.list_keys(request.clone()).await?;
@@ -124,7 +154,26 @@ impl List {
             }
             request.page_token = page.next_page_token;
         }
-        format.print_list(&keys, &["name", "algorithm", "primary", "rotation_period", "owner", "labels"])
+        let columns = [
+            "name",
+            "algorithm",
+            "class",
+            "primary",
+            "rotation_period",
+            "next_rotation_time",
+            "owner",
+            "labels",
+        ];
+        format.print_list(&keys, &columns)
+    }
+
+    fn whole_filter(&self) -> String {
+        let due = self.due.map(|due| format!("due={}s", due.as_secs()));
+        let term = |name: &str, value: &Option<String>| value.as_ref().map(|value| format!("{name}={value}"));
+        let written = Some(self.filter.clone()).filter(|filter| !filter.trim().is_empty());
+        let named = [("owner", &self.owner), ("class", &self.class), ("state", &self.state)];
+        let named = named.into_iter().filter_map(|(name, value)| term(name, value));
+        written.into_iter().chain(due).chain(named).collect::<Vec<_>>().join(" AND ")
     }
 }
 
@@ -142,11 +191,10 @@ impl Update {
             name: self.name.to_string(),
             owner: self.changes.owner.unwrap_or_default(),
             labels: self.changes.labels.into_iter().collect(),
-            rotation_period: self.changes.rotation_period.map(duration::to_wire),
-            publish_lead: self.changes.publish_lead.map(duration::to_wire),
-            max_token_ttl: self.changes.max_token_ttl.map(duration::to_wire),
+            class: self.changes.class.unwrap_or_default(),
+            claim_rules: self.changes.claim_rules.to_wire(),
             etag: self.etag,
-            ..Default::default()
+            ..with_periods(&self.changes.periods)
         };
         let request = v1::UpdateKeyRequest {
             key: Some(key),
@@ -160,16 +208,36 @@ impl Update {
 impl Changes {
     /// The fields that are named, as the field mask names them. A path whose field is empty resets it.
     fn paths(&self) -> Vec<String> {
-        [
+        let named = [
             ("owner", self.owner.is_some()),
             ("labels", !self.labels.is_empty() || self.no_labels),
-            ("rotation_period", self.rotation_period.is_some() || self.no_rotation_period),
-            ("publish_lead", self.publish_lead.is_some()),
-            ("max_token_ttl", self.max_token_ttl.is_some()),
-        ]
-        .into_iter()
-        .filter(|(_, named)| *named)
-        .map(|(path, _)| path.to_owned())
-        .collect()
+            ("class", self.class.is_some()),
+            ("claim_rules", self.claim_rules.to_wire().is_some() || self.no_claim_rules),
+        ];
+        let named = named.into_iter().filter(|(_, named)| *named).map(|(path, _)| path.to_owned());
+        named.chain(self.periods.paths(&self.inherit)).collect()
+    }
+}
+
+impl ClaimRules {
+    /// `None` when nothing is asked for.
+    fn to_wire(&self) -> Option<v1::ClaimRules> {
+        let rules = v1::ClaimRules {
+            issuers: self.issuers.clone(),
+            audiences: self.audiences.clone(),
+            required: self.required.clone(),
+        };
+        (rules != v1::ClaimRules::default()).then_some(rules)
+    }
+}
+
+fn with_periods(periods: &Periods) -> v1::Key {
+    v1::Key {
+        rotation_period: periods.of(Period::Rotation),
+        publish_lead: periods.of(Period::PublishLead),
+        max_token_ttl: periods.of(Period::MaxTokenTtl),
+        overlap: periods.of(Period::Overlap),
+        destroy_after: periods.of(Period::DestroyAfter),
+        ..Default::default()
     }
 }

@@ -1,6 +1,9 @@
 //! `kms keys`: making, reading, rotating and ending keys.
 
+mod class;
 mod key;
+mod periods;
+mod timeline;
 mod version;
 
 use clap::{Args, Subcommand};
@@ -18,17 +21,21 @@ pub(crate) struct Keys {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Create(key::Create),
+    Create(Box<key::Create>),
     List(key::List),
     Get(key::Get),
-    Update(key::Update),
+    Update(Box<key::Update>),
     Rotate(version::Rotate),
     Versions(version::Versions),
+    Timeline(timeline::Timeline),
+    Revoke(version::Revoke),
     Disable(version::Disable),
     Enable(version::Enable),
     Destroy(version::Destroy),
     Restore(version::Restore),
     Public(version::Public),
+    Classes(class::Classes),
+    ClassUpdate(class::ClassUpdate),
 }
 
 impl Keys {
@@ -41,11 +48,15 @@ impl Keys {
             Verb::Update(verb) => verb.run(client, format).await,
             Verb::Rotate(verb) => verb.run(client, format).await,
             Verb::Versions(verb) => verb.run(client, format).await,
+            Verb::Timeline(verb) => verb.run(client, format).await,
+            Verb::Revoke(verb) => verb.run(client, format).await,
             Verb::Disable(verb) => verb.run(client, format).await,
             Verb::Enable(verb) => verb.run(client, format).await,
             Verb::Destroy(verb) => verb.run(client, format).await,
             Verb::Restore(verb) => verb.run(client, format).await,
             Verb::Public(verb) => verb.run(client, format).await,
+            Verb::Classes(verb) => verb.run(client, format).await,
+            Verb::ClassUpdate(verb) => verb.run(client, format).await,
         }
     }
 }

@@ -1,9 +1,15 @@
-//! `kms keys rotate`, `versions`, `disable`, `enable`, `destroy`, `restore`, `public`: the versions of a key.
+//! `kms keys rotate`, `versions`, `revoke`, `disable`, `enable`, `destroy`, `restore`, `public`: the versions of a key.
 
 use clap::Args;
+use jiff::Timestamp;
 use kms_client::{Client, v1};
 
-use crate::{failure::Failure, name::KeyName, output::Format, view};
+use crate::{
+    failure::Failure,
+    name::KeyName,
+    output::{Format, note},
+    view,
+};
 
 /// Versions asked for at once; the server's own limit.
 const PAGE_SIZE: i32 = 1_000;
@@ -13,6 +19,12 @@ const PAGE_SIZE: i32 = 1_000;
 pub(super) struct Rotate {
     /// Name of the key
     name: KeyName,
+    /// When it takes over, e.g. 2027-01-31T04:00:00Z; after the lead at the earliest
+    #[arg(long, value_name = "TIME", conflicts_with = "emergency")]
+    at: Option<Timestamp>,
+    /// Let it sign at once. Verifiers that have cached the key set refuse its tokens until they fetch again
+    #[arg(long)]
+    emergency: bool,
     /// Only if the key still has this etag
     #[arg(long, value_name = "ETAG", default_value = "", hide_default_value = true)]
     etag: String,
@@ -23,6 +35,16 @@ pub(super) struct Rotate {
 pub(super) struct Versions {
     /// Name of the key
     name: KeyName,
+}
+
+/// Declare a version compromised, for good: nobody can use it any more, and another one signs in its place
+#[derive(Debug, Args)]
+pub(super) struct Revoke {
+    #[command(flatten)]
+    which: Which,
+    /// Why, for whoever reads it later
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
 }
 
 /// Take a version out of use and out of the JWKS; tokens that it signed no longer verify
@@ -81,28 +103,77 @@ struct Which {
 
 impl Rotate {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
-        let request =
-            v1::RotateKeyRequest { name: self.name.to_string(), etag: self.etag, ..Default::default() };
-        print(client.rotate_key(request).await?, format)
+        let request = v1::RotateKeyRequest {
+            name: self.name.to_string(),
+            etag: self.etag,
+            emergency: self.emergency,
+            activate_time: self
+                .at
+                .map(|at| prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }),
+            ..Default::default()
+        };
+        let version = client.rotate_key(request).await?;
+        if self.emergency {
+            note(&breaks(&version));
+        }
+        print(version, format)
     }
+}
+
+impl Revoke {
+    pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
+        let reason = self.reason;
+        let (name, etag) = self.which.into_parts();
+        let request = v1::RevokeKeyVersionRequest { name, reason, etag, ..Default::default() };
+        let answer = client.revoke_key_version(request).await?;
+        let version = answer.key_version.unwrap_or_default();
+        for line in next_steps(&version, answer.successor.as_ref()) {
+            note(&line);
+        }
+        print(version, format)
+    }
+}
+
+/// How long a verifier may go on with a key set that it has: the server's longest max-age.
+const CACHED_MINUTES: u32 = 5;
+
+/// What an emergency breaks, for whom and for how long.
+fn breaks(version: &v1::KeyVersion) -> String {
+    format!(
+        "{} signs now. Verifiers refuse its tokens until they have fetched the key set again: those that fetch on an \
+         unknown kid at once, those that keep to max-age within {CACHED_MINUTES} minutes, others when their own interval \
+         is over. What the version before it signed still verifies.",
+        version.name
+    )
+}
+
+/// What to do after a revocation.
+fn next_steps(version: &v1::KeyVersion, successor: Option<&v1::KeyVersion>) -> Vec<String> {
+    let mut steps = vec![format!(
+        "{} is out of the JWKS and signs nothing more. Verifiers that have cached the key set accept it for up to \
+         {CACHED_MINUTES} minutes more; make those that keep it longer fetch again, and refuse kid {} where you can.",
+        version.name, version.kid
+    )];
+    steps.push("Tokens that it signed no longer verify: their holders must get new ones.".to_owned());
+    steps.push(match successor {
+        Some(successor) => breaks(successor),
+        None => {
+            "Nothing signs yet in its place, because the HSM did not make a key. It is tried again without a \
+                 request; see `kms status` and the server's log."
+                .to_owned()
+        }
+    });
+    steps.push(
+        "Find out how it got out before you trust the next one; the audit log has every signature."
+            .to_owned(),
+    );
+    steps
 }
 
 impl Versions {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
-        let mut request = v1::ListKeyVersionsRequest {
-            parent: self.name.to_string(),
-            page_size: PAGE_SIZE,
-            ..Default::default()
-        };
-        let mut versions: Vec<view::KeyVersion> = Vec::new();
-        loop {
-            let page = client.list_key_versions(request.clone()).await?;
-            versions.extend(page.key_versions.into_iter().map(Into::into));
-            if page.next_page_token.is_empty() {
-                break;
-            }
-            request.page_token = page.next_page_token;
-        }
+        let versions = all(&client, &self.name).await?;
+        let versions: Vec<_> = versions.into_iter().map(view::KeyVersion::from).collect();
         let columns = [
             "number",
             "state",
@@ -162,6 +233,21 @@ impl Which {
     /// The version's resource name, and the etag.
     fn into_parts(self) -> (String, String) {
         (self.name.version(self.version), self.etag)
+    }
+}
+
+/// Every version of a key, oldest first.
+pub(super) async fn all(client: &Client, name: &KeyName) -> Result<Vec<v1::KeyVersion>, Failure> {
+    let mut request =
+        v1::ListKeyVersionsRequest { parent: name.to_string(), page_size: PAGE_SIZE, ..Default::default() };
+    let mut versions = vec![];
+    loop {
+        let page = client.list_key_versions(request.clone()).await?;
+        versions.extend(page.key_versions);
+        if page.next_page_token.is_empty() {
+            return Ok(versions);
+        }
+        request.page_token = page.next_page_token;
     }
 }
 

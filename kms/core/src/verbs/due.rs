@@ -9,6 +9,7 @@ use crate::{
     replica::LeaseToken,
     store::Write,
     time::{Deadline, SignedDuration, Timestamp},
+    timeline,
 };
 
 use super::{requests::Terms, rotate_key::lacks_successor, version_states::with_destruction};
@@ -143,10 +144,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
 /// When the next version must begin to sign, once it is time to publish it.
 pub(super) fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
-    let period = entry.key.rotation_period?;
-    // What was revoked does not count: its successor was made in its place.
-    let last = entry.versions.iter().rfind(|version| version.row.compromise.is_none())?.row.born.as_ref()?;
-    let at = last.timeline.activates_at.saturating_add(period).ok()?;
+    let at = timeline::scheduled(entry)?;
     let publish = at.saturating_sub(entry.key.publish_lead.max(Key::FENCE)).ok()?;
     (publish <= now).then_some(at)
 }

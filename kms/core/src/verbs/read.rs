@@ -5,9 +5,13 @@ use std::{str::FromStr, sync::Arc};
 use der::pem::{LineEnding, encode_string};
 
 use crate::{
-    Action, Algorithm, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, Kid, Kms, Store, Unsettled,
+    Action, Algorithm, AuditLog, Caller, Clock, Error, Hsm, KeyId, KeyState, Kid, Kms, Store, Unsettled,
+    catalog::Entry,
+    class::ClassName,
+    key::{Purpose, later},
     kms::{KeyView, VersionView},
-    time::Timestamp,
+    time::{SignedDuration, Timestamp},
+    timeline,
 };
 
 /// Most keys of one page.
@@ -20,7 +24,8 @@ pub struct ListKeys {
     pub after: Option<KeyId>,
     /// At most so many, up to [`PAGE_LEN_MAX`].
     pub limit: usize,
-    /// Terms `algorithm=ALG`, `owner=TEXT`, `labels.NAME=VALUE`, joined by ` AND ` (a small part of AIP-160).
+    /// Terms `algorithm=ALG`, `owner=TEXT`, `class=CLASS`, `purpose=PURPOSE`, `labels.NAME=VALUE`, `state=STATE` and
+    /// `due=SECONDSs`, joined by ` AND ` (a small part of AIP-160).
     pub filter: Option<String>,
 }
 
@@ -102,8 +107,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let picture = self.catalog.now();
         let start = list.after.as_ref().map_or(Unbounded, Excluded);
         let visible = |entry: &&Arc<_>| {
-            let entry: &crate::catalog::Entry = entry;
-            caller.keys().contains(&entry.key.id) && filter.matches(&entry.key)
+            let entry: &Entry = entry;
+            caller.keys().contains(&entry.key.id) && filter.matches(entry, now)
         };
         let mut entries = picture.keys.range((start, Unbounded)).map(|(_, entry)| entry).filter(visible);
         let keys: Vec<_> = entries.by_ref().take(limit).map(|entry| KeyView::of(entry, now)).collect();
@@ -145,6 +150,12 @@ struct Filter(Vec<Term>);
 enum Term {
     Algorithm(Algorithm),
     Owner(String),
+    Class(ClassName),
+    Purpose(Purpose),
+    /// A version is in this state.
+    State(KeyState),
+    /// The next version takes over within this time.
+    Due(SignedDuration),
     Label(String, String),
 }
 
@@ -152,8 +163,18 @@ impl Filter {
     /// Most terms of one filter.
     const TERMS_MAX: usize = 16;
 
-    fn matches(&self, key: &Key) -> bool {
+    fn matches(&self, entry: &Entry, now: Timestamp) -> bool {
+        let key = &entry.key;
         self.0.iter().all(|term| match term {
+            Term::Class(class) => key.class == *class,
+            Term::Purpose(purpose) => key.purpose == *purpose,
+            Term::State(state) => entry
+                .versions
+                .iter()
+                .any(|version| version.row.born.is_some() && version.row.state(now) == *state),
+            Term::Due(within) => {
+                timeline::next_rotation(entry, now).is_some_and(|at| at <= later(now, *within))
+            }
             Term::Algorithm(algorithm) => key.algorithm == *algorithm,
             Term::Owner(owner) => key.owner == *owner,
             Term::Label(name, value) => key.labels.get(name) == Some(value),
@@ -171,7 +192,8 @@ impl FromStr for Filter {
         let wrong = || {
             Error::invalid(
                 "filter",
-                "a filter is up to 16 of algorithm=ALG, owner=TEXT and labels.NAME=VALUE, joined by ' AND '",
+                "a filter is up to 16 of algorithm=ALG, owner=TEXT, class=CLASS, purpose=PURPOSE, state=STATE, \
+                 due=SECONDSs and labels.NAME=VALUE, joined by ' AND '",
             )
         };
         let terms = text.split(" AND ").map(|term| {
@@ -180,6 +202,16 @@ impl FromStr for Filter {
             match (name, name.strip_prefix("labels.")) {
                 ("algorithm", _) => Ok(Term::Algorithm(value.parse().map_err(|_| wrong())?)),
                 ("owner", _) => Ok(Term::Owner(value)),
+                ("class", _) => Ok(Term::Class(value.parse()?)),
+                ("purpose", _) => Ok(Term::Purpose(value.parse()?)),
+                ("state", _) => {
+                    let state = KeyState::ALL.into_iter().find(|state| state.to_string() == value);
+                    Ok(Term::State(state.ok_or_else(wrong)?))
+                }
+                ("due", _) => {
+                    let seconds = value.strip_suffix('s').and_then(|seconds| seconds.parse::<u32>().ok());
+                    Ok(Term::Due(SignedDuration::from_secs(seconds.ok_or_else(wrong)?.into())))
+                }
                 (_, Some(label)) => Ok(Term::Label(label.to_owned(), value)),
                 _ => Err(wrong()),
             }
