@@ -30,6 +30,7 @@ pub mod kms;
 pub mod pin_latch;
 pub mod policy;
 pub mod replica;
+pub mod report;
 pub mod signature;
 pub mod store;
 pub mod time;

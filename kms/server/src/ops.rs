@@ -226,6 +226,8 @@ mod tests {
             "kms_replicas 3.0",
             "kms_replica_fenced 0.0",
             "kms_lease_held 1.0",
+            "kms_clock_skew_seconds -1.5",
+            "kms_generation_confirmed_age_seconds 0.25",
             "kms_recovery_mode 1.0",
             "kms_epoch_pending 13.0",
             "kms_tls_certificate_expiry_timestamp_seconds{listener=\"grpc\"} 0",

@@ -119,7 +119,7 @@ pub(super) fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
     (publish <= now).then_some(at)
 }
 
-fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {
+pub(super) fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {
     let due = row.born.as_ref().and_then(|born| born.timeline.destroys_at);
     row.destroyed_at.is_none() && due.is_some_and(|at| at <= now)
 }
