@@ -1,10 +1,11 @@
 //! The database goes away, comes back, or is another one than before: what three servers do about it, and which servers
 //! are not let in.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use kms_client::v1;
 use kms_softhsm::EphemeralToken;
-use kms_tests::{Fleet, PATIENCE, Plan, TestHsm, refusal, refused, until};
+use kms_tests::{Fleet, PATIENCE, Plan, Running, TestHsm, kill, refusal, refused, until};
+use rustix::process::Signal;
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,4 +84,39 @@ async fn a_replica_with_other_settings_or_another_token_is_refused_with_what_dif
     fleet.plan.uri = own;
     drop(std::mem::replace(&mut fleet.plan.token, token));
     fleet.start_replica(1).await
+}
+
+/// The second start takes so long that the first one is not counted as alive when the other compares its settings.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_with_different_settings_that_start_slowly_together_one_is_refused() -> anyhow::Result<()> {
+    let mut fleet = Fleet::prepare(Plan::new()?, 2).await?;
+    // A worker that starts holds a lock, and this server will be stopped for a while.
+    fleet.replicas[0].more =
+        vec![("hsm", "workers = 1\nspare_workers = 0".into()), ("keys", "destroy_delay = \"40d\"".into())];
+    let sql = |text: &str| fleet.cluster.sql(&fleet.database.name, text);
+    // Right after it has compared its settings: its COMMIT takes long.
+    sql("CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep(3); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON replicas DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION wait()")?;
+    let slow = &fleet.replicas[0];
+    let mut running = Running::start(&mut slow.command(&fleet.plan, &["serve"])?, &slow.dir().join("log"))?;
+    let commits = || sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
+    until("it joins", PATIENCE, async || Ok((commits()? == "1").then_some(()))).await?;
+    let front = running.tree()?.front().context("no front")?;
+    kill(front, Signal::STOP)?;
+    until("it has joined", PATIENCE, async || Ok((commits()? == "0").then_some(()))).await?;
+    ensure!(!slow.dir().join("listening.json").exists(), "it was faster than the test");
+    let silent = "UPDATE replicas SET seen_at_us = seen_at_us - 60000000";
+    ensure!(sql(&format!("WITH silent AS ({silent} RETURNING 1) SELECT count(*) FROM silent"))? == "1");
+    sql("DROP TRIGGER slow ON replicas")?;
+    fleet.start_replica(1).await?;
+
+    kill(front, Signal::CONT)?;
+    let status = running.ended().await?;
+    let log = fleet.replicas[0].log();
+    ensure!(!status.success() && log.contains("keys.destroy_delay"), "{status}");
+    ensure!(!fleet.replicas[0].dir().join("listening.json").exists(), "it served");
+    fleet.kms(["keys", "create", "orders", "--algorithm", "ES256"]).await?.text()?;
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! `StatusService` over a core whose ports are fakes.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a test stops where its ground is missing")]
+#![expect(clippy::expect_used, reason = "a test stops where its ground is missing")]
 
 use std::{sync::Arc, time::Duration};
 

@@ -22,6 +22,7 @@ mod name;
 mod output;
 mod serve;
 mod sign;
+mod status;
 mod view;
 
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ enum Command {
     Bootstrap(bootstrap::Bootstrap),
     Config(configuration::ConfigCommand),
     Hsm(hsm::Hsm),
+    Status(status::Status),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     /// The places at which a test may kill the front
@@ -93,6 +95,7 @@ impl Command {
             Self::Bootstrap(command) => block_on(command.run(format)),
             Self::Doctor(command) => block_on(command.run(format)),
             Self::Hsm(command) => block_on(command.run(format)),
+            Self::Status(command) => block_on(command.run(format)),
             Self::Config(command) => command.run(format),
             Self::Completions(command) => command.run(),
             #[cfg(feature = "failpoints")]
@@ -182,6 +185,7 @@ mod tests {
             "kms hsm accept-older-store --confirm 0f1e2d3c4b5a6978 --addr localhost:8443",
             "kms hsm inventory --state orphan -o json --addr localhost:8443",
             "kms hsm quarantine 0a1b --note n --token-file t",
+            "kms status -o json --addr localhost:8443",
             "kms completions bash",
         ] {
             if let Err(error) = parse(line) {
