@@ -211,5 +211,24 @@ fn state(name: &str) -> String {
 
 /// To the millisecond, as JSON writes `google.protobuf.Duration`: clocks differ by less than a second.
 fn text(duration: &prost_types::Duration) -> String {
-    format!("{:.3}s", span(Some(duration)).as_secs_f64())
+    let ms = span(Some(duration)).as_millis();
+    let (sign, ms) = (if ms < 0 { "-" } else { "" }, ms.unsigned_abs());
+    format!("{sign}{}.{:03}s", ms / 1_000, ms % 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_shown_to_the_millisecond_and_nothing_has_no_sign() {
+        for (seconds, nanos, shown) in [
+            (0, -999_999, "0.000s"),
+            (0, -1_000_000, "-0.001s"),
+            (-1, -500_000_000, "-1.500s"),
+            (12, 34_000_000, "12.034s"),
+        ] {
+            assert_eq!(text(&prost_types::Duration { seconds, nanos }), shown);
+        }
+    }
 }
