@@ -150,7 +150,9 @@ fn failure(error: MigrateError) -> Failure {
     let again = matches!(error, MigrateError::Rows(_) | MigrateError::Differs(_));
     let failure = Failure::new(code, error.to_string());
     if again {
-        failure.hint("run the same command again: it begins anew. Until it is through, no server uses the database")
+        failure.hint(
+            "run the same command again: it begins anew. Until it is through, no server uses the database",
+        )
     } else {
         failure
     }

@@ -219,3 +219,69 @@ fn sha256(context: digest::Context) -> [u8; 32] {
     bytes.copy_from_slice(context.finish().as_ref());
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use kms_test_postgres::Cluster;
+    use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+
+    use super::*;
+    use crate::{PostgresOptions, PostgresStore, SqliteStore};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_column_of_either_database_is_listed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("kms.db");
+        SqliteStore::open(&path).await.expect("it opens").close().await;
+        let mut sqlite = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path))
+            .await
+            .expect("it connects");
+        let columns = "SELECT m.name || '.' || c.name FROM sqlite_master m, pragma_table_info(m.name) c
+            WHERE m.type = 'table' AND m.name NOT IN ('generation', '_sqlx_migrations') ORDER BY 1";
+        let sqlite: Vec<String> =
+            sqlx::query_scalar(columns).fetch_all(&mut sqlite).await.expect("it has columns");
+
+        let cluster = Cluster::start().expect("PostgreSQL starts");
+        let database = cluster.create_database().expect("a database");
+        let mut options = PostgresOptions::new(database.tls_url(&cluster));
+        options.password = Some(database.password().to_owned());
+        PostgresStore::open(&options).await.expect("it opens").close().await;
+        let columns = "SELECT table_name || '.' || column_name FROM information_schema.columns
+            WHERE table_schema = 'public' AND table_name NOT IN
+                ('generation', '_sqlx_migrations', 'schema_compatibility', 'replicas', 'leases', 'migrated_from')
+            ORDER BY (table_name || '.' || column_name) COLLATE \"C\"";
+        let postgres = cluster.sql(&database.name, columns).expect("it has columns");
+
+        let mut listed: Vec<String> = TABLES
+            .iter()
+            .flat_map(|table| table.columns.iter().map(|(name, _)| format!("{}.{name}", table.name)))
+            .collect();
+        listed.sort_unstable();
+        assert_eq!(sqlite, listed);
+        assert_eq!(postgres.lines().collect::<Vec<_>>(), listed);
+    }
+
+    #[test]
+    fn equal_contents_have_equal_digests_and_others_have_not() {
+        let [table, ..] = &TABLES;
+        let digest = |rows: &[&[Value]]| {
+            let mut tally = Tally::default();
+            rows.iter().for_each(|row| tally.add(row));
+            tally.contents(table).sha256
+        };
+        let text = |text: &str| Value::from(text);
+        let none = || Value::Text(None);
+        let (a, b) = ([text("a"), text("bc")], [none(), text("")]);
+        assert_eq!(digest(&[&a, &b]), digest(&[&b, &a]));
+        for other in [
+            &[&a[..]][..],
+            &[&a, &a],
+            &[&[text("ab"), text("c")], &b],
+            &[&a, &[text(""), none()]],
+            &[&a, &[none(), none()]],
+            &[&a, &[none(), Value::from(&b""[..])]],
+        ] {
+            assert_ne!(digest(&[&a, &b]), digest(other));
+        }
+    }
+}

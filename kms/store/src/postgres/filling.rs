@@ -46,7 +46,7 @@ pub(crate) struct Origin {
 pub(crate) enum Found {
     /// Empty, or half filled from the same file and now emptied.
     Empty(Filling),
-    /// Filled from these very rows.
+    /// Filled from these very rows of the same file.
     Filled,
 }
 
@@ -173,7 +173,7 @@ pub(super) async fn unfinished(connection: &mut PgConnection) -> Result<Option<S
     }
 }
 
-/// The number of this attempt; none when the database is filled from these rows.
+/// The number of this attempt; none when the database is filled from this file as it is.
 async fn take(connection: &mut PgConnection, origin: &Origin) -> Result<Option<i64>, MigrateError> {
     let mut open = begin(connection).await.map_err(MigrateError::Rows)?;
     // Of two that begin at once the second sees what the first did.
@@ -184,7 +184,11 @@ async fn take(connection: &mut PgConnection, origin: &Origin) -> Result<Option<i
     let earlier = fetch(&mut open, Statement::new(earlier)).await?;
     let earlier = earlier.first().map(|row| Earlier::of(&Cells::named(row, "the migration"))).transpose();
     let attempt = match earlier.map_err(MigrateError::Rows)? {
-        Some(Earlier { digest: Some(digest), .. }) if digest == origin.digest => return Ok(None),
+        Some(Earlier { file, digest: Some(digest), .. })
+            if file == origin.file && digest == origin.digest =>
+        {
+            return Ok(None);
+        }
         Some(earlier) if earlier.digest.is_none() => earlier.again(origin)?,
         _ => {
             refuse_used(&mut open, generation).await?;
