@@ -80,7 +80,7 @@ impl SqliteToPostgres {
         format.print_list(&moved, &["table", "rows", "sha256"])?;
         let was = if migrated.before { "had them already" } else { "has them, read back and compared" };
         output::note(&format!(
-            "The database {was}. {} is out of use: keep it as a backup of this moment. Start the servers with store.url.",
+            "The database {was}. {} is out of use: keep it as a backup of this moment, and start the servers.",
             migrated.moved_to.display()
         ));
         Ok(())

@@ -1,8 +1,8 @@
 //! A store that moves: every row of a SQLite file into an empty PostgreSQL.
 //!
 //! Half of it is never served: the database cannot be used before it is complete, and the file not after. The file gets
-//! its other name before the commit that completes the database, so that nothing can be cut off between the two in which
-//! both could be served. Whatever was cut off, the same call again does the rest, from the beginning.
+//! its other name before the commit that completes the database: so there is no moment at which both could be served.
+//! Whatever was cut off, the same call again does the rest, from the beginning.
 
 use std::path::{Path, PathBuf};
 
