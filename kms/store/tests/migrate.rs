@@ -294,7 +294,7 @@ async fn fill(store: &SqliteStore) {
     let writes = (0..20).flat_map(|number| insert_with_version(&format!("filled-{number}"))).collect();
     store.commit(Transaction { request, ..Transaction::new("fill", writes) }).await.expect("it is written");
     let (place, state) = refused_latch();
-    store.set_pin_latch(&files, State::UNTRIED, state).await.expect("it is written");
+    store.set_pin_latch(&place, State::UNTRIED, state).await.expect("it is written");
 }
 
 fn insert(id: &str) -> Transaction {
