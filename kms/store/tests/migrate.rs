@@ -211,7 +211,7 @@ async fn what_would_mix_two_services_is_refused_and_says_what_is_there() {
     let refused = migrate(other.db()).await;
     assert!(matches!(&refused, MigrateError::NotEmpty(held) if held.contains("in keys")), "{refused}");
     fs::rename(files.moved(), files.db()).expect("ours");
-    files.open().await.commit(insert("served again")).await.expect("it is written");
+    files.open().await.commit(insert("served-again")).await.expect("it is written");
     let refused = migrate(files.db()).await;
     assert!(matches!(&refused, MigrateError::NotEmpty(_)), "{refused}");
     assert!(files.db().exists() && other.db().exists());
