@@ -21,7 +21,6 @@ async fn a_server_moves_to_postgresql_with_all_that_it_has() -> anyhow::Result<(
         key_id: "remembered".into(),
         key: Some(v1::Key { algorithm: "ES256".into(), ..Default::default() }),
         request_id: "00000000-0000-4000-8000-000000000001".into(),
-        ..Default::default()
     };
     let created = server.client().await?.create_key(create.clone()).await?;
     let before = server.get_json("/.well-known/jwks.json").await?;
