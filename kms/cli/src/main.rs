@@ -18,6 +18,7 @@ mod input;
 mod jwks;
 mod jwt;
 mod keys;
+mod migrate;
 mod name;
 mod output;
 mod serve;
@@ -57,6 +58,7 @@ enum Command {
     Config(configuration::ConfigCommand),
     Hsm(hsm::Hsm),
     Status(status::Status),
+    Migrate(migrate::Migrate),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     /// The places at which a test may kill the front
@@ -96,6 +98,7 @@ impl Command {
             Self::Doctor(command) => block_on(command.run(format)),
             Self::Hsm(command) => block_on(command.run(format)),
             Self::Status(command) => block_on(command.run(format)),
+            Self::Migrate(command) => block_on(command.run(format)),
             Self::Config(command) => command.run(format),
             Self::Completions(command) => command.run(),
             #[cfg(feature = "failpoints")]
@@ -159,6 +162,7 @@ mod tests {
             "kms hsm inventory --state lost",
             "kms hsm quarantine 0a1b",
             "kms hsm quarantine web --note n",
+            "kms migrate sqlite-to-postgres",
         ] {
             assert_eq!(parse(line).err().map(|error| error.exit_code()), Some(2), "{line}");
         }
@@ -186,6 +190,7 @@ mod tests {
             "kms hsm inventory --state orphan -o json --addr localhost:8443",
             "kms hsm quarantine 0a1b --note n --token-file t",
             "kms status -o json --addr localhost:8443",
+            "kms migrate sqlite-to-postgres --from kms.db --config kms.toml",
             "kms completions bash",
         ] {
             if let Err(error) = parse(line) {
