@@ -98,10 +98,7 @@ async fn a_replica_that_is_paused_with_the_lock_in_its_hands_loses_it_and_the_ot
     wire.set_fate(Fate::Paused);
     let asked = paused.clone();
     let asked = tokio::spawn(async move { asked.commit(insert("paused")).await });
-    let holding = "SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND state = 'idle in transaction'";
-    world.until(holding, "1").await;
-    assert!(wire.is_done());
+    wire.until_done().await;
 
     // Whoever asks too early is told so in time, and may ask again.
     let began = Instant::now();

@@ -11,6 +11,8 @@ use tokio::{
     task::JoinSet,
 };
 
+use crate::{GLANCE, PATIENCE};
+
 /// The message of a simple query (PostgreSQL's manual, "Message Formats"): its length counts itself.
 const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
 /// How the answer ends when it is done: the tag of CommandComplete.
@@ -56,9 +58,15 @@ impl Wire {
         *self.fate.lock().unwrap_or_else(PoisonError::into_inner) = Some(fate);
     }
 
-    /// Whether it has come by.
-    pub(crate) fn is_done(&self) -> bool {
-        self.fate.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    /// Waits until it has come by.
+    pub(crate) async fn until_done(&self) {
+        let done = async {
+            let mut tick = tokio::time::interval(GLANCE);
+            while self.fate.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                tick.tick().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, done).await.expect("a COMMIT comes by");
     }
 }
 
