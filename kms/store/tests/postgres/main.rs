@@ -1,6 +1,6 @@
 //! What the store on PostgreSQL promises beyond the suite: databases that are not as they should be, a network that
 //! loses answers, a peer that is paused, news that get lost, and replicas that are not heard of any more.
-#![expect(clippy::expect_used, reason = "a test's own steps must succeed")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test's own steps must succeed")]
 
 mod news;
 mod opening;
