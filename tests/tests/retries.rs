@@ -169,12 +169,20 @@ fn in_time<T>(message: T) -> Request<T> {
 
 /// Every key is there once, with two versions, and the token holds nothing else.
 async fn check(client: &Client, count: usize) -> anyhow::Result<()> {
-    let inventory = client.hsm().get_inventory(v1::GetInventoryRequest::default()).await?.into_inner();
     let mut versions: BTreeMap<String, usize> = BTreeMap::new();
-    for object in &inventory.objects {
-        ensure!(object.state() == v1::hsm_object::State::Live, "an object that nobody needs: {object:?}");
-        let (key, _) = object.key_version.rsplit_once("/versions/").context("no version's name")?;
-        *versions.entry(key.to_owned()).or_default() += 1;
+    let mut page_token = String::new();
+    loop {
+        let request = v1::GetInventoryRequest { page_size: 1_000, page_token, ..Default::default() };
+        let page = client.hsm().get_inventory(request).await?.into_inner();
+        for object in &page.objects {
+            ensure!(object.state() == v1::hsm_object::State::Live, "an object that nobody needs: {object:?}");
+            let (key, _) = object.key_version.rsplit_once("/versions/").context("no version's name")?;
+            *versions.entry(key.to_owned()).or_default() += 1;
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
     }
     ensure!(versions.len() == count, "{} keys of {count}", versions.len());
     let odd: Vec<_> = versions.iter().filter(|(_, versions)| **versions != 2).collect();
