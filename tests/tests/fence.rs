@@ -1,16 +1,22 @@
 //! The database goes away, comes back, or is another one than before: what three servers do about it, and which servers
 //! are not let in.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, ensure};
 use kms_client::v1;
 use kms_softhsm::EphemeralToken;
-use kms_tests::{Fleet, PATIENCE, Plan, Running, TestHsm, kill, refusal, refused, until};
+use kms_tests::{Fleet, PATIENCE, Plan, Promise, Running, TestHsm, kill, refusal, refused, until};
 use rustix::process::Signal;
 use tonic::Code;
+
+/// From the end of the database to the last signature that began: the fence.
+const FENCED_MAX: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_hangs_dies_and_comes_back_stops_the_signing_and_heals_by_itself()
 -> anyhow::Result<()> {
+    let promise = Promise::begin(20, "fence")?;
     let mut fleet = Fleet::start(Plan::new()?, 2).await?;
     fleet.kms(["keys", "create", "orders", "--algorithm", "ES256"]).await?.text()?;
     let clients =
@@ -19,7 +25,9 @@ async fn a_database_that_hangs_dies_and_comes_back_stops_the_signing_and_heals_b
         let input = Some(v1::sign_request::Input::Message(b"a message".to_vec()));
         v1::SignRequest { name: "keys/orders".into(), input, ..Default::default() }
     };
+    let (mut stopped, mut healed) = (Duration::ZERO, Duration::ZERO);
     for outage in ["hangs", "dies"] {
+        let gone = Instant::now();
         if outage == "hangs" {
             fleet.cluster.stop_answering()?
         } else {
@@ -30,6 +38,21 @@ async fn a_database_that_hangs_dies_and_comes_back_stops_the_signing_and_heals_b
         for client in &clients {
             client.crypto().sign(sign()).await?;
         }
+        let last = clients.each_ref().map(async |client| {
+            let mut last = gone;
+            until("it signs no more", PATIENCE, async || {
+                let began = Instant::now();
+                let signs = client.crypto().sign(sign()).await.is_ok();
+                last = if signs { began } else { last };
+                Ok((!signs).then_some(()))
+            })
+            .await?;
+            anyhow::Ok(last)
+        });
+        for last in futures::future::try_join_all(last).await? {
+            stopped = stopped.max(last - gone);
+        }
+        Promise::within("the stop of replicas without a database", stopped, FENCED_MAX)?;
         for (replica, client) in fleet.replicas.iter().zip(&clients) {
             replica.becomes("fence", "not ready", PATIENCE).await?;
             let refused = refusal(client.crypto().sign(sign()).await)?;
@@ -43,11 +66,13 @@ async fn a_database_that_hangs_dies_and_comes_back_stops_the_signing_and_heals_b
         } else {
             fleet.cluster.start_again()?
         }
+        let back = Instant::now();
         for (replica, client) in fleet.replicas.iter().zip(&clients) {
             replica.becomes("fence", "ok", PATIENCE).await?;
             replica.becomes("store", "ok", PATIENCE).await?;
             client.crypto().sign(sign()).await?;
         }
+        healed = healed.max(back.elapsed());
         // And writes.
         let name = format!("after-it-{outage}");
         until("a key is made", PATIENCE, async || {
@@ -60,6 +85,10 @@ async fn a_database_that_hangs_dies_and_comes_back_stops_the_signing_and_heals_b
         })
         .await?;
     }
+    promise.kept(
+        "the database of 2 replicas hung, then killed",
+        format!("both stopped after at most {stopped:.1?} and signed again {healed:.1?} after it was back"),
+    );
     Ok(())
 }
 
