@@ -12,6 +12,7 @@ use crate::{
     epoch::Epoch,
     error::Kind,
     key::later,
+    key_set::{Kept, KeySet},
     signature::PublicKey,
     store::{AccessToken, Generation, QuarantinedObject, Snapshot},
     time::{SignedDuration, Timestamp},
@@ -30,12 +31,16 @@ pub(crate) struct Picture {
     access_tokens: HashMap<[u8; 32], Arc<AccessToken>>,
     pub(crate) epoch: Option<Epoch>,
     quarantined: Vec<QuarantinedObject>,
+    /// The set of all keys.
+    pub(crate) kept: Kept,
 }
 
 /// A key with its versions, and their public keys parsed once.
 pub(crate) struct Entry {
     pub(crate) key: Key,
     pub(crate) versions: Vec<Version>,
+    /// Its key set.
+    pub(crate) kept: Kept,
 }
 
 /// A version's row with what is derived from it.
@@ -82,6 +87,15 @@ impl Catalog {
         self.current.load().keys.get(id).cloned().ok_or_else(|| absent(id))
     }
 
+    /// The key set of one key, or of all, at `now`. `None` when there is no such key.
+    pub(crate) fn key_set(&self, id: Option<&KeyId>, now: Timestamp) -> Option<Arc<KeySet>> {
+        let picture = self.current.load();
+        match id {
+            Some(id) => Some(picture.keys.get(id)?.key_set(now)),
+            None => Some(picture.key_set(now)),
+        }
+    }
+
     /// The access token with that hash, if it is valid at `now`.
     pub(crate) fn access_token(&self, sha256: &[u8; 32], now: Timestamp) -> Option<Arc<AccessToken>> {
         let token = self.current.load().access_tokens.get(sha256).cloned()?;
@@ -95,7 +109,8 @@ impl Picture {
         let keys = entries(snapshot.keys, previous)?;
         let access_tokens = hashed(snapshot.access_tokens);
         let quarantined = snapshot.quarantined;
-        Ok(Self { generation: snapshot.generation, keys, access_tokens, epoch: snapshot.epoch, quarantined })
+        let (generation, epoch) = (snapshot.generation, snapshot.epoch);
+        Ok(Self { generation, keys, access_tokens, epoch, quarantined, kept: Kept::default() })
     }
 
     /// This picture with what a later snapshot has changed.
@@ -109,7 +124,8 @@ impl Picture {
             |record: &QuarantinedObject| self.quarantined(&record.token_serial, &record.cka_id).is_some();
         quarantined.extend(changes.quarantined.into_iter().filter(|record| !known(record)));
         let epoch = changes.epoch.or(self.epoch);
-        Ok(Self { generation: changes.generation, keys, access_tokens, epoch, quarantined })
+        let generation = changes.generation;
+        Ok(Self { generation, keys, access_tokens, epoch, quarantined, kept: Kept::default() })
     }
 
     /// The record of a quarantined object.
@@ -166,7 +182,7 @@ impl Entry {
                 Ok(Version { row, public })
             })
             .collect::<Result<_, Error>>()?;
-        Ok(Self { key, versions })
+        Ok(Self { key, versions, kept: Kept::default() })
     }
 
     /// The version that signs at `now`: the newest active one. None is a failed precondition that says why.

@@ -40,6 +40,7 @@ pub mod verbs;
 mod action;
 mod beat;
 mod catalog;
+mod key_set;
 mod timeline;
 
 pub use action::Action;

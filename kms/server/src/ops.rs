@@ -67,12 +67,16 @@ pub(crate) fn router(probe: Probe, leaving: Arc<AtomicBool>, metrics: Arc<Metric
 /// `full` answers.
 pub(crate) fn until_ready(full: Arc<OnceLock<Router>>) -> Router {
     let answer = async move |request: Request| match full.get() {
+        // A layer here would be paid for with every request; its routes have their own.
         Some(full) => full.clone().oneshot(request).await.into_response(),
-        None if request.uri().path() == "/livez" => livez().await.into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, RETRY_AFTER_SECONDS)], "starting\n")
-            .into_response(),
+        None if request.uri().path() == "/livez" => nosniff(livez().await.into_response()).await,
+        None => nosniff(starting()).await,
     };
-    Router::new().fallback(answer).layer(map_response(nosniff))
+    Router::new().fallback(answer)
+}
+
+fn starting() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, RETRY_AFTER_SECONDS)], "starting\n").into_response()
 }
 
 async fn nosniff(mut response: Response) -> Response {
