@@ -35,6 +35,8 @@ pub struct Fleet {
     _probes: JoinSet<()>,
     /// The database server.
     pub cluster: Cluster,
+    /// The name of their database in it.
+    pub database: String,
     /// The token, the certificate, the administrator's credential.
     pub plan: Plan,
 }
@@ -76,7 +78,16 @@ impl Fleet {
         let probed = watch::Sender::new(Vec::new());
         let mut probes = JoinSet::new();
         probes.spawn(probe(probed.subscribe(), Arc::clone(&grpc), http));
-        Ok(Self { replicas, grpc, probed, environment, _probes: probes, cluster, plan })
+        Ok(Self {
+            replicas,
+            grpc,
+            probed,
+            environment,
+            _probes: probes,
+            cluster,
+            database: database.name,
+            plan,
+        })
     }
 
     /// Prepares and starts them.
