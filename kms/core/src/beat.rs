@@ -13,7 +13,7 @@ use crate::{
     AuditLog, Clock, Error, Hsm, Kms, Store,
     fence::Fenced,
     replica::{Beat, CLOCK_SKEW_MAX, FENCE, LeaseToken, Pulse, ReplicaId},
-    store::Fault,
+    store::{Fault, Generation},
 };
 
 /// How often a load is tried again when somebody else has brought the catalog forward meanwhile.
@@ -33,6 +33,8 @@ pub(crate) struct Beats {
 struct Last {
     leads: bool,
     report: String,
+    /// The generation of the last beat that the store has taken.
+    said: Option<Generation>,
     pulse: Option<Arc<Pulse>>,
 }
 
@@ -48,9 +50,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.beat_again().await
     }
 
-    /// Resolves when the store may have gone past the catalog, or after `at_most`: time for a beat.
+    /// Resolves when the store may have gone past the catalog, or the catalog has gone past what the last beat said, or
+    /// after `at_most`: time for a beat. Others wait for what it says.
     pub async fn changed(&self, at_most: Duration) {
-        self.store.changed(self.generation(), at_most).await;
+        let known = self.generation();
+        if self.beats.last().said.is_none_or(|said| said >= known) {
+            self.store.changed(known, at_most).await;
+        }
     }
 
     /// This run of this server.
@@ -100,6 +106,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             self.beats.doubt();
             tracing::warn!(%fault, "the database gave no pulse");
         })?;
+        self.beats.last().said = known;
         let after = self.clock.now();
         if known > Some(pulse.generation) {
             return Err(self.store_went_backwards(pulse.generation.0));
