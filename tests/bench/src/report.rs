@@ -17,7 +17,7 @@ pub(crate) struct Row {
     pub(crate) p99_us: f64,
     /// CPU time of the service per signature in microseconds; 0 where there is no service.
     pub(crate) server_cpu_us: f64,
-    /// Rate as a share of the rate of what it is compared with (the bare token), measured right before; 0 where there is
+    /// Rate as a share of the rate of what it is compared with, e.g. the bare token's right before; 0 where there is
     /// none beside it.
     pub(crate) share: f64,
     /// Median latency beyond that one's in microseconds.

@@ -1,7 +1,7 @@
-//! `--stores`: what the store and the number of servers cost. All deployments run at once, each with a token of its own,
-//! and are measured in turns, each time in another order: [`FEW`] first among equals, for the others are compared with
-//! it. The 10,000 additional keys are rows whose objects no token has: who signs does not ask for them, and what is away
-//! is an alarm and no reason to suspend. That is checked at the end.
+//! `--stores`: what the store and the number of servers cost. All deployments run at once, each with a token of its
+//! own, and are measured in turns, in another order each time; [`FEW`] is what the others are compared with. The
+//! additional keys are rows whose objects no token has: who signs does not ask for them, and what is away is an alarm
+//! and no reason to suspend. That is checked at the end.
 
 use std::time::{Duration, Instant};
 
