@@ -13,7 +13,7 @@ use crate::{
     AuditLog, Clock, Error, Hsm, Kms, Store,
     fence::Fenced,
     replica::{Beat, CLOCK_SKEW_MAX, FENCE, LeaseToken, Pulse, ReplicaId},
-    store::Fault,
+    store::{Fault, Generation},
     time::SignedDuration,
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Beats {
 struct Last {
     leads: bool,
     report: String,
+    /// The generation of the last beat that the store has taken.
+    said: Option<Generation>,
     /// The last that confirmed something.
     pulse: Option<Arc<Pulse>>,
     /// The last of all.
@@ -77,9 +79,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.fence.age()
     }
 
-    /// Resolves when the store may have gone past the catalog, or after `at_most`: time for a beat.
+    /// Resolves when the store may have gone past the catalog, or the catalog has gone past what the last beat said, or
+    /// after `at_most`: time for a beat. Others wait for what it says.
     pub async fn changed(&self, at_most: Duration) {
-        self.store.changed(self.generation(), at_most).await;
+        let known = self.generation();
+        if self.beats.last().said.is_none_or(|said| said >= known) {
+            self.store.changed(known, at_most).await;
+        }
     }
 
     /// This run of this server.
@@ -129,6 +135,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             self.beats.doubt();
             tracing::warn!(%fault, "the database gave no pulse");
         })?;
+        self.beats.last().said = known;
         let after = self.clock.now();
         // The store read its clock somewhere in between: the worst case counts.
         let [behind, ahead] = [before, after].map(|now| now.duration_since(pulse.now));

@@ -37,6 +37,9 @@ use crate::{
 /// input, as HTTP/1.1 writes it; its address goes to its standard output.
 pub(crate) const SUBCOMMAND: &str = "static-answer";
 
+/// What its rows are compared with.
+pub(crate) const SHARE_OF: &str = "the static answer";
+
 const PATH: &str = "/.well-known/jwks.json";
 /// Bytes of an answer.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
