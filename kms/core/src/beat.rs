@@ -6,14 +6,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
     AuditLog, Clock, Error, Hsm, Kms, Store,
     fence::Fenced,
     replica::{Beat, CLOCK_SKEW_MAX, FENCE, LeaseToken, Pulse, ReplicaId},
-    store::Fault,
+    store::{Fault, Generation},
+    time::SignedDuration,
 };
 
 /// How often a load is tried again when somebody else has brought the catalog forward meanwhile.
@@ -33,7 +34,22 @@ pub(crate) struct Beats {
 struct Last {
     leads: bool,
     report: String,
+    /// The generation of the last beat that the store has taken.
+    said: Option<Generation>,
+    /// The last that confirmed something.
     pulse: Option<Arc<Pulse>>,
+    /// The last of all.
+    heard: Option<Heard>,
+}
+
+/// What the store said, whatever follows from it: for operators.
+#[derive(Clone)]
+pub(crate) struct Heard {
+    pub(crate) pulse: Arc<Pulse>,
+    /// When it was asked.
+    pub(crate) at: Instant,
+    /// How far our clock is ahead of the store's.
+    pub(crate) clock_skew: SignedDuration,
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
@@ -48,9 +64,28 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.beat_again().await
     }
 
-    /// Resolves when the store may have gone past the catalog, or after `at_most`: time for a beat.
+    /// What the next beat says about this replica, and its status from now on: a beat may wait long for the store.
+    pub fn set_report(&self, report: String) {
+        self.beats.last().report = report;
+    }
+
+    /// How far this replica's clock is ahead of the store's, as the store last showed it.
+    pub fn clock_skew(&self) -> Option<SignedDuration> {
+        self.beats.heard().map(|heard| heard.clock_skew)
+    }
+
+    /// How long ago the store confirmed what this replica knows; `None` before the first time.
+    pub fn confirmed_age(&self) -> Option<Duration> {
+        self.fence.age()
+    }
+
+    /// Resolves when the store may have gone past the catalog, or the catalog has gone past what the last beat said, or
+    /// after `at_most`: time for a beat. Others wait for what it says.
     pub async fn changed(&self, at_most: Duration) {
-        self.store.changed(self.generation(), at_most).await;
+        let known = self.generation();
+        if self.beats.last().said.is_none_or(|said| said >= known) {
+            self.store.changed(known, at_most).await;
+        }
     }
 
     /// This run of this server.
@@ -100,13 +135,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             self.beats.doubt();
             tracing::warn!(%fault, "the database gave no pulse");
         })?;
+        self.beats.last().said = known;
         let after = self.clock.now();
-        if known > Some(pulse.generation) {
-            return Err(self.store_went_backwards(pulse.generation.0));
-        }
         // The store read its clock somewhere in between: the worst case counts.
         let [behind, ahead] = [before, after].map(|now| now.duration_since(pulse.now));
         let by = if behind.abs() > ahead.abs() { behind } else { ahead };
+        self.beats.last().heard = Some(Heard { pulse: Arc::new(pulse.clone()), at: sent, clock_skew: by });
+        if known > Some(pulse.generation) {
+            return Err(self.store_went_backwards(pulse.generation.0));
+        }
         if by.unsigned_abs() > CLOCK_SKEW_MAX {
             self.fence.clock_differs(by);
             let fenced = Fenced::ClockDiffers(by);
@@ -180,6 +217,14 @@ impl Beats {
     fn last(&self) -> MutexGuard<'_, Last> {
         // Each field is whole even if its holder panicked.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn heard(&self) -> Option<Heard> {
+        self.last().heard.clone()
+    }
+
+    pub(crate) fn report(&self) -> String {
+        self.last().report.clone()
     }
 
     fn doubt(&self) {

@@ -13,6 +13,7 @@ use crate::{
     epoch::Epoch,
     error::Kind,
     key::later,
+    key_set::{Kept, KeySet},
     signature::PublicKey,
     store::{AccessToken, Generation, QuarantinedObject, Snapshot},
     time::{SignedDuration, Timestamp},
@@ -32,12 +33,16 @@ pub(crate) struct Picture {
     access_tokens: HashMap<[u8; 32], Arc<AccessToken>>,
     pub(crate) epoch: Option<Epoch>,
     quarantined: Vec<QuarantinedObject>,
+    /// The set of all keys.
+    pub(crate) kept: Kept,
 }
 
 /// A key with its versions, and their public keys parsed once.
 pub(crate) struct Entry {
     pub(crate) key: Key,
     pub(crate) versions: Vec<Version>,
+    /// Its key set.
+    pub(crate) kept: Kept,
 }
 
 /// A version's row with what is derived from it.
@@ -84,6 +89,15 @@ impl Catalog {
         self.current.load().keys.get(id).cloned().ok_or_else(|| absent(id))
     }
 
+    /// The key set of one key, or of all, at `now`. `None` when there is no such key.
+    pub(crate) fn key_set(&self, id: Option<&KeyId>, now: Timestamp) -> Option<Arc<KeySet>> {
+        let picture = self.current.load();
+        match id {
+            Some(id) => Some(picture.keys.get(id)?.key_set(now)),
+            None => Some(picture.key_set(now)),
+        }
+    }
+
     /// The access token with that hash, if it is valid at `now`.
     pub(crate) fn access_token(&self, sha256: &[u8; 32], now: Timestamp) -> Option<Arc<AccessToken>> {
         let token = self.current.load().access_tokens.get(sha256).cloned()?;
@@ -97,7 +111,8 @@ impl Picture {
         let keys = entries(snapshot.keys, previous)?;
         let access_tokens = hashed(snapshot.access_tokens);
         let Snapshot { generation, epoch, quarantined, .. } = snapshot;
-        Ok(Self { generation, keys, classes: by_name(snapshot.classes), access_tokens, epoch, quarantined })
+        let (classes, kept) = (by_name(snapshot.classes), Kept::default());
+        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, kept })
     }
 
     /// This picture with what a later snapshot has changed.
@@ -113,7 +128,8 @@ impl Picture {
             |record: &QuarantinedObject| self.quarantined(&record.token_serial, &record.cka_id).is_some();
         quarantined.extend(changes.quarantined.into_iter().filter(|record| !known(record)));
         let epoch = changes.epoch.or(self.epoch);
-        Ok(Self { generation: changes.generation, keys, classes, access_tokens, epoch, quarantined })
+        let (generation, kept) = (changes.generation, Kept::default());
+        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, kept })
     }
 
     /// The record of a quarantined object.
@@ -179,7 +195,7 @@ impl Entry {
                 Ok(Version { row, public })
             })
             .collect::<Result<_, Error>>()?;
-        Ok(Self { key, versions })
+        Ok(Self { key, versions, kept: Kept::default() })
     }
 
     /// The version that signs at `now`: the newest active one. None is a failed precondition that says why.

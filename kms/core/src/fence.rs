@@ -99,7 +99,8 @@ impl Fence {
         }
     }
 
-    fn age(&self) -> Option<Duration> {
+    /// How long ago the last confirmation is; `None` before the first.
+    pub(crate) fn age(&self) -> Option<Duration> {
         let ns = self.confirmed_ns.load(Ordering::Acquire).checked_sub(1)?;
         let since_origin = self.clock.instant().saturating_duration_since(self.origin);
         Some(since_origin.saturating_sub(Duration::from_nanos(ns)))

@@ -40,14 +40,15 @@ pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
         let service = Arc::clone(service);
         Arc::new(move |sha256| service.authenticate(sha256))
     };
-    let Services { keys, crypto, access, hsm } = Services::new(service, config.max_deadline);
+    let Services { keys, crypto, access, hsm, status } = Services::new(service, config.max_deadline);
     // A fresh reporter says SERVING for the whole server; one service of ours is never away alone.
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::new(health.max_decoding_message_size(STRANGER_MESSAGE_BYTES_MAX))
         .add_service(Authenticated::new(keys, Arc::clone(&lookup)))
         .add_service(Authenticated::new(crypto, Arc::clone(&lookup)))
         .add_service(Authenticated::new(access, Arc::clone(&lookup)))
-        .add_service(Authenticated::new(hsm, lookup));
+        .add_service(Authenticated::new(hsm, Arc::clone(&lookup)))
+        .add_service(Authenticated::new(status, lookup));
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -159,6 +160,7 @@ mod tests {
             "/kms.v1.AccessService/CreateAccessToken",
             "/kms.v1.HsmService/AcceptOlderStore",
             "/kms.v1.HsmService/GetInventory",
+            "/kms.v1.StatusService/GetStatus",
         ] {
             assert_eq!(call(&router, path, None).await, (Code::Unauthenticated, false), "{path}");
             assert_eq!(

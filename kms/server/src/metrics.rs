@@ -1,14 +1,18 @@
 //! Metrics in the OpenMetrics text format: base units, and labels of which there are only so many: nothing per
 //! caller, nothing per key.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kms_core::verbs::AttributeAudits;
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
@@ -46,6 +50,8 @@ pub(crate) struct Levels {
     pub(crate) replicas: usize,
     pub(crate) fenced: bool,
     pub(crate) leads: bool,
+    pub(crate) clock_skew: Option<SignedDuration>,
+    pub(crate) confirmed_age: Option<Duration>,
     pub(crate) recovery_mode: bool,
     pub(crate) epoch_pending: u64,
     /// Per listener.
@@ -146,6 +152,8 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             replicas,
             fenced,
             leads,
+            clock_skew,
+            confirmed_age,
             recovery_mode,
             epoch_pending,
             certificates_expire,
@@ -203,6 +211,14 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             f64::from(u8::from(fenced)),
         )?;
         gauge("lease_held", "1: this server does the background work", None, f64::from(u8::from(leads)))?;
+        if let Some(skew) = clock_skew {
+            let help = "How far this server's clock is ahead of the store's, as far as it is known";
+            gauge("clock_skew", help, Some(&Unit::Seconds), skew.as_secs_f64())?;
+        }
+        if let Some(age) = confirmed_age {
+            let help = "Since the store confirmed what this server knows";
+            gauge("generation_confirmed_age", help, Some(&Unit::Seconds), age.as_secs_f64())?;
+        }
         gauge(
             "recovery_mode",
             "1 while the store is older than the HSM has seen, and nothing is signed",
@@ -320,6 +336,7 @@ impl Levels {
                 syncs: 7,
                 last_sync_seconds: 0.5,
                 slots_taken: 8,
+                records_waiting: 18,
                 slots_max: 9,
                 free_bytes: 10,
                 records_lost: 11,
@@ -328,6 +345,8 @@ impl Levels {
             replicas: 3,
             fenced: false,
             leads: true,
+            clock_skew: Some(SignedDuration::from_millis(-1_500)),
+            confirmed_age: Some(Duration::from_millis(250)),
             recovery_mode: true,
             epoch_pending: 13,
             certificates_expire: vec![("grpc", Timestamp::UNIX_EPOCH)],

@@ -161,7 +161,7 @@ fn withdrawn(entry: &Entry, now: Timestamp) -> Vec<(&Version, Timestamp)> {
     entry.versions.iter().filter_map(|version| Some((version, of(version)?))).collect()
 }
 
-fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {
+pub(super) fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {
     let due = row.born.as_ref().and_then(|born| born.timeline.destroys_at);
     row.destroyed_at.is_none() && due.is_some_and(|at| at <= now)
 }

@@ -14,3 +14,4 @@ mod fleet;
 mod key_sets;
 mod lease;
 mod rotations;
+mod status;
