@@ -8,9 +8,8 @@ use std::{
 };
 
 use futures::executor::block_on;
-use kms_core::Clock as _;
 use kms_core::{
-    Algorithm, Error, KeyId,
+    Algorithm, Clock as _, Error, KeyId, KeyVersion, Store as _,
     fakes::{FakeKms, World, administrator, entropy},
     kms::{KeyView, Settings, VersionView},
     time::{Deadline, SignedDuration},
@@ -153,16 +152,7 @@ impl Fleet {
         name: &str,
         request_id: Option<&str>,
     ) -> Result<KeyView, Error> {
-        let request = CreateKey {
-            id: id(name),
-            algorithm: Algorithm::Es256,
-            owner: "team".to_owned(),
-            labels: Default::default(),
-            rotation_period: None,
-            publish_lead: None,
-            max_token_ttl: None,
-            request: request(request_id),
-        };
+        let request = CreateKey { request: request(request_id), ..creation(name) };
         self.replicas[replica].create_key(&administrator(), request, self.deadline(replica)).await
     }
 
@@ -173,6 +163,12 @@ impl Fleet {
     ) -> Result<VersionView, Error> {
         let rotate = RotateKey { id: id("k"), request: request(request_id) };
         self.replicas[replica].rotate_key(&administrator(), rotate, self.deadline(replica)).await
+    }
+
+    /// One round of the scheduler of a replica. Returns how many steps succeeded.
+    pub(crate) fn tick(&self, replica: usize) -> usize {
+        let (kms, deadline) = (&self.replicas[replica], self.deadline(replica));
+        block_on(async { kms.resume_births(deadline).await + kms.run_due(deadline).await })
     }
 
     pub(crate) async fn disable(&self, replica: usize) -> Result<VersionView, Error> {
@@ -189,8 +185,14 @@ impl Fleet {
         self.replicas[replica].sign(&administrator(), to_sign(), deadline).await
     }
 
+    /// The versions of `k` as the store has them.
+    pub(crate) fn rows(&self) -> Vec<KeyVersion> {
+        let snapshot = block_on(self.store.store.load(None)).expect("rows");
+        snapshot.keys.into_iter().find(|(key, _)| key.id == id("k")).expect("the key").1
+    }
+
     /// The versions of `k` in the store, once everybody knows them.
-    pub(crate) fn versions(&self) -> Vec<kms_core::KeyVersion> {
+    pub(crate) fn versions(&self) -> Vec<KeyVersion> {
         self.beat();
         let versions = block_on(self.replicas[0].list_key_versions(&administrator(), &id("k")));
         versions.expect("versions").into_iter().map(|view| view.row).collect()
@@ -201,6 +203,20 @@ async fn beat_on(kms: &FakeKms) {
     loop {
         let _ = kms.beat(true, String::new()).await;
         kms.changed(Duration::from_secs(1)).await;
+    }
+}
+
+/// A key of defaults.
+pub(crate) fn creation(name: &str) -> CreateKey {
+    CreateKey {
+        id: id(name),
+        algorithm: Algorithm::Es256,
+        owner: "team".to_owned(),
+        labels: Default::default(),
+        rotation_period: None,
+        publish_lead: None,
+        max_token_ttl: None,
+        request: Request::default(),
     }
 }
 
