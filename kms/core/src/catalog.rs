@@ -8,7 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    Error, Key, KeyId, KeyVersion,
+    Error, Key, KeyId, KeyState, KeyVersion,
     epoch::Epoch,
     error::Kind,
     key::later,
@@ -35,7 +35,11 @@ pub(crate) struct Picture {
 /// A key with its versions, and their public keys parsed once.
 pub(crate) struct Entry {
     pub(crate) key: Key,
+    /// By number.
     pub(crate) versions: Vec<Version>,
+    /// When the next destruction is due, if one is scheduled: versions grow many, and nobody should look at each of
+    /// them again and again.
+    pub(crate) destroys_at: Option<Timestamp>,
 }
 
 /// A version's row with what is derived from it.
@@ -165,8 +169,9 @@ impl Entry {
                 };
                 Ok(Version { row, public })
             })
-            .collect::<Result<_, Error>>()?;
-        Ok(Self { key, versions })
+            .collect::<Result<Vec<Version>, Error>>()?;
+        let destroys_at = versions.iter().filter_map(|version| version.row.destruction_due()).min();
+        Ok(Self { key, versions, destroys_at })
     }
 
     /// The version that signs at `now`: the newest active one. None is a failed precondition that says why.
@@ -210,10 +215,15 @@ impl Entry {
 
     /// The version of that number.
     pub(crate) fn version(&self, number: u32) -> Result<&Version, Error> {
-        self.versions
-            .iter()
-            .find(|version| version.row.number == number)
-            .ok_or_else(|| Error::not_found(format_args!("keys/{}/versions/{number}", self.key.id)))
+        let place = self.versions.binary_search_by_key(&number, |version| version.row.number);
+        place
+            .map(|place| &self.versions[place])
+            .map_err(|_| Error::not_found(format_args!("keys/{}/versions/{number}", self.key.id)))
+    }
+
+    /// The version whose birth is not over. Only the newest can be: no other is begun beside one.
+    pub(crate) fn unborn(&self) -> Option<&KeyVersion> {
+        self.versions.last().map(|version| &version.row).filter(|row| row.born.is_none())
     }
 
     /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
@@ -231,6 +241,15 @@ impl Entry {
             Some(version) if version.row.born.is_none() => format!(
                 "keys/{id} has no active version yet: its creation is not finished; retry in a moment"
             ),
+            Some(Version { row: KeyVersion { number, born: Some(born), .. }, .. })
+                if self
+                    .versions
+                    .last()
+                    .is_some_and(|last| last.row.state(now) == KeyState::PreActivation) =>
+            {
+                let at = born.timeline.activates_at;
+                format!("keys/{id} has no active version: version {number} signs from {at}, after its lead")
+            }
             Some(version) => format!(
                 "keys/{id} has no active version: version {} is {}; enable it, or rotate the key",
                 version.row.number,

@@ -224,6 +224,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         activates_at: Option<Timestamp>,
         lease: Option<LeaseToken>,
     ) -> Result<(), Error> {
+        let now = self.time_for_all().await?;
         let entry = self.catalog.entry(id)?;
         let row = &entry.version(number)?.row;
         if row.born.is_some() {
@@ -238,7 +239,6 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 "another attempt at this birth has begun; retry",
             ));
         }
-        let now = self.clock.now();
         let timeline = timeline::of_next(&entry, now, activates_at);
         let born = Born { spki: Arc::clone(pair.spki()), kid: pair.jwk().kid(), timeline };
         let born = KeyVersion { born: Some(born), maker: None, ..row.clone() };

@@ -34,8 +34,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             if rotation_due(entry, now).is_some() {
                 done += usize::from(report("rotation", id, self.rotate_due(id, lease, deadline).await));
             }
-            let due = entry.versions.iter().filter(|version| destruction_due(&version.row, now));
-            for version in due.filter(|_| self.settings.allow_destroy) {
+            if !self.settings.allow_destroy || entry.destroys_at.is_none_or(|at| at > now) {
+                continue;
+            }
+            for version in entry.versions.iter().filter(|version| destruction_due(&version.row, now)) {
                 let number = version.row.number;
                 done += usize::from(report(
                     "destruction",
@@ -120,8 +122,7 @@ pub(super) fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
 }
 
 fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {
-    let due = row.born.as_ref().and_then(|born| born.timeline.destroys_at);
-    row.destroyed_at.is_none() && due.is_some_and(|at| at <= now)
+    row.destruction_due().is_some_and(|at| at <= now)
 }
 
 fn report(what: &str, id: &KeyId, result: Result<(), Error>) -> bool {

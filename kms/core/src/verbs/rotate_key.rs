@@ -176,16 +176,20 @@ fn check_room(entry: &Entry, now: Timestamp) -> Result<(), Error> {
         return Ok(());
     }
     let withdrawals = published.iter().filter_map(|row| row.born.as_ref()?.timeline.withdrawn_at);
-    let when = match withdrawals.min() {
+    // Where clocks went back there may be more than one too many.
+    let mut withdrawals: Vec<_> = withdrawals.collect();
+    withdrawals.sort_unstable();
+    let when = match withdrawals.get(published.len() - PUBLISHED_VERSIONS_MAX) {
         Some(at) => format!("the earliest time for it is {at}"),
         None => "disable a version first".to_owned(),
     };
     Err(Error::precondition(
         "TOO_MANY_PUBLISHED_VERSIONS",
         format!(
-            "keys/{} has {PUBLISHED_VERSIONS_MAX} versions in its JWKS; a rotation now would drop one that \
+            "keys/{} has {} versions in its JWKS; a rotation now would drop one that \
              still verifies: {when}",
-            entry.key.id
+            entry.key.id,
+            published.len()
         ),
     ))
 }

@@ -33,7 +33,16 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// A fleet of so many, of which the first holds the lease.
     pub(crate) fn of(count: usize) -> Self {
-        let store = World::default();
+        Self::over(World::default(), count)
+    }
+
+    /// As many anew, after all of these have ended.
+    pub(crate) fn restarted(self) -> Self {
+        self.store.store.forget_replicas();
+        Self::over(self.store, self.replicas.len())
+    }
+
+    fn over(store: World, count: usize) -> Self {
         let worlds: Vec<_> = (0..count).map(|_| store.beside()).collect();
         let replicas = worlds.iter().map(|world| block_on(world.join(settings())).expect("opens")).collect();
         let asleep = worlds.iter().map(|_| AtomicBool::new(false)).collect();

@@ -14,6 +14,7 @@ mod fence;
 mod fleet;
 mod key_sets;
 mod lease;
+mod many_versions;
 mod rotations;
 mod schedule;
 mod verification;
