@@ -13,7 +13,7 @@ use kms_core::{
     fakes::{FakeKms, World, administrator, entropy},
     kms::{KeyView, Settings, VersionView},
     time::{Deadline, SignedDuration},
-    verbs::{ChangeVersion, CreateKey, Encoding, Request, RotateKey, Sign, Signed, ToSign},
+    verbs::{ChangeVersion, CreateKey, Encoding, Request, RotateKey, Sign, Signed, ToSign, UpdateKey},
 };
 
 /// How much time passes from one turn of all to the next.
@@ -222,6 +222,19 @@ pub(crate) fn creation(name: &str) -> CreateKey {
         algorithm: Algorithm::Es256,
         owner: "team".to_owned(),
         labels: Default::default(),
+        rotation_period: None,
+        publish_lead: None,
+        max_token_ttl: None,
+        request: Request::default(),
+    }
+}
+
+/// A change of `k` that changes nothing.
+pub(crate) fn no_update() -> UpdateKey {
+    UpdateKey {
+        id: id("k"),
+        owner: None,
+        labels: None,
         rotation_period: None,
         publish_lead: None,
         max_token_ttl: None,

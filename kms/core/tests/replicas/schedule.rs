@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures::executor::block_on;
 use kms_core::{
     Clock as _, KeyState, KeyVersion,
     fakes::{HsmFault, administrator},
@@ -13,10 +14,10 @@ use kms_core::{
     replica::LIVE_MAX,
     store::Fault,
     time::{SignedDuration, Timestamp},
-    verbs::{ChangeVersion, CreateKey, PUBLISHED_VERSIONS_MAX, Request},
+    verbs::{ChangeVersion, CreateKey, PUBLISHED_VERSIONS_MAX, Request, SignJwt, UpdateKey},
 };
 
-use crate::fleet::{Fleet, Task, creation, id, poll_once, reason};
+use crate::fleet::{Fleet, Task, creation, id, no_update, poll_once, reason};
 
 /// So long that whoever did not beat is taken for dead.
 const LONG: Duration = Duration::from_secs(LIVE_MAX.as_secs() + 1);
@@ -209,6 +210,24 @@ fn a_version_enabled_by_a_replica_whose_clock_was_just_set_back_has_its_lead_by_
     assert_eq!(signer(&fleet, 1), 1);
     fleet.advance(LEAD - SignedDuration::from_secs(1));
     assert_eq!(signer(&fleet, 1), 1);
+}
+
+#[test]
+fn a_token_life_shortened_by_a_replica_whose_clock_was_just_set_back_strands_no_token() {
+    let fleet = Fleet::of(2);
+    let (admin, short) = (administrator(), SignedDuration::from_secs(10));
+    let request = CreateKey { publish_lead: Some(short), ..creation("k") };
+    fleet.run(fleet.replicas[0].create_key(&admin, request, fleet.deadline(0))).expect("created");
+    let long = SignJwt { id: id("k"), claims: b"{}".to_vec(), ttl: Some(hours(1)), typ: None };
+    let token = block_on(fleet.replicas[1].sign_jwt(&admin, long, fleet.deadline(1))).expect("a token");
+    fleet.worlds[0].clock.advance(hours(-1));
+    let shorten = UpdateKey { max_token_ttl: Some(short), ..no_update() };
+    let mut updating: Task<_> = Box::pin(fleet.replicas[0].update_key(&admin, shorten));
+    let _ = poll_thrice(&mut updating);
+    fleet.beat();
+    fleet.run(fleet.rotate(1, None)).expect("rotates");
+    let withdrawn_at = timeline(&fleet.rows()[0]).withdrawn_at.expect("withdrawn");
+    assert!(withdrawn_at > token.expires_at, "{withdrawn_at} is before {}", token.expires_at);
 }
 
 #[test]

@@ -16,10 +16,10 @@ use kms_core::{
     Clock as _, Key,
     fakes::administrator,
     time::{SignedDuration, Timestamp},
-    verbs::{CreateKey, Request, SignJwt, UpdateKey},
+    verbs::{CreateKey, SignJwt, UpdateKey},
 };
 
-use crate::fleet::{Fleet, Random, creation, id, seed};
+use crate::fleet::{Fleet, Random, creation, id, no_update, seed};
 
 const REPLICAS: usize = 3;
 
@@ -210,13 +210,10 @@ impl Run {
         if self.random.below(400) == 0 && self.cut.is_none() {
             let [lead, ttl, period] = periods(&mut self.random);
             let update = UpdateKey {
-                id: id("k"),
-                owner: None,
-                labels: None,
                 rotation_period: Some(Some(period)),
                 publish_lead: Some(lead),
                 max_token_ttl: Some(ttl),
-                request: Request::default(),
+                ..no_update()
             };
             let replica = self.random.below(REPLICAS);
             let admin = administrator();
