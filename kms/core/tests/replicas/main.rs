@@ -15,6 +15,7 @@ mod fleet;
 mod key_sets;
 mod lease;
 mod many_versions;
+mod room;
 mod rotations;
 mod schedule;
 mod verification;

@@ -13,8 +13,8 @@ use kms_core::{
     key::Timeline,
     replica::LIVE_MAX,
     store::Fault,
-    time::{SignedDuration, Timestamp},
-    verbs::{ChangeVersion, CreateKey, PUBLISHED_VERSIONS_MAX, Request, SignJwt, UpdateKey},
+    time::SignedDuration,
+    verbs::{ChangeVersion, CreateKey, Request, SignJwt, UpdateKey},
 };
 
 use crate::fleet::{Fleet, Task, creation, id, no_update, poll_once, reason};
@@ -52,7 +52,7 @@ fn due(count: usize) -> Fleet {
     fleet
 }
 
-fn timeline(row: &KeyVersion) -> Timeline {
+pub(crate) fn timeline(row: &KeyVersion) -> Timeline {
     row.born.as_ref().unwrap_or_else(|| panic!("version {} is not born", row.number)).timeline
 }
 
@@ -81,7 +81,7 @@ fn assert_rotated_once(fleet: &Fleet, replica: usize, case: &str) {
     assert_eq!(signer(fleet, replica), 2, "{case}");
 }
 
-fn published(fleet: &Fleet, replica: usize) -> usize {
+pub(crate) fn published(fleet: &Fleet, replica: usize) -> usize {
     let set = fleet.replicas[replica].published_keys(Some(&id("k"))).expect("fresh").expect("a set");
     let json: serde_json::Value = serde_json::from_slice(&set.body).expect("JSON");
     json["keys"].as_array().expect("keys").len()
@@ -344,55 +344,4 @@ fn a_key_whose_only_version_is_disabled_rotates_by_schedule_too() {
     assert_eq!(fleet.tick(0), 1);
     fleet.advance(LEAD);
     assert_eq!(signer(&fleet, 1), 2);
-}
-
-/// When a refused rotation is allowed, as the refusal says.
-fn earliest(fleet: &Fleet) -> Timestamp {
-    let error = fleet.run(fleet.rotate(0, None)).expect_err("no room");
-    assert_eq!(error.reason(), "TOO_MANY_PUBLISHED_VERSIONS");
-    let text = error.to_string();
-    let (_, at) = text.rsplit_once("the earliest time for it is ").expect("a time is named");
-    at.parse().unwrap_or_else(|_| panic!("{at} is a time"))
-}
-
-/// Sets all clocks to `at`, or a second before.
-fn set_clocks(fleet: &Fleet, at: Timestamp, a_second_before: bool) {
-    let second = SignedDuration::from_secs(i64::from(a_second_before));
-    fleet.advance(at.duration_since(fleet.worlds[0].clock.now()) - second);
-}
-
-#[test]
-fn the_earliest_time_that_a_refused_rotation_names_is_true_to_the_second() {
-    let fleet = daily(2);
-    for _ in 2..=PUBLISHED_VERSIONS_MAX {
-        fleet.run(fleet.rotate(0, None)).expect("rotates");
-        fleet.advance(minutes(3));
-    }
-    for number in 9..=11 {
-        let at = earliest(&fleet);
-        set_clocks(&fleet, at, true);
-        assert_eq!(earliest(&fleet), at, "a second before it is refused");
-        set_clocks(&fleet, at, false);
-        assert_eq!(published(&fleet, 1), PUBLISHED_VERSIONS_MAX - 1);
-        assert_eq!(fleet.run(fleet.rotate(0, None)).expect("rotates").row.number, number);
-        assert_eq!(published(&fleet, 1), PUBLISHED_VERSIONS_MAX);
-    }
-}
-
-#[test]
-fn the_earliest_time_is_true_also_where_the_clocks_went_back_and_more_versions_are_published_again() {
-    let fleet = daily(1);
-    for _ in 2..=PUBLISHED_VERSIONS_MAX {
-        fleet.run(fleet.rotate(0, None)).expect("rotates");
-        fleet.advance(minutes(3));
-    }
-    set_clocks(&fleet, earliest(&fleet), false);
-    fleet.run(fleet.rotate(0, None)).expect("rotates");
-    fleet.advance(minutes(-2));
-    assert_eq!(published(&fleet, 0), PUBLISHED_VERSIONS_MAX + 1);
-    let at = earliest(&fleet);
-    set_clocks(&fleet, at, true);
-    assert_eq!(earliest(&fleet), at);
-    set_clocks(&fleet, at, false);
-    fleet.run(fleet.rotate(0, None)).expect("rotates");
 }
