@@ -338,6 +338,25 @@ fn a_key_whose_only_version_is_disabled_or_destroyed_gets_one_that_is_published_
 }
 
 #[test]
+fn of_two_scheduled_destructions_each_is_done_when_it_is_due() {
+    let fleet = Fleet::with_key(1);
+    fleet.run(fleet.rotate(0, None)).expect("rotates");
+    let (kms, admin) = (&fleet.replicas[0], administrator());
+    for number in [2, 1] {
+        let change = || ChangeVersion { id: id("k"), number, request: Request::default() };
+        fleet.run(kms.disable_key_version(&admin, change())).expect("disabled");
+        let name = format!("keys/k/versions/{number}");
+        fleet.run(kms.destroy_key_version(&admin, change(), &name)).expect("scheduled");
+        fleet.advance(hours(24));
+    }
+    fleet.advance(hours(28 * 24));
+    let destroyed = || fleet.rows().iter().map(|row| row.destroyed_at.is_some()).collect::<Vec<_>>();
+    assert_eq!((fleet.tick(0), fleet.tick(0), destroyed()), (1, 0, vec![false, true]));
+    fleet.advance(hours(24));
+    assert_eq!((fleet.tick(0), fleet.tick(0), destroyed()), (1, 0, vec![true, true]));
+}
+
+#[test]
 fn a_key_whose_only_version_is_disabled_rotates_by_schedule_too() {
     let fleet = due(2);
     fleet.run(fleet.disable(0)).expect("disabled");
