@@ -14,7 +14,7 @@ use crate::{
     fence::Fenced,
     replica::{Beat, CLOCK_SKEW_MAX, FENCE, LeaseToken, Pulse, ReplicaId},
     store::{Fault, Generation},
-    time::SignedDuration,
+    time::{SignedDuration, Timestamp},
 };
 
 /// How often a load is tried again when somebody else has brought the catalog forward meanwhile.
@@ -116,6 +116,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         (lease.holder == self.replica).then_some(lease.token)
     }
 
+    /// The time by which others will be held to a lead, or to the life of a token: the store's, asked for just now, or
+    /// ours where that is later. A clock that was set back since the last beat must not shorten either.
+    pub(crate) async fn time_for_all(&self) -> Result<Timestamp, Error> {
+        let pulse = self.pulse(self.next_beat()).await?;
+        Ok(self.clock.now().max(pulse.now))
+    }
+
     /// A beat with what the last one said. After a reload another one, so that the others see it.
     pub(crate) async fn beat_again(&self) -> Result<Pulse, Error> {
         let known = self.generation();
@@ -124,17 +131,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 
     async fn beat_once(&self) -> Result<Pulse, Error> {
-        let beat = {
-            let last = self.beats.last();
-            let generation = Some(self.generation());
-            Beat { replica: self.replica.clone(), generation, leads: last.leads, report: last.report.clone() }
-        };
+        let beat = self.next_beat();
         let known = beat.generation;
         let (sent, before) = (self.clock.instant(), self.clock.now());
-        let pulse = self.store.pulse(beat).await.inspect_err(|fault| {
-            self.beats.doubt();
-            tracing::warn!(%fault, "the database gave no pulse");
-        })?;
+        let pulse = self.pulse(beat).await?;
         self.beats.last().said = known;
         let after = self.clock.now();
         // The store read its clock somewhere in between: the worst case counts.
@@ -163,6 +163,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.fence.confirm(sent);
         self.beats.last().pulse = Some(Arc::new(pulse.clone()));
         Ok(pulse)
+    }
+
+    fn next_beat(&self) -> Beat {
+        let last = self.beats.last();
+        // Whoever is fenced for more than a lost beat leaves the background work to others.
+        let leads = last.leads && self.fence.check_obstacle().is_ok();
+        let (replica, generation) = (self.replica.clone(), Some(self.generation()));
+        Beat { replica, generation, leads, report: last.report.clone() }
+    }
+
+    async fn pulse(&self, beat: Beat) -> Result<Pulse, Error> {
+        let pulse = self.store.pulse(beat).await.inspect_err(|fault| {
+            self.beats.doubt();
+            tracing::warn!(%fault, "the database gave no pulse");
+        });
+        Ok(pulse?)
     }
 
     /// Brings the catalog up to the store's generation: by what was written since, or, after an answer was left out,

@@ -8,7 +8,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    Error, Key, KeyId, KeyVersion,
+    Error, Key, KeyId, KeyState, KeyVersion,
     class::{ClassName, KeyClass},
     epoch::Epoch,
     error::Kind,
@@ -40,9 +40,12 @@ pub(crate) struct Picture {
 /// A key with its versions, and their public keys parsed once.
 pub(crate) struct Entry {
     pub(crate) key: Key,
+    /// By number.
     pub(crate) versions: Vec<Version>,
     /// Its key set.
     pub(crate) kept: Kept,
+    /// What time itself may ask for: versions grow many, and nobody should look at each of them again and again.
+    pub(crate) due: Due,
 }
 
 /// A version's row with what is derived from it.
@@ -170,6 +173,29 @@ fn hashed(tokens: Vec<AccessToken>) -> HashMap<[u8; 32], Arc<AccessToken>> {
     tokens.into_iter().map(|token| (token.sha256, Arc::new(token))).collect()
 }
 
+/// When there may be something to do for the versions of a key.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Due {
+    /// When the next destruction is due, if one is scheduled.
+    pub(crate) destroys_at: Option<Timestamp>,
+    /// From when on a destruction may be scheduled, if the key asks for that.
+    pub(crate) expires_from: Option<Timestamp>,
+    /// Whether a version was ever revoked.
+    pub(crate) was_revoked: bool,
+}
+
+impl Due {
+    fn of(key: &Key, versions: &[Version]) -> Self {
+        let rows = || versions.iter().map(|version| &version.row);
+        let expiring = rows().filter(|row| key.destroy_after.is_some() && row.may_ever_sign());
+        Self {
+            destroys_at: rows().filter_map(KeyVersion::destruction_due).min(),
+            expires_from: expiring.filter_map(|row| row.born.as_ref()?.timeline.withdrawn_at).min(),
+            was_revoked: rows().any(|row| row.compromise.is_some()),
+        }
+    }
+}
+
 impl Entry {
     /// Whether these are its rows. Not by the revision alone: after a failover another change may have that number.
     fn is(&self, key: &Key, rows: &[KeyVersion]) -> bool {
@@ -194,8 +220,9 @@ impl Entry {
                 };
                 Ok(Version { row, public })
             })
-            .collect::<Result<_, Error>>()?;
-        Ok(Self { key, versions, kept: Kept::default() })
+            .collect::<Result<Vec<Version>, Error>>()?;
+        let due = Due::of(&key, &versions);
+        Ok(Self { key, versions, due, kept: Kept::default() })
     }
 
     /// The version that signs at `now`: the newest active one. None is a failed precondition that says why.
@@ -239,10 +266,15 @@ impl Entry {
 
     /// The version of that number.
     pub(crate) fn version(&self, number: u32) -> Result<&Version, Error> {
-        self.versions
-            .iter()
-            .find(|version| version.row.number == number)
-            .ok_or_else(|| Error::not_found(format_args!("keys/{}/versions/{number}", self.key.id)))
+        let place = self.versions.binary_search_by_key(&number, |version| version.row.number);
+        place
+            .map(|place| &self.versions[place])
+            .map_err(|_| Error::not_found(format_args!("keys/{}/versions/{number}", self.key.id)))
+    }
+
+    /// The version whose birth is not over. Only the newest can be: no other is begun beside one.
+    pub(crate) fn unborn(&self) -> Option<&KeyVersion> {
+        self.versions.last().map(|version| &version.row).filter(|row| row.born.is_none())
     }
 
     /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
@@ -260,6 +292,15 @@ impl Entry {
             Some(version) if version.row.born.is_none() => format!(
                 "keys/{id} has no active version yet: its creation is not finished; retry in a moment"
             ),
+            Some(Version { row: KeyVersion { number, born: Some(born), .. }, .. })
+                if self
+                    .versions
+                    .last()
+                    .is_some_and(|last| last.row.state(now) == KeyState::PreActivation) =>
+            {
+                let at = born.timeline.activates_at;
+                format!("keys/{id} has no active version: version {number} signs from {at}, after its lead")
+            }
             Some(version) => format!(
                 "keys/{id} has no active version: version {} is {}; enable it, or rotate the key",
                 version.row.number,

@@ -91,7 +91,8 @@ impl Fence {
         Ok(age.saturating_sub(2 * BEAT_INTERVAL))
     }
 
-    fn check_obstacle(&self) -> Result<(), Fenced> {
+    /// Whether anything forbids to work but the age of the last confirmation.
+    pub(crate) fn check_obstacle(&self) -> Result<(), Fenced> {
         match self.obstacle.load(Ordering::Acquire) {
             NOTHING => Ok(()),
             WENT_BACKWARDS => Err(Fenced::StoreWentBackwards),

@@ -229,6 +229,11 @@ impl KeyVersion {
         }
     }
 
+    /// When its objects are to be destroyed, if they are and have not been.
+    pub(crate) fn destruction_due(&self) -> Option<Timestamp> {
+        self.born.as_ref()?.timeline.destroys_at.filter(|_| self.destroyed_at.is_none())
+    }
+
     /// Whether verifiers should find it in the JWKS at `now`. From its birth on, also where the clock is behind its
     /// maker's.
     pub fn is_published(&self, now: Timestamp) -> bool {

@@ -75,11 +75,13 @@ pub(crate) fn of_returning(entry: &Entry, row: &KeyVersion, born: &Born, now: Ti
 /// Every row that changes when each of `changed` takes the place of the row of its number: itself, and the versions
 /// whose retirement follows from it. A retirement that has passed stays as it is.
 pub(crate) fn with(entry: &Entry, changed: &[KeyVersion], now: Timestamp) -> Vec<KeyVersion> {
-    let before: Vec<&KeyVersion> = entry.versions.iter().map(|version| &version.row).collect();
+    let before = entry.versions.iter().map(|version| &version.row);
     let changed = |row: &KeyVersion| changed.iter().find(|changed| changed.number == row.number);
-    let after: Vec<KeyVersion> = before.iter().map(|row| changed(row).unwrap_or(row).clone()).collect();
-    let retimed = after.iter().map(|row| retimed(&entry.key, row, &after, now));
-    retimed.zip(before).filter(|(row, old)| row != *old).map(|(row, _)| row).collect()
+    let after: Vec<&KeyVersion> = before.clone().map(|row| changed(row).unwrap_or(row)).collect();
+    // Of the many that a key may have had, those that have retired are not even looked at twice.
+    let open = before.zip(&after).filter(|(old, row)| changed(row).is_some() || is_open(old, now));
+    let retimed = open.map(|(old, row)| (old, retimed(&entry.key, row, &after, now)));
+    retimed.filter(|(old, row)| row != *old).map(|(_, row)| row).collect()
 }
 
 const UNENDING: Timeline = Timeline {
@@ -90,10 +92,15 @@ const UNENDING: Timeline = Timeline {
     destroys_at: None,
 };
 
-fn retimed(key: &Key, row: &KeyVersion, all: &[KeyVersion], now: Timestamp) -> KeyVersion {
+/// Whether its retirement may still change.
+fn is_open(row: &KeyVersion, now: Timestamp) -> bool {
+    row.born.as_ref().is_some_and(|born| born.timeline.retires_at.is_none_or(|at| at > now))
+}
+
+fn retimed(key: &Key, row: &KeyVersion, all: &[&KeyVersion], now: Timestamp) -> KeyVersion {
     let mut row = row.clone();
-    if let Some(born) = &mut row.born
-        && born.timeline.retires_at.is_none_or(|at| at > now)
+    if is_open(&row, now)
+        && let Some(born) = &mut row.born
     {
         let successors = all.iter().filter(|other| other.number > row.number && other.may_ever_sign());
         let takes_over =

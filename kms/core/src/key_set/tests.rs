@@ -101,7 +101,7 @@ fn at(seconds: usize) -> Timestamp {
 
 fn snapshot(generation: u64, keys: Vec<(Key, Vec<KeyVersion>)>) -> Snapshot {
     let generation = Generation(generation);
-    Snapshot { generation, keys, access_tokens: Vec::new(), epoch: None, quarantined: Vec::new() }
+    Snapshot { generation, keys, ..Snapshot::default() }
 }
 
 /// What stands in the rows at `now`, said in the plainest way: the text, its algorithms, and how long it may be kept.

@@ -35,14 +35,18 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             if rotation_due(entry, now).is_some() {
                 done += usize::from(report("rotation", id, self.rotate_due(id, lease, deadline).await));
             }
-            if lacks_successor(entry, now) {
+            if entry.due.was_revoked && lacks_successor(entry, now) {
                 done += usize::from(report("succession", id, self.succeed(id, lease, deadline).await));
             }
-            if self.settings.allow_destroy && !withdrawn(entry, now).is_empty() {
+            let has_come =
+                |at: Option<Timestamp>| self.settings.allow_destroy && at.is_some_and(|at| at <= now);
+            if has_come(entry.due.expires_from) {
                 done += usize::from(report("expiry", id, self.expire(id, lease).await));
             }
-            let due = entry.versions.iter().filter(|version| destruction_due(&version.row, now));
-            for version in due.filter(|_| self.settings.allow_destroy) {
+            if !has_come(entry.due.destroys_at) {
+                continue;
+            }
+            for version in entry.versions.iter().filter(|version| destruction_due(&version.row, now)) {
                 let number = version.row.number;
                 done += usize::from(report(
                     "destruction",
@@ -162,8 +166,7 @@ fn withdrawn(entry: &Entry, now: Timestamp) -> Vec<(&Version, Timestamp)> {
 }
 
 pub(super) fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {
-    let due = row.born.as_ref().and_then(|born| born.timeline.destroys_at);
-    row.destroyed_at.is_none() && due.is_some_and(|at| at <= now)
+    row.destruction_due().is_some_and(|at| at <= now)
 }
 
 fn report(what: &str, id: &KeyId, result: Result<(), Error>) -> bool {

@@ -102,7 +102,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         request: ChangeVersion,
         change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send,
     ) -> Result<VersionView, Error> {
-        let now = self.clock.now();
+        let now = self.time_for_all().await?;
         let fingerprint = Fingerprint::of(transaction, &[request.id.as_str(), &request.number.to_string()]);
         let replayed = self.replayed(caller, &request.request, &fingerprint).await?.is_some();
         let entry = self.catalog.entry(&request.id)?;
