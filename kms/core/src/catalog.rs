@@ -17,7 +17,6 @@ use crate::{
     signature::PublicKey,
     store::{AccessToken, Generation, QuarantinedObject, Snapshot},
     time::{SignedDuration, Timestamp},
-    verbs::MAX_AGE_MAX,
 };
 
 /// The current picture; readers take it whole, without a lock.
@@ -278,11 +277,11 @@ impl Entry {
     }
 
     /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
-    /// before the key's last change may carry the longest max-age; a replica that is cut off serves one on until it is
-    /// fenced; and the clock of one that signs may be ahead of ours.
-    pub(crate) fn lead(&self, now: Timestamp) -> SignedDuration {
-        let changed_lately = later(self.key.updated_at, MAX_AGE_MAX + Key::CLOCKS_APART) > now;
-        let cached = if changed_lately { MAX_AGE_MAX } else { SignedDuration::ZERO };
+    /// before the key's last change may carry the longest max-age, `kept`; a replica that is cut off serves one on until
+    /// it is fenced; and the clock of one that signs may be ahead of ours.
+    pub(crate) fn lead(&self, now: Timestamp, kept: SignedDuration) -> SignedDuration {
+        let changed_lately = later(self.key.updated_at, kept + Key::CLOCKS_APART) > now;
+        let cached = if changed_lately { kept } else { SignedDuration::ZERO };
         self.key.publish_lead.max(cached + Key::FENCE + Key::CLOCKS_APART)
     }
 

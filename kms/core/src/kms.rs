@@ -3,7 +3,10 @@
 //! A verb is entered once and left once: *gate in → catalog → HSM → gate out*. Verbs that change state must be
 //! run to their end: callers that can be cut off (a gRPC handler whose client goes away) run them detached.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Instant,
+};
 
 use crate::{
     Algorithm, AuditLog, Caller, Clock, Error, Gate, Hsm, Key, KeyId, KeyState, KeyVersion, Store,
@@ -17,7 +20,7 @@ use crate::{
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
     timeline,
-    verbs::{AttributeAudits, Births},
+    verbs::{AttributeAudits, Births, MAX_AGE_MAX},
 };
 
 /// The service, over its four ports.
@@ -32,6 +35,7 @@ pub struct Kms<H, S, A, C> {
     pub(crate) catalog: Catalog,
     pub(crate) settings: Settings,
     pub(crate) entropy: Entropy,
+    pub(crate) opened: Opened,
     /// Births under way.
     pub(crate) births: Mutex<Births>,
     /// Held by whoever lets the token follow the epoch: one at a time.
@@ -40,6 +44,14 @@ pub struct Kms<H, S, A, C> {
     pub(crate) acceptance: Mutex<Option<AcceptanceCode>>,
     /// What attribute audits found.
     pub(crate) audits: Mutex<AttributeAudits>,
+}
+
+/// How it was when this process began.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opened {
+    pub(crate) at: Instant,
+    /// Whether there was a key already.
+    pub(crate) with_keys: bool,
 }
 
 /// The outside, plugged in once by `kms/server`.
@@ -70,6 +82,8 @@ pub struct Settings {
     pub allow_destroy: bool,
     /// From the request to the destruction. Default: 30 days.
     pub destroy_delay: SignedDuration,
+    /// The longest that a verifier may keep a key set. At most 300 s, which is the default; all replicas must agree on it.
+    pub jwks_max_age: SignedDuration,
     /// How much longer than its caller a birth may wait for the HSM. Default: 60 s (RSA-4096 is slow).
     pub birth_grace: std::time::Duration,
 }
@@ -121,6 +135,7 @@ impl Default for Settings {
             verify_before_release: true,
             allow_destroy: false,
             destroy_delay: SignedDuration::from_hours(30 * 24),
+            jwks_max_age: MAX_AGE_MAX,
             birth_grace: std::time::Duration::from_secs(60),
         }
     }
@@ -137,6 +152,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let mut prefix = [0; 8];
         entropy(&mut prefix)?;
         let catalog = Catalog::new(store.load(None).await?)?;
+        let opened = Opened { at: clock.instant(), with_keys: !catalog.now().keys.is_empty() };
         let kms = Self {
             hsm,
             store,
@@ -146,6 +162,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             fence,
             beats: Beats::default(),
             catalog,
+            opened,
             settings,
             entropy,
             births: Mutex::default(),

@@ -8,13 +8,14 @@ use crate::{
     Key, KeyState, KeyVersion,
     catalog::Entry,
     key::{Born, TakeOver, Timeline, later},
-    time::Timestamp,
+    time::{SignedDuration, Timestamp},
 };
 
 /// The times of a version that is being born. The first version of a key signs at once, also where the clock is behind
 /// ours: its times lie that far back, and so do those of one that takes over at once. Any other signs after the lead,
-/// not before it was asked to, and at least a fence after the version before it.
-pub(crate) fn of_next(entry: &Entry, now: Timestamp, takes_over: TakeOver) -> Timeline {
+/// not before it was asked to, and at least a fence after the version before it. `kept` is how long verifiers may keep a
+/// set that they have.
+pub(crate) fn of_next(entry: &Entry, now: Timestamp, takes_over: TakeOver, kept: SignedDuration) -> Timeline {
     let latest = entry.versions.iter().filter_map(|version| version.row.born.as_ref()).next_back();
     let asked = match (latest, takes_over) {
         (None, _) | (_, TakeOver::AtOnce) => {
@@ -26,7 +27,7 @@ pub(crate) fn of_next(entry: &Entry, now: Timestamp, takes_over: TakeOver) -> Ti
             if let TakeOver::At(asked) = takes_over { after.max(asked) } else { after }
         }
     };
-    let led = later(now, entry.lead(now));
+    let led = later(now, entry.lead(now, kept));
     Timeline { published_at: now, activates_at: led.max(asked), ..UNENDING }
 }
 
@@ -66,9 +67,15 @@ pub(crate) fn promoted(row: &KeyVersion, now: Timestamp) -> KeyVersion {
 
 /// The times of a suspended version that comes back. It left the JWKS, so while another version signs it must
 /// stand there for the lead again before it takes over.
-pub(crate) fn of_returning(entry: &Entry, row: &KeyVersion, born: &Born, now: Timestamp) -> Timeline {
+pub(crate) fn of_returning(
+    entry: &Entry,
+    row: &KeyVersion,
+    born: &Born,
+    now: Timestamp,
+    kept: SignedDuration,
+) -> Timeline {
     let takes_over = entry.find_primary(now).is_some_and(|primary| primary.row.number < row.number);
-    let led = if takes_over { later(now, entry.lead(now)) } else { Timestamp::MIN };
+    let led = if takes_over { later(now, entry.lead(now, kept)) } else { Timestamp::MIN };
     Timeline { activates_at: born.timeline.activates_at.max(led), ..born.timeline }
 }
 

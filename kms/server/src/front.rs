@@ -200,6 +200,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     Ok(Settings {
         verify_before_release: config.keys.verify_before_release,
         allow_destroy: config.keys.allow_destroy,
+        jwks_max_age: SignedDuration::try_from(config.keys.jwks_max_age).context("keys.jwks_max_age")?,
         destroy_delay: SignedDuration::try_from(config.keys.destroy_delay).context("keys.destroy_delay")?,
         ..Settings::default()
     })

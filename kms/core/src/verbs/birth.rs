@@ -235,7 +235,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 "another attempt at this birth has begun; retry",
             ));
         }
-        let timeline = timeline::of_next(&entry, now, row.takes_over);
+        let timeline = timeline::of_next(&entry, now, row.takes_over, self.sets_kept());
         let born = Born { spki: Arc::clone(pair.spki()), kid: pair.jwk().kid(), timeline };
         let born = KeyVersion { born: Some(born), maker: None, ..row.clone() };
         let changed = timeline::with(&entry, &[born], now);

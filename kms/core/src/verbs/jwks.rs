@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{AuditLog, Clock, Error, Hsm, KeyId, Kms, Store, fence::Fenced, time::SignedDuration};
+use crate::{AuditLog, Clock, Error, Hsm, Key, KeyId, Kms, Store, fence::Fenced, time::SignedDuration};
 
 /// The longest that a verifier may keep a set.
 pub(crate) const MAX_AGE_MAX: SignedDuration =
@@ -40,7 +40,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let stale = self.fence.staleness().map_err(Fenced::refusal)?;
         let Some(set) = self.catalog.key_set(key, self.clock.now()) else { return Ok(None) };
         let stale_seconds = u32::try_from(stale.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX);
-        let max_age_seconds = u32::try_from(set.max_age.as_secs()).unwrap_or(0);
+        let max_age = set.max_age.min(self.settings.jwks_max_age);
+        let max_age_seconds = u32::try_from(max_age.as_secs()).unwrap_or(0);
         let left = max_age_seconds.checked_sub(stale_seconds);
         Ok(Some(PublishedKeys {
             body: set.body.clone(),
@@ -48,5 +49,16 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             max_age_seconds: left.ok_or_else(|| Fenced::Unconfirmed(Some(stale)).refusal())?,
             algorithms: Arc::clone(&set.algorithms),
         }))
+    }
+
+    /// How long a verifier may keep a set that it has by now. The servers that ran before this one may have allowed the
+    /// longest, unless there was no key then.
+    pub(crate) fn sets_kept(&self) -> SignedDuration {
+        let up = SignedDuration::try_from(self.clock.instant().saturating_duration_since(self.opened.at));
+        let until = MAX_AGE_MAX + Key::FENCE + Key::CLOCKS_APART;
+        match self.opened.with_keys && up.is_ok_and(|up| up < until) {
+            true => MAX_AGE_MAX,
+            false => self.settings.jwks_max_age.min(MAX_AGE_MAX),
+        }
     }
 }

@@ -111,7 +111,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 self.remember_adopted(adopted).await?;
                 continue;
             }
-            check_asked(&entry, request.takes_over, now)?;
+            check_asked(&entry, request.takes_over, now, self.sets_kept())?;
             let number = next_number(&entry)?;
             let Some(at_work) = self.begin_work(id, number, None) else {
                 self.wait_for_change(deadline, || still_being_made(id, number)).await?;
@@ -236,9 +236,15 @@ pub(super) fn lacks_successor(entry: &Entry, now: Timestamp) -> bool {
 }
 
 /// A time that was asked for is kept, or refused: what somebody has planned for must not happen at another time.
-fn check_asked(entry: &Entry, takes_over: TakeOver, now: Timestamp) -> Result<(), Error> {
+fn check_asked(
+    entry: &Entry,
+    takes_over: TakeOver,
+    now: Timestamp,
+    kept: SignedDuration,
+) -> Result<(), Error> {
     let TakeOver::At(asked) = takes_over else { return Ok(()) };
-    let earliest = timeline::of_next(entry, later(now, BIRTH_ALLOWANCE), TakeOver::AfterLead).activates_at;
+    let at = later(now, BIRTH_ALLOWANCE);
+    let earliest = timeline::of_next(entry, at, TakeOver::AfterLead, kept).activates_at;
     let latest = later(now, PERIOD_MAX);
     if asked < earliest || asked > latest {
         return Err(Error::invalid(
