@@ -277,11 +277,11 @@ impl Entry {
     }
 
     /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
-    /// before the key's last change may carry the longest max-age, `kept`; a replica that is cut off serves one on until
-    /// it is fenced; and the clock of one that signs may be ahead of ours.
+    /// before the key's last change may carry the longest max-age, `kept`, and others half the publish lead; a replica
+    /// that is cut off serves one on until it is fenced; and the clock of one that signs may be ahead of ours.
     pub(crate) fn lead(&self, now: Timestamp, kept: SignedDuration) -> SignedDuration {
         let changed_lately = later(self.key.updated_at, kept + Key::CLOCKS_APART) > now;
-        let cached = if changed_lately { kept } else { SignedDuration::ZERO };
+        let cached = if changed_lately { kept } else { self.key.publish_lead / 2 };
         self.key.publish_lead.max(cached + Key::FENCE + Key::CLOCKS_APART)
     }
 
