@@ -203,6 +203,11 @@ mod tests {
         for path in ["/readyz", "/.well-known/jwks.json", "/"] {
             assert_eq!(fetch(&router, path).await.0, StatusCode::SERVICE_UNAVAILABLE, "{path}");
         }
+        for path in ["/livez", "/readyz"] {
+            let request = Request::get(path).body(Body::empty()).expect("a request");
+            let response = router.clone().oneshot(request).await.expect("infallible");
+            assert_eq!(response.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff", "{path}");
+        }
         let routes = Router::new().route("/readyz", get(async || "ready"));
         full.set(routes).expect("set once");
         assert_eq!(fetch(&router, "/readyz").await, (StatusCode::OK, "ready".to_owned()));

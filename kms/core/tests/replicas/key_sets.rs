@@ -90,18 +90,18 @@ fn a_version_leaves_the_sets_at_its_withdrawal_to_the_millisecond_and_no_time_bu
     assert!([old, new].iter().all(|born| text(&both).contains(born.kid.as_str())));
     let until = |at: kms_core::time::Timestamp| at.duration_since(fleet.store.clock.now());
     let millisecond = SignedDuration::from_millis(1);
-    for eventless in [new.timeline.activates_at, withdrawn_at] {
-        fleet.advance(until(eventless) - millisecond);
-        for _ in 0..3 {
-            for (replica, key) in [(0, None), (1, None), (1, Some(&id("k"))), (0, Some(&id("k")))] {
-                assert_eq!(set(&fleet, replica, key).body, both.body);
-            }
-            if eventless == withdrawn_at {
-                break;
-            }
-            fleet.advance(millisecond);
+    let is_still_both = || {
+        for (replica, key) in [(0, None), (1, None), (1, Some(&id("k"))), (0, Some(&id("k")))] {
+            assert_eq!(set(&fleet, replica, key), both);
         }
+    };
+    fleet.advance(until(new.timeline.activates_at) - millisecond);
+    for _ in 0..3 {
+        is_still_both();
+        fleet.advance(millisecond);
     }
+    fleet.advance(until(withdrawn_at) - millisecond);
+    is_still_both();
     fleet.advance(millisecond);
     let one = set(&fleet, 0, None);
     assert!(text(&one).contains(new.kid.as_str()) && !text(&one).contains(old.kid.as_str()));
