@@ -25,6 +25,8 @@ async fn a_database_that_hangs_dies_and_comes_back_stops_the_signing_and_heals_b
         let input = Some(v1::sign_request::Input::Message(b"a message".to_vec()));
         v1::SignRequest { name: "keys/orders".into(), input, ..Default::default() }
     };
+    let unknown = fleet.plan.dir().join("unknown-credential");
+    std::fs::write(&unknown, "kms_unknown")?;
     let (mut stopped, mut healed) = (Duration::ZERO, Duration::ZERO);
     for outage in ["hangs", "dies"] {
         let gone = Instant::now();
@@ -56,6 +58,10 @@ async fn a_database_that_hangs_dies_and_comes_back_stops_the_signing_and_heals_b
         for (replica, client) in fleet.replicas.iter().zip(&clients) {
             replica.becomes("fence", "not ready", PATIENCE).await?;
             let refused = refusal(client.crypto().sign(sign()).await)?;
+            ensure!((refused.code, refused.reason.as_str()) == (Code::Unavailable, "FENCED"), "{refused:?}");
+            // Its credential may have been made a moment ago, elsewhere.
+            let newcomer = replica.environment()?.with_token_file(&unknown).client().await?;
+            let refused = refusal(newcomer.crypto().sign(sign()).await)?;
             ensure!((refused.code, refused.reason.as_str()) == (Code::Unavailable, "FENCED"), "{refused:?}");
             // Verifiers may go on with what a cache would have kept for them.
             ensure!(replica.environment()?.get("/.well-known/jwks.json").await?.status() == 200);

@@ -11,7 +11,7 @@ use axum::{
 };
 use futures::{StreamExt as _, stream};
 use kms_api_grpc::Services;
-use kms_core::{AuditLog, Clock, Hsm, Kms, Store};
+use kms_core::{AuditLog, Clock, Error, Hsm, Kms, Store};
 use kms_proto::FILE_DESCRIPTOR_SET;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Status, service::Routes};
@@ -38,7 +38,14 @@ pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
 ) -> anyhow::Result<(Router, Health)> {
     let lookup: Lookup = {
         let service = Arc::clone(service);
-        Arc::new(move |sha256| service.authenticate(sha256))
+        // Behind the fence it may be one of a moment ago.
+        let unknown = move |fence: Result<(), Error>| match fence {
+            Ok(()) => kms_api_grpc::unauthenticated(),
+            Err(error) => kms_api_grpc::status(&error),
+        };
+        Arc::new(move |sha256| {
+            service.authenticate(sha256).ok_or_else(|| Box::new(unknown(service.check_fence())))
+        })
     };
     let Services { keys, crypto, access, hsm, status } = Services::new(service, config.max_deadline);
     // A fresh reporter says SERVING for the whole server; one service of ours is never away alone.
