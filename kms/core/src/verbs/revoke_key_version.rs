@@ -5,7 +5,7 @@ use crate::{
     Action, AuditLog, Caller, Clock, Error, Grant, Hsm, KeyState, KeyVersion, Kms, Store, Unsettled,
     audit::Subject,
     catalog::Entry,
-    key::Compromise,
+    key::{Compromise, TakeOver},
     kms::VersionView,
     time::{Deadline, Timestamp},
     timeline,
@@ -88,7 +88,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 }
 
-/// The rows that change: the version, the one that was to take over and now does, and whose retirement follows.
+/// The rows that change: the version, and where nothing else signs the one that was to take over later and now does at
+/// once, and whose retirement follows.
 fn revoked(entry: &Entry, number: u32, reason: &str, now: Timestamp) -> Result<Vec<KeyVersion>, Error> {
     let version = entry.version(number)?;
     version.public()?;
@@ -101,11 +102,14 @@ fn revoked(entry: &Entry, number: u32, reason: &str, now: Timestamp) -> Result<V
         KeyState::Compromised => return Ok(vec![]),
         _ => {}
     }
-    let signed = entry.find_primary(now).is_some_and(|primary| primary.row.number == number);
+    let another_signs = entry.find_primary(now).is_some_and(|primary| primary.row.number != number);
     let compromise = Some(Compromise { at: now, reason: reason.to_owned() });
     let mut changed = vec![KeyVersion { compromise, ..row.clone() }];
-    if signed {
-        changed.extend(timeline::pending(entry, now).map(|waiting| timeline::promoted(waiting, now)));
+    if !another_signs {
+        let waiting = timeline::pending(entry, now).filter(|waiting| waiting.number != number);
+        let on_its_way =
+            || entry.unborn().map(|row| KeyVersion { takes_over: TakeOver::AtOnce, ..row.clone() });
+        changed.extend(waiting.map(|waiting| timeline::promoted(waiting, now)).or_else(on_its_way));
     }
     Ok(timeline::with(entry, &changed, now))
 }

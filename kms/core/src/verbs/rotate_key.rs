@@ -97,7 +97,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 }
             }
             if let Some(number) = made_since(&entry, seen) {
-                if at_once && entry.version(number)?.row.born.is_none() {
+                let made = &entry.version(number)?.row;
+                if matches!(request.takes_over, TakeOver::At(_)) && made.takes_over != request.takes_over {
+                    return Err(rotated_meanwhile(id));
+                }
+                if at_once && made.born.is_none() {
                     // It may be somebody's who has time.
                     self.see_born(admission, id, number, deadline).await?;
                     continue;
@@ -256,6 +260,11 @@ fn check_asked(
         ));
     }
     Ok(())
+}
+
+fn rotated_meanwhile(id: &KeyId) -> Error {
+    let text = format!("keys/{id} was rotated in the meantime, for another time; read it again and retry");
+    Error::new(Kind::Conflict, "ROTATED_MEANWHILE", text)
 }
 
 fn last_number(entry: &Entry) -> u32 {
