@@ -29,11 +29,11 @@ fn parse_request_id(text: &str) -> Result<Option<String>, Error> {
     }
 }
 
-/// The revision that an etag stands for. What is no etag of ours matches no key, and core says so: revisions
-/// begin at 1. The quotes may be missing, for shells eat them.
+/// The revision that an etag stands for. What is no etag of ours matches nothing, and core says so: no revision is as
+/// high. The quotes may be missing, for shells eat them.
 fn parse_etag(text: &str) -> Option<u64> {
     let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
-    (!text.is_empty()).then(|| bare.parse().unwrap_or(0))
+    (!text.is_empty()).then(|| bare.parse().unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -69,6 +69,13 @@ fn wire_path(field: &'static str) -> &'static str {
         "rotation_period" => "key.rotation_period",
         "publish_lead" => "key.publish_lead",
         "max_token_ttl" => "key.max_token_ttl",
+        "class" => "key.class",
+        "purpose" => "key.purpose",
+        "overlap" => "key.overlap",
+        "destroy_after" => "key.destroy_after",
+        "claim_rules.issuers" => "key.claim_rules.issuers",
+        "claim_rules.audiences" => "key.claim_rules.audiences",
+        "claim_rules.required" => "key.claim_rules.required",
         "role" => "access_token.role",
         same => same,
     }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::{
     Action, Error, KeyId,
+    class::ClassName,
     hsm::{CKA_ID_LEN_MAX, hex},
     time::Timestamp,
 };
@@ -53,7 +54,7 @@ pub struct Event {
     /// The version that did the work, or that is to be changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,
-    /// What else it is about: an access token's name, a CKA_ID in hexadecimal.
+    /// What else it is about: an access token's name, a class of keys, a CKA_ID in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Arc<str>>,
     /// How it ended; for an intent, that it was allowed.
@@ -106,6 +107,11 @@ impl Subject {
     /// One version of a key.
     pub fn of_version(key: &KeyId, number: u32) -> Self {
         Self { version: Some(number), ..Some(key).into() }
+    }
+
+    /// A class of keys.
+    pub fn of_class(name: ClassName) -> Self {
+        Self { target: Some(name.as_str().into()), ..Self::default() }
     }
 
     /// An access token. A name that none can have is left out: it may be anything, a credential even.

@@ -119,7 +119,14 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// The time by which others will be held to a lead, or to the life of a token: the store's, asked for just now, or
     /// ours where that is later. A clock that was set back since the last beat must not shorten either.
     pub(crate) async fn time_for_all(&self) -> Result<Timestamp, Error> {
+        let before = self.clock.now();
         let pulse = self.pulse(self.next_beat()).await?;
+        let ahead = before.duration_since(pulse.now);
+        // And one that was set forward must not prolong them.
+        if ahead > SignedDuration::try_from(CLOCK_SKEW_MAX).unwrap_or(SignedDuration::MAX) {
+            self.fence.clock_differs(ahead);
+            return Err(Fenced::ClockDiffers(ahead).refusal());
+        }
         Ok(self.clock.now().max(pulse.now))
     }
 

@@ -139,6 +139,11 @@ impl Picture {
         self.quarantined.iter().find(|record| record.cka_id == cka_id && record.token_serial == token_serial)
     }
 
+    /// The key's entry.
+    pub(crate) fn entry(&self, id: &KeyId) -> Result<&Entry, Error> {
+        self.keys.get(id).map(|entry| &**entry).ok_or_else(|| absent(id))
+    }
+
     /// A class: as it is built in, or as somebody has changed it.
     pub(crate) fn class(&self, name: ClassName) -> KeyClass {
         self.classes.get(&name).copied().unwrap_or_else(|| KeyClass::built_in(name))
@@ -177,8 +182,8 @@ fn hashed(tokens: Vec<AccessToken>) -> HashMap<[u8; 32], Arc<AccessToken>> {
 pub(crate) struct Due {
     /// When the next destruction is due, if one is scheduled.
     pub(crate) destroys_at: Option<Timestamp>,
-    /// From when on a destruction may be scheduled, if the key asks for that.
-    pub(crate) expires_from: Option<Timestamp>,
+    /// When the next version is to be destroyed by age, if the key asks for that and it is not scheduled yet.
+    pub(crate) expires_at: Option<Timestamp>,
     /// Whether a version was ever revoked.
     pub(crate) was_revoked: bool,
 }
@@ -186,10 +191,11 @@ pub(crate) struct Due {
 impl Due {
     fn of(key: &Key, versions: &[Version]) -> Self {
         let rows = || versions.iter().map(|version| &version.row);
-        let expiring = rows().filter(|row| key.destroy_after.is_some() && row.may_ever_sign());
+        let withdrawn = rows().filter(|row| row.may_ever_sign());
+        let withdrawn_at = withdrawn.filter_map(|row| row.born.as_ref()?.timeline.withdrawn_at).min();
         Self {
             destroys_at: rows().filter_map(KeyVersion::destruction_due).min(),
-            expires_from: expiring.filter_map(|row| row.born.as_ref()?.timeline.withdrawn_at).min(),
+            expires_at: withdrawn_at.and_then(|at| Some(later(at, key.destroy_after?))),
             was_revoked: rows().any(|row| row.compromise.is_some()),
         }
     }

@@ -86,6 +86,8 @@ impl ClaimRules {
 fn any_of(allowed: &[String]) -> String {
     match allowed {
         [only] => format!("{only:?}"),
-        _ => format!("of {allowed:?}"),
+        [first, second] => format!("{first:?} or {second:?}"),
+        [first, second, rest @ ..] => format!("{first:?}, {second:?} or {} others", rest.len()),
+        [] => String::new(),
     }
 }

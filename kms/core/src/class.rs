@@ -2,7 +2,7 @@
 //!
 //! A key's row spells its periods out, whoever gave them: nothing that signs or publishes asks for a class. A key
 //! remembers which of them it has from its class; a change of the class is written into those keys in the same
-//! transaction, so that there is no moment at which a key's rules and its class disagree.
+//! transaction. One that is made or moved at that very moment follows within seconds, by the scheduler.
 
 use std::{fmt, str::FromStr};
 
@@ -110,7 +110,10 @@ pub struct KeyClass {
 /// Longest span that a key may ask for.
 pub(crate) const SPAN_MAX: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Longest rotation period, and longest time to a destruction: ten years.
-pub(crate) const PERIOD_MAX: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
+pub(crate) const PERIOD_MAX: SignedDuration = SignedDuration::from_hours(10 * 366 * 24);
+
+/// Most rotation periods that an overlap may last: eight versions stand in a JWKS at once.
+const OVERLAP_PERIODS_MAX: i32 = 5;
 
 impl ClassName {
     /// All of them.
@@ -164,6 +167,13 @@ impl Periods {
             return Err(Error::invalid("destroy_after", "give whole seconds, at most ten years"));
         }
         let Some(period) = self.rotation_period else { return Ok(()) };
+        if self.overlap > period * OVERLAP_PERIODS_MAX {
+            let text = format!(
+                "an overlap is at most {OVERLAP_PERIODS_MAX} rotation periods: more versions would stand in the JWKS than \
+                 it holds"
+            );
+            return Err(Error::invalid("overlap", text));
+        }
         let least = self.publish_lead.saturating_add(self.max_token_ttl);
         if period < least || period > PERIOD_MAX || period.subsec_nanos() != 0 {
             return Err(Error::invalid(

@@ -77,6 +77,8 @@ pub enum SystemWork {
     Rotation,
     /// Giving a successor to a key whose versions are all compromised.
     Succession,
+    /// Giving a key the periods of its class.
+    Class,
     /// Scheduling the destruction of what has been withdrawn for long enough.
     Expiry,
     /// Destroying what is due.
@@ -387,7 +389,9 @@ impl SystemWork {
         match self {
             Self::Birth => "system:birth",
             Self::Canary => "system:canary",
-            Self::Rotation | Self::Succession | Self::Expiry | Self::Destruction => "system:scheduler",
+            Self::Rotation | Self::Succession | Self::Class | Self::Expiry | Self::Destruction => {
+                "system:scheduler"
+            }
             Self::Epoch => "system:epoch",
             Self::Reconciliation => "system:reconciliation",
             Self::AttributeAudit(_) => "system:attribute-audit",
@@ -400,6 +404,7 @@ impl SystemWork {
             Self::Canary => Action::Canary,
             Self::Rotation => Action::RotateKey,
             Self::Succession => Action::EmergencyRotateKey,
+            Self::Class => Action::UpdateKey,
             Self::Expiry => Action::DestroyKeyVersion,
             Self::Destruction => Action::ExecuteDestroy,
             Self::Epoch => Action::FollowEpoch,
@@ -472,7 +477,14 @@ mod tests {
             let admitted = block_on(gate.admit(&administrator(), action, Some(&key), now));
             assert_eq!(reason(admitted), expected, "{action}");
         }
-        for work in [SystemWork::Birth, SystemWork::Rotation, SystemWork::Destruction] {
+        for work in [
+            SystemWork::Birth,
+            SystemWork::Rotation,
+            SystemWork::Succession,
+            SystemWork::Class,
+            SystemWork::Expiry,
+            SystemWork::Destruction,
+        ] {
             assert_eq!(
                 reason(block_on(gate.begin_system(work, Some(&key).into(), now))),
                 "RECOVERY_MODE",

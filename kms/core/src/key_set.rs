@@ -15,6 +15,7 @@ use crate::{
     algorithm::Hash,
     catalog::{Entry, Picture},
     jwk::base64url,
+    key::Purpose,
     time::{SignedDuration, Timestamp},
     verbs::MAX_AGE_MAX,
 };
@@ -60,9 +61,11 @@ impl Kept {
 }
 
 impl Picture {
-    /// The set of all keys.
+    /// The set of all keys of tokens. A verifier takes whatever is signed by one of them for a token of this issuer: so
+    /// no key stands there with which bytes may be signed.
     pub(crate) fn key_set(&self, now: Timestamp) -> Arc<KeySet> {
-        self.kept.at(now, || KeySet::of_all(self.keys.values().map(|entry| entry.key_set(now))))
+        let entries = self.keys.values().filter(|entry| entry.key.purpose == Purpose::Jwt);
+        self.kept.at(now, || KeySet::of_all(entries.map(|entry| entry.key_set(now))))
     }
 }
 

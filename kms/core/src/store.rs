@@ -69,6 +69,9 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 }
 
+/// The reason of an error that another change was faster: the same may be tried again on the rows as they are now.
+pub(crate) const CHANGED_MEANWHILE: &str = "CHANGED_MEANWHILE";
+
 /// Counts committed transactions. Equal generations mean equal rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Generation(pub u64);
@@ -233,7 +236,7 @@ impl From<Fault> for Error {
             }
             Fault::Changed(what) => Self::new(
                 Kind::Conflict,
-                "CHANGED_MEANWHILE",
+                CHANGED_MEANWHILE,
                 format!("{what} was changed in the meantime; read it again and retry"),
             ),
             Fault::Unavailable(_) | Fault::Unknown(_) => Self::unavailable(

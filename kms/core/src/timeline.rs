@@ -36,10 +36,15 @@ fn at_once(now: Timestamp) -> Timestamp {
     later(now, -Key::CLOCKS_APART)
 }
 
-/// The version that is published and waits for its time, if there is one.
+/// The version that is published and waits for its time, if there is one whose time will come.
 pub(crate) fn pending(entry: &Entry, now: Timestamp) -> Option<&KeyVersion> {
     let rows = entry.versions.iter().rev().map(|version| &version.row);
-    rows.filter(|row| row.may_ever_sign()).find(|row| row.state(now) == KeyState::PreActivation)
+    let will_sign = |row: &KeyVersion| {
+        let timeline = row.born.as_ref().map(|born| born.timeline);
+        timeline.is_some_and(|timeline| timeline.retires_at.is_none_or(|at| at > timeline.activates_at))
+    };
+    rows.filter(|row| row.may_ever_sign() && will_sign(row))
+        .find(|row| row.state(now) == KeyState::PreActivation)
 }
 
 /// When the next version takes over: the one that waits, or the one that the key's period asks for.
@@ -58,9 +63,10 @@ pub(crate) fn scheduled(entry: &Entry) -> Option<Timestamp> {
 
 /// The same version, signing from now on.
 pub(crate) fn promoted(row: &KeyVersion, now: Timestamp) -> KeyVersion {
-    let mut row = row.clone();
+    let mut row = KeyVersion { takes_over: TakeOver::AtOnce, ..row.clone() };
     if let Some(born) = &mut row.born {
-        born.timeline.activates_at = at_once(now).max(born.timeline.published_at);
+        born.timeline.activates_at = at_once(now);
+        born.timeline.published_at = born.timeline.published_at.min(born.timeline.activates_at);
     }
     row
 }

@@ -156,12 +156,11 @@ fn next_steps(version: &v1::KeyVersion, successor: Option<&v1::KeyVersion>) -> V
     )];
     steps.push("Tokens that it signed no longer verify: their holders must get new ones.".to_owned());
     steps.push(match successor {
-        Some(successor) => breaks(successor),
-        None => {
-            "Nothing signs yet in its place, because the HSM did not make a key. It is tried again without a \
-                 request; see `kms status` and the server's log."
-                .to_owned()
-        }
+        Some(successor) if successor.emergency => breaks(successor),
+        Some(successor) => format!("{} signs, as before or as it was planned.", successor.name),
+        None => "Nothing signs yet in its place: a version is being made, or could not be made yet. It is \
+                 tried again without a request; see `kms status` and the server's log."
+            .to_owned(),
     });
     steps.push(
         "Find out how it got out before you trust the next one; the audit log has every signature."

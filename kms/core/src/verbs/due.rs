@@ -3,7 +3,8 @@
 use crate::{
     AuditLog, Clock, Error, Failpoint, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
     audit::Subject,
-    catalog::{Entry, Version},
+    catalog::{Entry, Picture, Version},
+    class::{AskedPeriods, Periods},
     gate::SystemWork,
     key::later,
     replica::LeaseToken,
@@ -12,7 +13,12 @@ use crate::{
     timeline,
 };
 
-use super::{requests::Terms, rotate_key::lacks_successor, version_states::with_destruction};
+use super::{
+    requests::Terms,
+    rotate_key::lacks_successor,
+    update_key::{extend_withdrawals, with_periods},
+    version_states::with_destruction,
+};
 
 /// How long a `request_id` is remembered.
 const REQUESTS_KEPT: SignedDuration = SignedDuration::from_hours(24);
@@ -21,8 +27,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Does what is due now, each step once, if the lease is ours. Returns how many steps succeeded; failures are logged and come up
     /// again at the next call.
     pub async fn run_due(&self, deadline: Deadline) -> usize {
-        if let Err(error) = self.catch_up().await {
+        // Also so that a clock that has just been set is noticed before anything is done by it.
+        if let Err(error) = self.beat_again().await {
             tracing::warn!(%error, "the store could not be read");
+            return 0;
         }
         let Some(lease) = self.lease() else { return 0 };
         let now = self.clock.now();
@@ -32,16 +40,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let entries = picture.keys.values().filter(|_| self.recovery().is_none());
         for entry in entries {
             let id = &entry.key.id;
-            if rotation_due(entry, now).is_some() {
-                done += usize::from(report("rotation", id, self.rotate_due(id, lease, deadline).await));
+            if periods_due(&picture, entry).is_some() {
+                done += usize::from(report("following the class", id, self.follow_class(id, lease).await));
             }
             if entry.due.was_revoked && lacks_successor(entry, now) {
                 done += usize::from(report("succession", id, self.succeed(id, lease, deadline).await));
+            } else if rotation_due(entry, now).is_some() {
+                done += usize::from(report("rotation", id, self.rotate_due(id, lease, deadline).await));
             }
             let has_come =
                 |at: Option<Timestamp>| self.settings.allow_destroy && at.is_some_and(|at| at <= now);
-            if has_come(entry.due.expires_from) {
-                done += usize::from(report("expiry", id, self.expire(id, lease).await));
+            let delay = self.settings.destroy_delay;
+            if has_come(entry.due.expires_at.map(|at| later(at, -delay))) {
+                for (version, _) in withdrawn(entry, now, delay) {
+                    let number = version.row.number;
+                    done += usize::from(report("expiry", id, self.expire(id, number, lease).await));
+                }
             }
             if !has_come(entry.due.destroys_at) {
                 continue;
@@ -98,17 +112,38 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     /// Schedules the destruction of what nobody needs any more, where the key asks for that: never sooner than one that
     /// is asked for by hand, so that there is time to call it off.
-    async fn expire(&self, id: &KeyId, lease: LeaseToken) -> Result<(), Error> {
+    async fn expire(&self, id: &KeyId, number: u32, lease: LeaseToken) -> Result<(), Error> {
         let now = self.clock.now();
-        let admission = self.gate.begin_system(SystemWork::Expiry, Some(id).into(), now).await?;
+        let subject = Subject::of_version(id, number);
+        let admission = self.gate.begin_system(SystemWork::Expiry, subject, now).await?;
         let result = async {
+            let (latest, delay) = (self.time_for_all().await?, self.settings.destroy_delay);
             let entry = self.catalog.entry(id)?;
-            let earliest = later(now, self.settings.destroy_delay);
-            let expired = withdrawn(&entry, now).into_iter().map(|(version, at)| {
-                with_destruction(version, |scheduled| scheduled.or(Some(at.max(earliest))))
-            });
-            let expired = expired.collect();
-            self.write_versions_moving("schedule destructions", &entry.key, expired, Some(lease)).await
+            let expired = withdrawn(&entry, now, delay);
+            let Some((version, at)) = expired.into_iter().find(|(version, _)| version.row.number == number)
+            else {
+                return Ok(());
+            };
+            let at = at.max(later(latest, delay));
+            let expired = with_destruction(version, |scheduled| scheduled.or(Some(at)));
+            self.write_versions_moving("schedule a destruction", &entry.key, vec![expired], Some(lease)).await
+        }
+        .await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+
+    /// A key that was made, or moved to a class, just while the class was changed has the periods of before.
+    async fn follow_class(&self, id: &KeyId, lease: LeaseToken) -> Result<(), Error> {
+        let admission = self.gate.begin_system(SystemWork::Class, Some(id).into(), self.clock.now()).await?;
+        let result = async {
+            let now = self.time_for_all().await?;
+            let picture = self.catalog.now();
+            let entry = picture.entry(id)?;
+            let Some(periods) = periods_due(&picture, entry) else { return Ok(()) };
+            periods.check()?;
+            let key = with_periods(entry.key.clone(), periods, now);
+            let extended = extend_withdrawals(entry, &key, now);
+            self.write_versions("follow a class", &key, extended, Some(lease)).await
         }
         .await;
         admission.settle(result.map(Unsettled::new)).await
@@ -127,6 +162,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let subject = Subject::of_version(id, number);
         let admission = self.gate.begin_system(SystemWork::Destruction, subject, now).await?;
         let result = async {
+            // By every clock: what is done cannot be undone.
+            let now = now.min(self.beat_again().await?.now);
             let entry = self.catalog.entry(id)?;
             let row = &entry.version(number)?.row;
             if !destruction_due(row, now) {
@@ -146,6 +183,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 }
 
+/// The periods that a key should have from its class, if it has others.
+fn periods_due(picture: &Picture, entry: &Entry) -> Option<Periods> {
+    let (periods, _) = AskedPeriods::of(&entry.key).under(&picture.class(entry.key.class).periods);
+    (periods != entry.key.periods()).then_some(periods)
+}
+
 /// When the next version must begin to sign, once it is time to publish it.
 pub(super) fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
     let at = timeline::scheduled(entry)?;
@@ -153,14 +196,15 @@ pub(super) fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
     (publish <= now).then_some(at)
 }
 
-/// What has left the JWKS and is to be destroyed some time after that, with that time. What somebody has put aside is
-/// left to them: also what was called back from a destruction, and what is evidence.
-fn withdrawn(entry: &Entry, now: Timestamp) -> Vec<(&Version, Timestamp)> {
+/// What has left the JWKS and is to be destroyed within `delay`, with the time for that. What somebody has put aside is
+/// left to them: also what was called back from a destruction and not enabled since, and what is evidence.
+fn withdrawn(entry: &Entry, now: Timestamp, delay: SignedDuration) -> Vec<(&Version, Timestamp)> {
     let Some(after) = entry.key.destroy_after else { return vec![] };
     let of = |version: &Version| {
         let timeline = version.row.born.as_ref()?.timeline;
         let at = timeline.withdrawn_at.filter(|at| *at <= now)?;
-        version.row.may_ever_sign().then(|| later(at, after))
+        let destroys_at = later(at, after);
+        (version.row.may_ever_sign() && later(destroys_at, -delay) <= now).then_some(destroys_at)
     };
     entry.versions.iter().filter_map(|version| Some((version, of(version)?))).collect()
 }

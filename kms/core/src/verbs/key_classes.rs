@@ -2,6 +2,7 @@
 
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, Key, Kms, Store, Unsettled,
+    audit::Subject,
     class::{AskedPeriods, ClassName, KeyClass, PeriodChanges},
     error::Kind,
     replica::LeaseToken,
@@ -40,7 +41,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         request: UpdateKeyClass,
     ) -> Result<KeyClass, Error> {
         let now = self.clock.now();
-        let admission = self.gate.begin(caller, Action::UpdateKeyClass, None, now).await?;
+        let subject = Subject::of_class(request.name);
+        let admission = self.gate.begin_about(caller, Action::UpdateKeyClass, subject, now).await?;
         let result = self.in_effect(self.update_class_admitted(request).await).await;
         admission.settle(result.map(Unsettled::new)).await
     }

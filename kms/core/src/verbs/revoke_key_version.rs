@@ -7,9 +7,13 @@ use crate::{
     catalog::Entry,
     key::{Compromise, TakeOver},
     kms::VersionView,
+    store::CHANGED_MEANWHILE,
     time::{Deadline, Timestamp},
     timeline,
-    verbs::requests::{ChangeVersion, Fingerprint},
+    verbs::{
+        requests::{ChangeVersion, Fingerprint},
+        version_states::COMMIT_ATTEMPTS_MAX,
+    },
 };
 
 /// A version to be declared compromised.
@@ -57,21 +61,16 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<Revoked, Error> {
         check_reason(&request.reason)?;
-        let ChangeVersion { id, number, request: guards } = &request.change;
+        let ChangeVersion { id, number, .. } = &request.change;
         let fingerprint =
             Fingerprint::of("RevokeKeyVersion", &[id.as_str(), &number.to_string(), &request.reason]);
-        let replayed = self.replayed(caller, guards, &fingerprint).await?.is_some();
-        if !replayed {
-            let now = self.time_for_all().await?;
-            let entry = self.catalog.entry(id)?;
-            guards.check_etag(&entry.key)?;
-            let changed = revoked(&entry, *number, &request.reason, now)?;
-            let remembered = guards.remember(caller, &fingerprint, id, Some(*number), now);
-            if !changed.is_empty() {
-                self.write_versions_moving("revoke a version", &entry.key, changed, remembered).await?;
-            } else if remembered.is_some() {
-                self.write_versions("revoke a version again", &entry.key, changed, remembered).await?;
+        let mut attempts = 1;
+        while let Err(error) = self.revoke_once(caller, request, &fingerprint).await {
+            // Nobody must be able to hinder it by changing something.
+            if error.reason() != CHANGED_MEANWHILE || attempts == COMMIT_ATTEMPTS_MAX {
+                return Err(error);
             }
+            attempts += 1;
         }
         // The scheduler makes good what fails here: the HSM may be the very thing that is wrong.
         let given = match self.recovery() {
@@ -85,6 +84,32 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let version = VersionView::of(&entry, entry.version(*number)?, now);
         let successor = entry.find_primary(now).map(|primary| VersionView::of(&entry, primary, now));
         Ok(Revoked { version, successor })
+    }
+}
+
+impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
+    async fn revoke_once(
+        &self,
+        caller: &Caller,
+        request: &RevokeKeyVersion,
+        fingerprint: &Fingerprint,
+    ) -> Result<(), Error> {
+        let ChangeVersion { id, number, request: guards } = &request.change;
+        if self.replayed(caller, guards, fingerprint).await?.is_some() {
+            return Ok(());
+        }
+        let now = self.time_for_all().await?;
+        let entry = self.catalog.entry(id)?;
+        guards.check_etag(&entry.key)?;
+        let changed = revoked(&entry, *number, &request.reason, now)?;
+        let remembered = guards.remember(caller, fingerprint, id, Some(*number), now);
+        if !changed.is_empty() {
+            return self.write_versions_moving("revoke a version", &entry.key, changed, remembered).await;
+        }
+        if remembered.is_some() {
+            return self.write_versions("revoke a version again", &entry.key, changed, remembered).await;
+        }
+        Ok(())
     }
 }
 

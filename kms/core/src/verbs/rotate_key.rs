@@ -79,9 +79,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 self.see_born(admission, id, number, deadline).await?;
                 return Ok(number);
             }
+            // Before anything is begun, so that a wrong clock leaves no birth behind that only it could end.
+            let now = self.time_for_all().await?;
             let entry = self.catalog.entry(id)?;
             request.request.check_etag(&entry.key)?;
-            let now = self.clock.now();
             let remember = |number| request.request.remember(caller, &fingerprint, id, Some(number), now);
             if at_once && let Some(waiting) = timeline::pending(&entry, now) {
                 let number = waiting.number;
@@ -98,11 +99,18 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             }
             if let Some(number) = made_since(&entry, seen) {
                 let made = &entry.version(number)?.row;
-                if matches!(request.takes_over, TakeOver::At(_)) && made.takes_over != request.takes_over {
+                let soon = later(later(now, entry.lead(now, self.sets_kept())), BIRTH_ALLOWANCE);
+                let is_asked_for = match (request.takes_over, made.takes_over) {
+                    (asked @ TakeOver::At(_), made) => made == asked,
+                    // Planned for about now, as the scheduler does, is what was asked for.
+                    (TakeOver::AfterLead, TakeOver::At(planned)) => planned <= soon,
+                    (TakeOver::AfterLead | TakeOver::AtOnce, _) => true,
+                };
+                if !is_asked_for {
                     return Err(rotated_meanwhile(id));
                 }
-                if at_once && made.born.is_none() {
-                    // It may be somebody's who has time.
+                if at_once && made.takes_over != TakeOver::AtOnce && made.born.is_none() {
+                    // It is somebody's who has time.
                     self.see_born(admission, id, number, deadline).await?;
                     continue;
                 }
@@ -153,7 +161,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<(), Error> {
         let entry = self.catalog.entry(id)?;
         // Somebody may have rotated it since the decision was made.
-        let Some(activates_at) = rotation_due(&entry, self.clock.now()) else { return Ok(()) };
+        let now = self.clock.now();
+        let Some(activates_at) = rotation_due(&entry, now).filter(|_| !lacks_successor(&entry, now)) else {
+            return Ok(());
+        };
         let number = next_number(&entry)?;
         let Some(at_work) = self.begin_work(id, number, Some(lease)) else { return Ok(()) };
         self.insert_version(&entry, number, TakeOver::At(activates_at), Some(lease)).await?;
@@ -234,8 +245,10 @@ impl RotateKey {
 pub(super) fn lacks_successor(entry: &Entry, now: Timestamp) -> bool {
     let rows = || entry.versions.iter().map(|version| &version.row);
     let Some(revoked) = rows().rfind(|row| row.compromise.is_some()) else { return false };
-    // Whoever has put the version after it out of use may have meant the key.
-    let is_put_aside = |row: &KeyVersion| row.number > revoked.number && row.suspended;
+    // Whoever has put a version after it out of use that had taken over may have meant the key.
+    let had_taken_over =
+        |row: &KeyVersion| row.born.as_ref().is_some_and(|born| born.timeline.activates_at <= now);
+    let is_put_aside = |row: &KeyVersion| row.number > revoked.number && row.suspended && had_taken_over(row);
     !rows().any(|row| row.born.is_none() || is_put_aside(row) || row.signs_from_now(now))
 }
 
@@ -247,10 +260,11 @@ fn check_asked(
     kept: SignedDuration,
 ) -> Result<(), Error> {
     let TakeOver::At(asked) = takes_over else { return Ok(()) };
-    let at = later(now, BIRTH_ALLOWANCE);
-    let earliest = timeline::of_next(entry, at, TakeOver::AfterLead, kept).activates_at;
-    let latest = later(now, PERIOD_MAX);
+    let led = |at| timeline::of_next(entry, at, TakeOver::AfterLead, kept).activates_at;
+    let (earliest, latest) = (led(later(now, BIRTH_ALLOWANCE)), later(now, PERIOD_MAX));
     if asked < earliest || asked > latest {
+        // Whoever reads it needs a moment to ask again, and a part of a second is not shown.
+        let earliest = later(earliest, BIRTH_ALLOWANCE + SignedDuration::from_secs(1));
         return Err(Error::invalid(
             "activate_time",
             format!(

@@ -124,6 +124,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<Unsettled<Signed>, Error> {
         let entry = self.catalog.entry(&request.id)?;
+        // It may have come since it was decided what this is.
+        if entry.key.purpose == Purpose::Jwt && admission.action() != Action::SignRaw {
+            return Err(Error::denied());
+        }
         let version = entry.signing_version(request.version, now)?;
         admission.uses_version(version.row.number);
         let algorithm = entry.key.algorithm;

@@ -110,6 +110,14 @@ fn header(alg: &str, kid: &Kid, typ: Option<&str>) -> Result<String, Error> {
     Ok(format!(r#"{{"alg":"{alg}","kid":"{kid}","typ":"{typ}"}}"#))
 }
 
+/// The registered claims (RFC 7519 §4.1).
+const REGISTERED: [&str; 7] = ["iss", "sub", "aud", "exp", "nbf", "iat", "jti"];
+
+/// As readers do that know no case: also the long s and the Kelvin sign are letters to them.
+fn case_folded(name: &str) -> String {
+    name.chars().map(|c| if c == '\u{17f}' { 's' } else { c }).flat_map(char::to_lowercase).collect()
+}
+
 /// A JSON object's members in order, values verbatim: numbers and strings are not rewritten.
 struct Claims<'a>(Vec<(String, &'a RawValue)>);
 
@@ -138,7 +146,7 @@ impl<'a> Claims<'a> {
         key: &Key,
         now: Timestamp,
     ) -> Result<(String, Timestamp), Error> {
-        key.claim_rules.hold(|name| self.member(name))?;
+        self.refuse_look_alikes(&key.claim_rules.required)?;
         let max = key.max_token_ttl;
         let (expires_at, add_exp) = match (self.numeric_date("exp")?, ttl) {
             (None, None) => {
@@ -171,8 +179,23 @@ impl<'a> Claims<'a> {
             return Err(too_long(key));
         }
         let add_iat = self.numeric_date("iat")?.is_none().then(|| now.as_second());
+        let added = |name: &str| (name == "iat" || name == "exp").then_some(RawValue::TRUE);
+        key.claim_rules.hold(|name| self.member(name).or_else(|| added(name)))?;
         self.numeric_date("nbf")?;
         Ok((self.write([("iat", add_iat), ("exp", add_exp)]), expires_at))
+    }
+
+    /// Some verifiers take `Exp` for `exp`, and the last of the two: what a rule was held against must be all there is.
+    fn refuse_look_alikes(&self, required: &[String]) -> Result<(), Error> {
+        let watched = || REGISTERED.into_iter().chain(required.iter().map(String::as_str));
+        for (member, _) in &self.0 {
+            let folded = case_folded(member);
+            if let Some(name) = watched().find(|name| case_folded(name) == folded && member != name) {
+                let text = format!("a claim is spelled like {name} in another case; leave it out");
+                return Err(Error::invalid("claims_json", text));
+            }
+        }
+        Ok(())
     }
 
     fn member(&self, name: &str) -> Option<&'a RawValue> {
@@ -303,6 +326,25 @@ mod tests {
         let (text, _) =
             complete("{ \"z\": 1.0, \"a\\u0062\": [ 9007199254740993 ] }", Some(60)).expect("claims");
         assert_eq!(text, "{\"z\":1.0,\"ab\":[ 9007199254740993 ],\"iat\":1800000000,\"exp\":1800000060}");
+    }
+
+    #[test]
+    fn a_claim_that_some_reader_would_take_for_another_is_refused() {
+        for bad in ["Exp", "EXP", "i\u{17f}s", "\u{17f}ub", "Aud", "nBf", "Jti"] {
+            let claims = serde_json::json!({ bad: "s3cret" }).to_string();
+            let error = complete(&claims, Some(60)).expect_err(bad);
+            assert_eq!(error.field(), Some("claims_json"), "{bad}");
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+        }
+        let mut key = a_key("k");
+        key.claim_rules.required = vec!["tenantK".to_owned(), "iat".to_owned(), "exp".to_owned()];
+        let complete = |claims: &str| {
+            let claims = Claims::parse(claims.as_bytes()).expect("claims");
+            claims.complete(Some(SignedDuration::from_secs(60)), &key, now()).map(drop)
+        };
+        assert_eq!(complete(r#"{"tenantK":1}"#), Ok(()), "iat and exp are added");
+        assert!(complete("{\"tenantK\":1,\"tenant\u{212a}\":2}").is_err());
+        assert!(complete(r#"{"tenantk":1}"#).is_err());
     }
 
     #[test]

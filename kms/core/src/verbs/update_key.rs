@@ -46,7 +46,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let replayed = self.replayed(caller, &request.request, &fingerprint).await?.is_some();
         let now = self.time_for_all().await?;
         let picture = self.catalog.now();
-        let entry = self.catalog.entry(&id)?;
+        let entry = picture.entry(&id)?;
         if replayed {
             return Ok(KeyView::of(&entry, now));
         }

@@ -6,10 +6,14 @@ use crate::{
     catalog::{Entry, Version},
     key::{Born, Timeline, later},
     kms::VersionView,
+    store::CHANGED_MEANWHILE,
     time::{Deadline, SignedDuration, Timestamp},
     timeline,
     verbs::requests::{ChangeVersion, Fingerprint},
 };
+
+/// How often a change is tried again when somebody else changes the key meanwhile.
+pub(super) const COMMIT_ATTEMPTS_MAX: usize = 32;
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Takes a version out of use: it neither signs nor verifies, and leaves the JWKS. If it was to take over
@@ -87,7 +91,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         action: Action,
         transaction: &'static str,
         request: ChangeVersion,
-        change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send,
+        change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send + Sync,
     ) -> Result<VersionView, Error> {
         let now = self.clock.now();
         let subject = Subject::of_version(&request.id, request.number);
@@ -97,12 +101,31 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         admission.settle(result.map(Unsettled::new)).await
     }
 
+    /// Once more when somebody else changes the key meanwhile: nobody must be able to hinder it by changing something.
     async fn change_admitted(
         &self,
         caller: &Caller,
         transaction: &'static str,
         request: ChangeVersion,
-        change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send,
+        change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send + Sync,
+    ) -> Result<VersionView, Error> {
+        let mut attempts = 1;
+        loop {
+            match self.change_once(caller, transaction, &request, &change).await {
+                Err(error) if error.reason() == CHANGED_MEANWHILE && attempts < COMMIT_ATTEMPTS_MAX => {
+                    attempts += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn change_once(
+        &self,
+        caller: &Caller,
+        transaction: &'static str,
+        request: &ChangeVersion,
+        change: &(impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Sync),
     ) -> Result<VersionView, Error> {
         let now = self.time_for_all().await?;
         let fingerprint = Fingerprint::of(transaction, &[request.id.as_str(), &request.number.to_string()]);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_is_withdrawn_is_scheduled_for_destruction_after_its_time_and_can_be_called_back_for_good() {
+fn what_is_withdrawn_is_scheduled_for_destruction_after_its_time_and_is_left_alone_once_called_back() {
     block_on(async {
         let periods = AskedPeriods { destroy_after: Some(DAY * 2), ..AskedPeriods::default() };
         let (world, kms) = world_with(CreateKey { periods, ..new("k") }).await;
@@ -37,9 +37,14 @@ fn what_is_scheduled_by_age_is_destroyed_when_its_time_has_come_and_not_before()
         let (world, kms) = world_with(CreateKey { periods, ..new("k") }).await;
         rotate(&kms, TakeOver::AtOnce).await.expect("rotated");
         world.clock.advance(HOUR + HOUR + SignedDuration::from_mins(5));
-        assert_eq!(kms.run_due(soon()).await, 1);
+        // It verifies on until there is only the delay left in which it can be called off.
+        assert_eq!(kms.run_due(soon()).await, 0);
+        world.clock.advance(DAY * 10 - SignedDuration::from_secs(1));
+        assert_eq!((kms.run_due(soon()).await, states(&kms).await[0]), (0, KeyState::Deactivated));
+        world.clock.advance(SignedDuration::from_secs(1));
+        assert_eq!((kms.run_due(soon()).await, states(&kms).await[0]), (1, KeyState::Suspended));
         let before = world.hsm.count();
-        world.clock.advance(DAY * 40 - SignedDuration::from_secs(1));
+        world.clock.advance(DAY * 30 - SignedDuration::from_secs(1));
         assert_eq!((kms.run_due(soon()).await, world.hsm.count()), (0, before));
         world.clock.advance(SignedDuration::from_secs(1));
         assert_eq!(kms.run_due(soon()).await, 1);

@@ -135,3 +135,47 @@ fn a_revocation_needs_a_reason() {
         assert_eq!(states(&kms).await, [KeyState::Active]);
     });
 }
+
+#[test]
+fn a_successor_that_the_request_could_not_make_signs_at_once_also_when_a_rotation_would_be_due() {
+    block_on(async {
+        let (world, kms) = world_with(new("k")).await;
+        rotate(&kms, TakeOver::AtOnce).await.expect("rotated");
+        world.clock.advance(HOUR * 4);
+        world.hsm.set_down(true);
+        assert!(revoke(&kms, 2).await.expect("revoked").successor.is_none());
+        world.hsm.set_down(false);
+        world.clock.advance(DAY * 31);
+        let next = world.open(Settings::default()).await.expect("opens");
+        next.resume_births(soon()).await;
+        next.run_due(soon()).await;
+        assert_eq!(signer(&next).await, Ok(3));
+    });
+}
+
+#[test]
+fn a_successor_is_made_at_once_when_a_rotation_is_due_and_nothing_was_begun() {
+    block_on(async {
+        let (world, kms) = world_with(new("k")).await;
+        rotate(&kms, TakeOver::AtOnce).await.expect("rotated");
+        world.clock.advance(DAY * 29);
+        // The revocation and its epoch; the row of the successor is not written.
+        world.store.fail_after(2, kms_core::store::Fault::Unavailable("set by the test".to_owned()));
+        assert!(revoke(&kms, 2).await.expect("revoked").successor.is_none());
+        world.clock.advance(DAY * 2);
+        assert_eq!(kms.run_due(soon()).await, 1);
+        assert_eq!(signer(&kms).await, Ok(3));
+    });
+}
+
+#[test]
+fn a_version_that_was_disabled_before_its_time_does_not_stand_in_the_way_of_a_successor() {
+    block_on(async {
+        let (_, kms) = world_with(new("k")).await;
+        rotate(&kms, TakeOver::AfterLead).await.expect("rotated");
+        let change = ChangeVersion { id: id("k"), number: 2, request: Request::default() };
+        kms.disable_key_version(&administrator(), change).await.expect("disabled");
+        let successor = revoke(&kms, 1).await.expect("revoked").successor;
+        assert_eq!(successor.map(|version| version.row.number), Some(3));
+    });
+}

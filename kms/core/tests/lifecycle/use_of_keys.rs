@@ -64,3 +64,19 @@ fn bytes_of_a_callers_own_choice_are_a_right_of_their_own_with_a_key_of_tokens()
         assert_eq!(reason(kms.sign_jwt(&administrator(), token, soon()).await), "WRONG_PURPOSE");
     });
 }
+
+#[test]
+fn a_key_with_which_bytes_may_be_signed_does_not_stand_in_the_set_of_the_issuer() {
+    block_on(async {
+        let (_, kms) = world_with(new("k")).await;
+        let bytes = CreateKey { purpose: Purpose::Signature, ..new("bytes") };
+        kms.create_key(&administrator(), bytes, soon()).await.expect("created");
+        let kids = |key: Option<&KeyId>| {
+            let set = kms.published_keys(key).expect("known").expect("there");
+            let set: serde_json::Value = serde_json::from_slice(&set.body).expect("JSON");
+            set["keys"].as_array().expect("keys").iter().map(|key| key["kid"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(kids(None), kids(Some(&id("k"))));
+        assert_eq!(kids(Some(&id("bytes"))).len(), 1, "who asks for it gets it");
+    });
+}
