@@ -48,7 +48,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let picture = self.catalog.now();
         let entry = picture.entry(&id)?;
         if replayed {
-            return Ok(KeyView::of(&entry, now));
+            return Ok(KeyView::of(entry, now));
         }
         request.request.check_etag(&entry.key)?;
         let remembered = request.request.remember(caller, &fingerprint, &id, None, now);
@@ -68,7 +68,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let (periods, inherited) = asked.under(&picture.class(key.class).periods);
         periods.check()?;
         let key = Key { inherited, ..with_periods(key, periods, now) };
-        let extended = extend_withdrawals(&entry, &key, now);
+        let extended = extend_withdrawals(entry, &key, now);
         self.write_versions("update a key", &key, extended, remembered).await?;
         Ok(KeyView::of(&*self.catalog.entry(&id)?, now))
     }
