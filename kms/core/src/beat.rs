@@ -14,6 +14,7 @@ use crate::{
     fence::Fenced,
     replica::{Beat, CLOCK_SKEW_MAX, FENCE, LeaseToken, Pulse, ReplicaId},
     store::Fault,
+    time::SignedDuration,
 };
 
 /// How often a load is tried again when somebody else has brought the catalog forward meanwhile.
@@ -34,6 +35,7 @@ struct Last {
     leads: bool,
     report: String,
     pulse: Option<Arc<Pulse>>,
+    clock_ahead: Option<SignedDuration>,
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
@@ -61,6 +63,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// What the store said last, if it has said anything.
     pub fn last_pulse(&self) -> Option<Arc<Pulse>> {
         self.beats.last().pulse.clone()
+    }
+
+    /// By how much our clock is ahead of the store's, by the last pulse and at worst; negative when it is behind.
+    pub fn clock_ahead(&self) -> Option<SignedDuration> {
+        self.beats.last().clock_ahead
     }
 
     /// Why this replica does not work, if it does not.
@@ -107,6 +114,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         // The store read its clock somewhere in between: the worst case counts.
         let [behind, ahead] = [before, after].map(|now| now.duration_since(pulse.now));
         let by = if behind.abs() > ahead.abs() { behind } else { ahead };
+        self.beats.last().clock_ahead = Some(by);
         if by.unsigned_abs() > CLOCK_SKEW_MAX {
             self.fence.clock_differs(by);
             let fenced = Fenced::ClockDiffers(by);

@@ -17,7 +17,7 @@ use crate::{
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
     timeline,
-    verbs::{AttributeAudits, Births},
+    verbs::{AttributeAudits, Births, RotationFailures},
 };
 
 /// The service, over its four ports.
@@ -40,6 +40,8 @@ pub struct Kms<H, S, A, C> {
     pub(crate) acceptance: Mutex<Option<AcceptanceCode>>,
     /// What attribute audits found.
     pub(crate) audits: Mutex<AttributeAudits>,
+    /// Rotations that were due and failed.
+    pub(crate) rotation_failures: Mutex<RotationFailures>,
 }
 
 /// The outside, plugged in once by `kms/server`.
@@ -150,6 +152,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             entropy,
             births: Mutex::default(),
             audits: Mutex::default(),
+            rotation_failures: Mutex::default(),
             following: futures::lock::Mutex::default(),
             acceptance: Mutex::default(),
         };

@@ -1,5 +1,7 @@
 //! Metrics in the OpenMetrics text format: base units, and labels of which there are only so many: nothing per
-//! caller, nothing per key.
+//! caller, and of rotation alone something per key, for `http.metrics_keys_max` keys at most.
+
+mod rotation;
 
 use std::{fmt, sync::Arc, time::Instant};
 
@@ -9,7 +11,10 @@ use axum::{
     response::Response,
 };
 use jiff::Timestamp;
-use kms_core::verbs::AttributeAudits;
+use kms_core::{
+    time::SignedDuration,
+    verbs::{AttributeAudits, Rotations},
+};
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
     metrics::{
@@ -23,6 +28,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use tonic::{Code, Status};
+
+use rotation::RotationCollector;
 
 /// `Content-Type` of [`Metrics::text`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -48,6 +55,7 @@ pub(crate) struct Levels {
     pub(crate) leads: bool,
     pub(crate) recovery_mode: bool,
     pub(crate) epoch_pending: u64,
+    pub(crate) clock_ahead: Option<SignedDuration>,
     /// Per listener.
     pub(crate) certificates_expire: Vec<(&'static str, Timestamp)>,
 }
@@ -64,9 +72,14 @@ struct MethodLabels {
 }
 
 impl Metrics {
-    /// `levels` is called at each scrape and must not wait.
-    pub(crate) fn new(levels: impl Fn() -> Levels + Send + Sync + 'static) -> Self {
-        let mut registry = Registry::with_prefix("kms");
+    /// `levels` and `rotations` are called at each scrape and must not wait.
+    pub(crate) fn new(
+        levels: impl Fn() -> Levels + Send + Sync + 'static,
+        rotations: impl Fn() -> Rotations + Send + Sync + 'static,
+    ) -> Self {
+        let mut unprefixed = Registry::default();
+        unprefixed.register_collector(Box::new(RotationCollector(rotations)));
+        let registry = unprefixed.sub_registry_with_prefix("kms");
         let requests = Family::default();
         let durations = Family::new_with_constructor(duration_buckets as fn() -> Histogram);
         let reload_failures = Counter::default();
@@ -84,7 +97,7 @@ impl Metrics {
         );
         registry.register("build", "This program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(LevelsCollector(levels)));
-        Self { registry, requests, durations, reload_failures }
+        Self { registry: unprefixed, requests, durations, reload_failures }
     }
 
     /// Counts a certificate that changed and could not be used.
@@ -148,6 +161,7 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             leads,
             recovery_mode,
             epoch_pending,
+            clock_ahead,
             certificates_expire,
         } = (self.0)();
         let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: f64| {
@@ -215,6 +229,14 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             None,
             epoch_pending as f64,
         )?;
+        if let Some(ahead) = clock_ahead {
+            gauge(
+                "clock_ahead",
+                "By how much this clock is ahead of the store's, at worst; negative: behind",
+                Some(&Unit::Seconds),
+                ahead.as_secs_f64(),
+            )?;
+        }
         let mut expiry = encoder.encode_descriptor(
             "tls_certificate_expiry_timestamp",
             "When the served certificate expires, since 1970",
@@ -294,6 +316,9 @@ fn name(code: Code) -> &'static str {
 }
 
 #[cfg(test)]
+pub(crate) use rotation::tests::two_of_three;
+
+#[cfg(test)]
 impl Levels {
     /// Another number in every place.
     pub(crate) fn numbered() -> Self {
@@ -330,6 +355,7 @@ impl Levels {
             leads: true,
             recovery_mode: true,
             epoch_pending: 13,
+            clock_ahead: Some(SignedDuration::from_millis(-1_500)),
             certificates_expire: vec![("grpc", Timestamp::UNIX_EPOCH)],
         }
     }

@@ -33,10 +33,14 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         for entry in entries {
             let id = &entry.key.id;
             if rotation_due(entry, now).is_some() {
-                done += usize::from(report("rotation", id, self.rotate_due(id, lease, deadline).await));
+                let rotated = self.rotate_due(id, lease, deadline).await;
+                self.note_rotation(id, &rotated);
+                done += usize::from(report("rotation", id, rotated));
             }
             if lacks_successor(entry, now) {
-                done += usize::from(report("succession", id, self.succeed(id, lease, deadline).await));
+                let succeeded = self.succeed(id, lease, deadline).await;
+                self.note_rotation(id, &succeeded);
+                done += usize::from(report("succession", id, succeeded));
             }
             if self.settings.allow_destroy && !withdrawn(entry, now).is_empty() {
                 done += usize::from(report("expiry", id, self.expire(id, lease).await));
@@ -145,8 +149,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 /// When the next version must begin to sign, once it is time to publish it.
 pub(super) fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
     let at = timeline::scheduled(entry)?;
-    let publish = at.saturating_sub(entry.key.publish_lead.max(Key::FENCE)).ok()?;
-    (publish <= now).then_some(at)
+    (publish_at(&entry.key, at)? <= now).then_some(at)
+}
+
+/// When a version is to be made and published that begins to sign at `at`.
+pub(super) fn publish_at(key: &Key, at: Timestamp) -> Option<Timestamp> {
+    at.saturating_sub(key.publish_lead.max(Key::FENCE)).ok()
 }
 
 /// What has left the JWKS and is to be destroyed some time after that, with that time. What somebody has put aside is
