@@ -8,12 +8,13 @@ use prost_types::FileDescriptorSet;
 use protox::file::{ChainFileResolver, DescriptorSetFileResolver, GoogleFileResolver, IncludeFileResolver};
 
 /// Every file of the package, relative to `proto/`.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "kms/v1/resources.proto",
     "kms/v1/key_service.proto",
     "kms/v1/crypto_service.proto",
     "kms/v1/access_service.proto",
     "kms/v1/hsm_service.proto",
+    "kms/v1/status_service.proto",
 ];
 
 /// Messages that carry payloads or credentials. Their Debug is written by hand in `src/redacted.rs`.

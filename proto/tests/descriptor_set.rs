@@ -66,6 +66,7 @@ fn the_services_and_their_methods_are_all_there() {
                 "GetPublicKey",
             ],
         ),
+        ("StatusService", vec!["GetStatus"]),
     ];
     let expected: BTreeMap<String, Vec<String>> = expected
         .into_iter()

@@ -33,6 +33,8 @@ pub struct Fleet {
     probed: watch::Sender<Vec<Environment>>,
     environment: Environment,
     _probes: JoinSet<()>,
+    /// The database.
+    pub database: Database,
     /// The database server.
     pub cluster: Cluster,
     /// The token, the certificate, the administrator's credential.
@@ -76,7 +78,7 @@ impl Fleet {
         let probed = watch::Sender::new(Vec::new());
         let mut probes = JoinSet::new();
         probes.spawn(probe(probed.subscribe(), Arc::clone(&grpc), http));
-        Ok(Self { replicas, grpc, probed, environment, _probes: probes, cluster, plan })
+        Ok(Self { replicas, grpc, probed, environment, _probes: probes, database, cluster, plan })
     }
 
     /// Prepares and starts them.

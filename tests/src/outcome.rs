@@ -23,7 +23,14 @@ impl From<Status> for Refusal {
         let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
         let violations = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
         let field = violations.first().map(|violation| violation.field.clone()).unwrap_or_default();
-        Self { code: status.code(), reason, field, message: status.message().to_owned() }
+        // What broke a connection stands in the sources only.
+        let mut message = status.message().to_owned();
+        let mut source = std::error::Error::source(&status);
+        while let Some(error) = source {
+            message = format!("{message}: {error}");
+            source = error.source();
+        }
+        Self { code: status.code(), reason, field, message }
     }
 }
 

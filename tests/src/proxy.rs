@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -37,6 +37,10 @@ struct Shared {
     passes: watch::Sender<bool>,
     /// How many answers are still to be swallowed, each with its connection.
     swallows: AtomicU64,
+    /// Whether all answers are lost at the moment.
+    loses_answers: AtomicBool,
+    /// Counts how often every connection was broken.
+    broken: watch::Sender<u64>,
 }
 
 impl Proxy {
@@ -49,6 +53,8 @@ impl Proxy {
             next: AtomicUsize::new(0),
             passes: watch::Sender::new(true),
             swallows: AtomicU64::new(0),
+            loses_answers: AtomicBool::new(false),
+            broken: watch::Sender::new(0),
         });
         let mut task = JoinSet::new();
         task.spawn(accept(listener, Arc::clone(&shared)));
@@ -79,6 +85,17 @@ impl Proxy {
     pub fn swallow_next_answer(&self) {
         self.shared.swallows.fetch_add(1, Ordering::SeqCst);
     }
+
+    /// From now on what callers send arrives and what backends send is lost, until [`Proxy::break_connections`].
+    pub fn lose_answers(&self) {
+        self.shared.loses_answers.store(true, Ordering::SeqCst);
+    }
+
+    /// Breaks every connection that there is, and loses no more answers.
+    pub fn break_connections(&self) {
+        self.shared.broken.send_modify(|times| *times += 1);
+        self.shared.loses_answers.store(false, Ordering::SeqCst);
+    }
 }
 
 impl Shared {
@@ -108,15 +125,18 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     while let Ok((caller, _)) = listener.accept().await {
         let shared = Arc::clone(&shared);
+        let mut broken = shared.broken.subscribe();
         connections.spawn(async move {
             wait_until_passes(&shared).await;
             if let Some(backend) = shared.connect().await {
                 let (from_caller, to_caller) = caller.into_split();
                 let (from_backend, to_backend) = backend.into_split();
                 // The end of either direction is the end of both.
+                let until_broken = broken.clone();
                 tokio::select! {
-                    () = forward(from_caller, to_backend, &shared, false) => {}
-                    () = forward(from_backend, to_caller, &shared, true) => {}
+                    () = forward(from_caller, to_backend, &shared, None) => {}
+                    () = forward(from_backend, to_caller, &shared, Some(&until_broken)) => {}
+                    _ = broken.changed() => {}
                 }
             }
         });
@@ -124,11 +144,21 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, are_answers: bool) {
+/// `answers` of a connection that has been broken do not count any more.
+async fn forward(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    answers: Option<&watch::Receiver<u64>>,
+) {
     let mut buffer = vec![0; BUFFER_LEN];
     while let Ok(len @ 1..) = from.read(&mut buffer).await {
         wait_until_passes(shared).await;
-        if (are_answers && shared.swallows_this()) || to.write_all(&buffer[..len]).await.is_err() {
+        let is_broken = |broken: &watch::Receiver<u64>| broken.has_changed().unwrap_or(true);
+        if answers.is_some_and(|broken| shared.loses_answers.load(Ordering::SeqCst) || is_broken(broken)) {
+            continue;
+        }
+        if (answers.is_some() && shared.swallows_this()) || to.write_all(&buffer[..len]).await.is_err() {
             return;
         }
     }

@@ -1,7 +1,12 @@
 //! Promise 19: a request that is sent again has one effect, wherever its answer was lost: on a server of its own, and at
 //! another replica.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use kms_client::{Client, v1};
@@ -22,7 +27,7 @@ async fn a_create_and_a_rotation_whose_answers_are_lost_happen_once_on_sqlite() 
     let lost = tell_twice(&mut promise, &server, &proxy, count).await?;
     promise.kept(
         format!("{count} creates and {count} rotations through a network that loses answers, SQLite"),
-        format!("{lost} answers lost, 0 second keys, 0 second versions, 0 orphans"),
+        format!("{lost}; 0 second keys, 0 second versions, 0 orphans"),
     );
     Ok(())
 }
@@ -32,24 +37,41 @@ async fn a_create_and_a_rotation_whose_answers_are_lost_happen_once_with_replica
     let mut promise = Promise::begin(19, "retries")?;
     let fleet = Fleet::start(Plan::new()?, 2).await?;
     let count = Promise::count(10, 500);
-    let lost = tell_twice(&mut promise, &fleet, fleet.grpc_proxy(), count).await?;
+    let direct = fleet.replicas[0].environment()?;
+    let lost = tell_twice(&mut promise, direct, fleet.grpc_proxy(), count).await?;
     promise.kept(
         format!("{count} creates and {count} rotations through a network that loses answers, 2 replicas"),
-        format!("{lost} answers lost, 0 second keys, 0 second versions, 0 orphans"),
+        format!("{lost}; 0 second keys, 0 second versions, 0 orphans"),
     );
     Ok(())
 }
 
-/// Asks for `count` keys and a rotation of each, with answers swallowed by `proxy` at moments of chance. Returns how
-/// many calls failed and were sent again.
+/// Answers that were lost.
+#[derive(Debug, Default)]
+struct Lost {
+    /// When the request was there and done: a retry meets what stands in the store.
+    after: usize,
+    /// At some moment before: a retry may meet the first try at work.
+    before: usize,
+}
+
+impl Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} answers lost after the commit and {} before", self.after, self.before)
+    }
+}
+
+/// Asks for `count` keys and a rotation of each, with answers lost in `proxy` at moments of chance; `direct` is a way
+/// past it.
 async fn tell_twice(
     promise: &mut Promise,
-    there: &Environment,
+    direct: &Environment,
     proxy: &Proxy,
     count: usize,
-) -> anyhow::Result<usize> {
-    let through = Environment { addr: format!("https://{}", proxy.addr()), ..there.clone() };
-    let mut lost = 0;
+) -> anyhow::Result<Lost> {
+    let through = Environment { addr: format!("https://{}", proxy.addr()), ..direct.clone() };
+    let direct = direct.client().await?;
+    let mut lost = Lost::default();
     for number in 0..count {
         Promise::progress("keys", number, count);
         let id = format!("once-{number}");
@@ -58,59 +80,109 @@ async fn tell_twice(
             key: Some(v1::Key { algorithm: "ES256".into(), ..Default::default() }),
             request_id: request_id(promise),
         };
-        lost += insist(promise, &through, proxy, async |client: &Client| {
-            let mut request = Request::new(create.clone());
-            request.set_timeout(DEADLINE);
-            client.keys().create_key(request).await.is_ok()
-        })
-        .await
-        .with_context(|| format!("create {id}"))?;
         let rotate = v1::RotateKeyRequest {
             name: format!("keys/{id}"),
             request_id: request_id(promise),
             ..Default::default()
         };
-        lost += insist(promise, &through, proxy, async |client: &Client| {
-            let mut request = Request::new(rotate.clone());
-            request.set_timeout(DEADLINE);
-            client.keys().rotate_key(request).await.is_ok()
-        })
-        .await
-        .with_context(|| format!("rotate {id}"))?;
+        let network = Network { through: &through, proxy, direct: &direct };
+        let version = format!("keys/{id}/versions/1");
+        let created = network.insist(promise, &mut lost, &version, async |client: &Client| {
+            client.keys().create_key(in_time(create.clone())).await.is_ok()
+        });
+        created.await.with_context(|| format!("create {id}"))?;
+        let version = format!("keys/{id}/versions/2");
+        let rotated = network.insist(promise, &mut lost, &version, async |client: &Client| {
+            client.keys().rotate_key(in_time(rotate.clone())).await.is_ok()
+        });
+        rotated.await.with_context(|| format!("rotate {id}"))?;
     }
-    ensure!(lost * 4 > count, "only {lost} answers were lost: this shows nothing");
-    check(&there.client().await?, count).await?;
+    ensure!(lost.after * 4 > count && lost.before * 4 > count, "only {lost}: this shows nothing");
+    check(&direct, count).await?;
     Ok(lost)
 }
 
-/// Sends the same request until it is answered. Before each time but the last few a loss is armed by chance.
-async fn insist(
-    promise: &mut Promise,
-    through: &Environment,
-    proxy: &Proxy,
-    call: impl AsyncFn(&Client) -> bool,
-) -> anyhow::Result<usize> {
-    for tried in 0..20 {
-        // The handshake is done before the loss is armed.
-        let client = until("it connects", PATIENCE, async || Ok(through.client().await.ok())).await?;
-        if tried < 3 && promise.seed.below(2) == 0 {
-            proxy.swallow_next_answer();
+/// One way that loses answers, and one that does not.
+struct Network<'a> {
+    through: &'a Environment,
+    proxy: &'a Proxy,
+    direct: &'a Client,
+}
+
+impl Network<'_> {
+    /// Sends the same request, which makes `version`, until it is answered. Before each time but the last few a loss is
+    /// armed by chance.
+    async fn insist(
+        &self,
+        promise: &mut Promise,
+        lost: &mut Lost,
+        version: &str,
+        call: impl AsyncFn(&Client) -> bool,
+    ) -> anyhow::Result<()> {
+        for tried in 0..20 {
+            // The handshake is done before the loss is armed.
+            let client =
+                until("it connects", PATIENCE, async || Ok(self.through.client().await.ok())).await?;
+            match if tried < 3 { promise.seed.below(3) } else { 0 } {
+                0 if call(&client).await => return Ok(()),
+                0 => lost.before += 1,
+                1 => {
+                    self.proxy.swallow_next_answer();
+                    if call(&client).await {
+                        return Ok(());
+                    }
+                    lost.before += 1;
+                }
+                _ => {
+                    self.proxy.lose_answers();
+                    let breaks = async {
+                        let done = until("it is done", PATIENCE, async || self.is_born(version).await).await;
+                        self.proxy.break_connections();
+                        done
+                    };
+                    let (answered, done) = tokio::join!(call(&client), breaks);
+                    done?;
+                    ensure!(!answered, "an answer came through");
+                    lost.after += 1;
+                }
+            }
         }
-        if call(&client).await {
-            return Ok(tried);
-        }
+        anyhow::bail!("not answered in 20 tries")
     }
-    anyhow::bail!("not answered in 20 tries")
+
+    async fn is_born(&self, name: &str) -> anyhow::Result<Option<()>> {
+        let (parent, _) = name.rsplit_once("/versions/").context("no version's name")?;
+        let request = v1::ListKeyVersionsRequest { parent: parent.to_owned(), ..Default::default() };
+        // There is no key yet.
+        let Ok(found) = self.direct.keys().list_key_versions(request).await else { return Ok(None) };
+        let born = |version: &v1::KeyVersion| version.state() != v1::key_version::State::PendingCreation;
+        let versions = found.into_inner().key_versions;
+        Ok(versions.iter().any(|version| version.name == name && born(version)).then_some(()))
+    }
+}
+
+fn in_time<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(DEADLINE);
+    request
 }
 
 /// Every key is there once, with two versions, and the token holds nothing else.
 async fn check(client: &Client, count: usize) -> anyhow::Result<()> {
-    let inventory = client.hsm().get_inventory(v1::GetInventoryRequest::default()).await?.into_inner();
     let mut versions: BTreeMap<String, usize> = BTreeMap::new();
-    for object in &inventory.objects {
-        ensure!(object.state() == v1::hsm_object::State::Live, "an object that nobody needs: {object:?}");
-        let (key, _) = object.key_version.rsplit_once("/versions/").context("no version's name")?;
-        *versions.entry(key.to_owned()).or_default() += 1;
+    let mut page_token = String::new();
+    loop {
+        let request = v1::GetInventoryRequest { page_size: 1_000, page_token, ..Default::default() };
+        let page = client.hsm().get_inventory(request).await?.into_inner();
+        for object in &page.objects {
+            ensure!(object.state() == v1::hsm_object::State::Live, "an object that nobody needs: {object:?}");
+            let (key, _) = object.key_version.rsplit_once("/versions/").context("no version's name")?;
+            *versions.entry(key.to_owned()).or_default() += 1;
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
     }
     ensure!(versions.len() == count, "{} keys of {count}", versions.len());
     let odd: Vec<_> = versions.iter().filter(|(_, versions)| **versions != 2).collect();

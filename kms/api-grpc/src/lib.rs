@@ -17,6 +17,7 @@ mod mask;
 mod message;
 mod name;
 mod page;
+mod service_status;
 mod status;
 mod time;
 
@@ -26,12 +27,14 @@ use kms_core::{AuditLog, Clock, Hsm, Kms, Store};
 use kms_proto::v1::{
     access_service_server::AccessServiceServer, crypto_service_server::CryptoServiceServer,
     hsm_service_server::HsmServiceServer, key_service_server::KeyServiceServer,
+    status_service_server::StatusServiceServer,
 };
 
 pub use access::AccessService;
 pub use crypto::CryptoService;
 pub use hsm::HsmService;
 pub use keys::KeyService;
+pub use service_status::StatusService;
 pub use status::{status, unauthenticated};
 
 /// Largest request in bytes.
@@ -49,6 +52,8 @@ pub struct Services<H: Hsm, S: Store, A: AuditLog, C: Clock> {
     pub access: AccessServiceServer<AccessService<H, S, A, C>>,
     /// `kms.v1.HsmService`.
     pub hsm: HsmServiceServer<HsmService<H, S, A, C>>,
+    /// `kms.v1.StatusService`.
+    pub status: StatusServiceServer<StatusService<H, S, A, C>>,
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Services<H, S, A, C> {
@@ -62,6 +67,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Services<H, S, A, C> {
             access: AccessServiceServer::new(AccessService(door()))
                 .max_decoding_message_size(REQUEST_LEN_MAX),
             hsm: HsmServiceServer::new(HsmService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
+            status: StatusServiceServer::new(StatusService(door()))
+                .max_decoding_message_size(REQUEST_LEN_MAX),
         }
     }
 }

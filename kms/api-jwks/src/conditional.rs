@@ -1,5 +1,7 @@
 //! Conditional requests: a verifier that has the current keys is told so in a few bytes (RFC 9110 §13.1.2).
 
+use std::sync::LazyLock;
+
 use axum::{
     body::{Body, Bytes},
     http::{
@@ -8,45 +10,59 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use kms_core::verbs::PublishedKeys;
 
-/// A public document, ready to be served.
+/// A public document, ready to be served. A clone copies nothing.
+#[derive(Debug, Clone)]
 pub(crate) struct Document {
-    pub(crate) content_type: &'static str,
+    pub(crate) content_type: HeaderValue,
     pub(crate) body: Bytes,
     /// A strong entity tag, with its quotes.
-    pub(crate) etag: String,
+    pub(crate) etag: HeaderValue,
     /// How long a cache may keep it.
-    pub(crate) max_age_seconds: u32,
+    pub(crate) cache_control: HeaderValue,
 }
 
 impl Document {
     /// The document, or 304 when the request says that its sender has it.
     pub(crate) fn answer(self, request: &HeaderMap) -> Response {
-        let mut response = if is_known(request, &self.etag) {
+        let mut response = if is_known(request, self.etag.as_bytes()) {
             StatusCode::NOT_MODIFIED.into_response()
         } else {
-            let mut response = Body::from(self.body).into_response();
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+            let mut response = Response::new(Body::from(self.body));
+            response.headers_mut().insert(CONTENT_TYPE, self.content_type);
             response
         };
-        let cache_control = format!("public, max-age={}", self.max_age_seconds);
-        for (name, text) in [(ETAG, self.etag), (CACHE_CONTROL, cache_control)] {
-            // Both are ASCII of our own making; were one not, the document is right without it.
-            if let Ok(value) = HeaderValue::try_from(text) {
-                response.headers_mut().insert(name, value);
-            }
-        }
+        response.headers_mut().insert(ETAG, self.etag);
+        response.headers_mut().insert(CACHE_CONTROL, self.cache_control);
         response
     }
 }
 
+/// A strong entity tag of our own making, which is ASCII; were it not, it would match no request.
+pub(crate) fn etag(tag: Bytes) -> HeaderValue {
+    HeaderValue::from_maybe_shared(tag).unwrap_or(HeaderValue::from_static("\"\""))
+}
+
+/// `Cache-Control` for everybody, for so long.
+pub(crate) fn cache_control(max_age_seconds: u32) -> HeaderValue {
+    /// For each age that there is.
+    static VALUES: LazyLock<Vec<HeaderValue>> =
+        LazyLock::new(|| (0..=PublishedKeys::MAX_AGE_SECONDS_MAX).filter_map(written).collect());
+    fn written(seconds: u32) -> Option<HeaderValue> {
+        HeaderValue::try_from(format!("public, max-age={seconds}")).ok()
+    }
+    let value = usize::try_from(max_age_seconds).ok().and_then(|seconds| VALUES.get(seconds));
+    value.cloned().unwrap_or(HeaderValue::from_static("no-cache"))
+}
+
 /// Whether `If-None-Match` names `etag`, which is strong, or `*`.
-fn is_known(request: &HeaderMap, etag: &str) -> bool {
+fn is_known(request: &HeaderMap, etag: &[u8]) -> bool {
     request
         .get_all(IF_NONE_MATCH)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .any(|value| value.trim() == "*" || Tags(value).any(|tag| tag == etag))
+        .any(|value| value.trim() == "*" || Tags(value).any(|tag| tag.as_bytes() == etag))
 }
 
 /// The entity tags of a list, with their quotes and without `W/`, for the comparison is the weak one. Ends at
@@ -75,7 +91,7 @@ mod tests {
         for line in lines {
             headers.append(IF_NONE_MATCH, line.parse().expect("a header value"));
         }
-        is_known(&headers, "\"abc\"")
+        is_known(&headers, b"\"abc\"")
     }
 
     #[test]
@@ -119,10 +135,10 @@ mod tests {
     #[test]
     fn an_answer_of_304_has_no_body_and_keeps_tag_and_age() {
         let document = || Document {
-            content_type: "application/json",
+            content_type: HeaderValue::from_static("application/json"),
             body: Bytes::from_static(b"{}"),
-            etag: "\"abc\"".into(),
-            max_age_seconds: 42,
+            etag: etag(Bytes::from_static(b"\"abc\"")),
+            cache_control: cache_control(42),
         };
         let mut headers = HeaderMap::new();
         let fresh = document().answer(&headers);

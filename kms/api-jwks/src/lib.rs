@@ -12,8 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
-    extract::{Path, State, rejection::PathRejection},
+    extract::{Path, Request, State, rejection::PathRejection},
     http::{
         HeaderMap, HeaderValue, StatusCode,
         header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS},
@@ -24,7 +23,10 @@ use axum::{
 };
 use kms_core::{AuditLog, Clock, Error, Hsm, Kms, Store, verbs::PublishedKeys};
 
-use crate::{conditional::Document, discovery::Discovery};
+use crate::{
+    conditional::{Document, cache_control},
+    discovery::Discovery,
+};
 
 /// RFC 7517 §8.5.2.
 const JWK_SET_TYPE: &str = "application/jwk-set+json";
@@ -57,19 +59,19 @@ where
 /// `GET /.well-known/jwks.json`: the published keys of all names.
 async fn all_keys<H: Hsm, S: Store, A: AuditLog, C: Clock>(
     State(published): State<Arc<Published<H, S, A, C>>>,
-    headers: HeaderMap,
+    request: Request,
 ) -> Response {
-    answer(published.kms.published_keys(None), &headers, jwk_set)
+    answer(published.kms.published_keys(None), request.headers(), jwk_set)
 }
 
 /// `GET /keys/{key}/jwks.json`: the published keys of one name.
 async fn keys_of_one<H: Hsm, S: Store, A: AuditLog, C: Clock>(
     State(published): State<Arc<Published<H, S, A, C>>>,
     key: Result<Path<String>, PathRejection>,
-    headers: HeaderMap,
+    request: Request,
 ) -> Response {
     match key.ok().and_then(|Path(key)| key.parse().ok()) {
-        Some(key) => answer(published.kms.published_keys(Some(&key)), &headers, jwk_set),
+        Some(key) => answer(published.kms.published_keys(Some(&key)), request.headers(), jwk_set),
         None => absent(),
     }
 }
@@ -77,9 +79,9 @@ async fn keys_of_one<H: Hsm, S: Store, A: AuditLog, C: Clock>(
 /// `GET /.well-known/openid-configuration`.
 async fn configuration<H: Hsm, S: Store, A: AuditLog, C: Clock>(
     State(published): State<Arc<Published<H, S, A, C>>>,
-    headers: HeaderMap,
+    request: Request,
 ) -> Response {
-    answer(published.kms.published_keys(None), &headers, |keys| published.discovery.document(&keys))
+    answer(published.kms.published_keys(None), request.headers(), |keys| published.discovery.document(&keys))
 }
 
 /// The document about some keys, if there are such and this replica knows them well enough.
@@ -97,10 +99,10 @@ fn answer(
 
 fn jwk_set(keys: PublishedKeys) -> Document {
     Document {
-        content_type: JWK_SET_TYPE,
-        body: Bytes::from_owner(keys.body),
-        etag: keys.etag,
-        max_age_seconds: keys.max_age_seconds,
+        content_type: HeaderValue::from_static(JWK_SET_TYPE),
+        body: keys.body,
+        etag: conditional::etag(keys.etag),
+        cache_control: cache_control(keys.max_age_seconds),
     }
 }
 

@@ -129,11 +129,13 @@ fn a_record_waits_for_its_sync_and_those_that_come_meanwhile_share_the_next() {
     assert_eq!(block_on(async { poll!(&mut first) }), Poll::Pending, "written is not durable");
 
     let others: Vec<_> = (0..50).map(|_| log.record(records(&log, 1))).collect();
+    let _unused = log.reserve().expect("a place");
+    assert_eq!(log.health().records_waiting, 51, "a place alone is no record");
     disk.with(|disk| disk.sync_blocks = false);
     block_on(first).expect("durable now");
     block_on(futures::future::try_join_all(others)).expect("durable now");
     assert_eq!(disk.with(|disk| disk.syncs), 2);
-    assert_eq!(log.health().records_written, 51);
+    assert_eq!((log.health().records_written, log.health().records_waiting), (51, 0));
 }
 
 #[test]
@@ -184,7 +186,7 @@ fn a_defect_of_the_writer_refuses_everybody_and_leaves_nobody_waiting() {
     assert_eq!(refused, Refused("its writer has stopped".to_owned()));
     until(|| log.reserve().err());
     log.record_later(slot, event());
-    assert_eq!(log.health().records_lost, 1);
+    assert_eq!((log.health().records_lost, log.health().records_waiting), (1, 0));
 }
 
 fn small(slots_max: usize) -> Options {

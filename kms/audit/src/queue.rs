@@ -19,6 +19,8 @@ pub(crate) struct Queue {
     slots_free: AtomicUsize,
     /// Whether `state` says no, so that `reserve` takes no lock as long as all is well.
     refusing: AtomicBool,
+    /// Records that were queued and are not settled.
+    records_waiting: AtomicUsize,
     lost: AtomicU64,
 }
 
@@ -45,7 +47,11 @@ pub(crate) struct Written {
 }
 
 /// A place that was taken in the log. Dropping it gives it back.
-pub struct Slot(Arc<Queue>);
+pub struct Slot {
+    queue: Arc<Queue>,
+    /// Whether its record was queued.
+    is_queued: bool,
+}
 
 /// The records of one `record` call: written together, acknowledged together.
 pub(crate) struct Batch {
@@ -71,6 +77,8 @@ pub struct Health {
     pub last_sync_seconds: f64,
     /// Places taken, queued records included.
     pub slots_taken: usize,
+    /// Records that are queued or being written.
+    pub records_waiting: usize,
     /// Places in all.
     pub slots_max: usize,
     /// Free bytes of the file system when it was last looked at.
@@ -87,6 +95,7 @@ impl Queue {
             slots_max,
             slots_free: AtomicUsize::new(slots_max),
             refusing: AtomicBool::new(false),
+            records_waiting: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
         })
     }
@@ -98,7 +107,7 @@ impl Queue {
             return Err(refused);
         }
         let taken = self.slots_free.try_update(Relaxed, Relaxed, |free| free.checked_sub(1));
-        taken.map(|_| Slot(Arc::clone(self))).map_err(|_| {
+        taken.map(|_| Slot { queue: Arc::clone(self), is_queued: false }).map_err(|_| {
             Refused(format!(
                 "all {} places are taken; the disk does not keep up with the load",
                 self.slots_max
@@ -107,11 +116,13 @@ impl Queue {
     }
 
     /// Queues a batch for the writer; never waits for the disk.
-    pub(crate) fn push(&self, batch: Batch) -> Result<(), Refused> {
+    pub(crate) fn push(&self, mut batch: Batch) -> Result<(), Refused> {
         let mut state = self.lock();
         if let Some(refused) = &state.shut {
             return Err(refused.clone());
         }
+        batch.slots.iter_mut().for_each(|slot| slot.is_queued = true);
+        self.records_waiting.fetch_add(batch.slots.len(), Relaxed);
         state.waiting.push(batch);
         // A wake-up costs a system call; a writer that is busy comes back by itself.
         if state.writer_sleeps {
@@ -183,6 +194,7 @@ impl Queue {
             syncs: state.written.syncs,
             last_sync_seconds: state.written.last_sync.as_secs_f64(),
             slots_taken: self.slots_max - self.slots_free.load(Relaxed).min(self.slots_max),
+            records_waiting: self.records_waiting.load(Relaxed),
             slots_max: self.slots_max,
             free_bytes: state.written.free_bytes,
             records_lost: self.lost.load(Relaxed),
@@ -209,7 +221,10 @@ impl State {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.slots_free.fetch_add(1, Relaxed);
+        self.queue.slots_free.fetch_add(1, Relaxed);
+        if self.is_queued {
+            self.queue.records_waiting.fetch_sub(1, Relaxed);
+        }
     }
 }
 

@@ -18,10 +18,12 @@ mod input;
 mod jwks;
 mod jwt;
 mod keys;
+mod migrate;
 mod name;
 mod output;
 mod serve;
 mod sign;
+mod status;
 mod view;
 
 use std::process::ExitCode;
@@ -55,6 +57,8 @@ enum Command {
     Bootstrap(bootstrap::Bootstrap),
     Config(configuration::ConfigCommand),
     Hsm(hsm::Hsm),
+    Status(status::Status),
+    Migrate(migrate::Migrate),
     Doctor(doctor::Doctor),
     Completions(completions::Completions),
     /// The places at which a test may kill the front
@@ -93,6 +97,8 @@ impl Command {
             Self::Bootstrap(command) => block_on(command.run(format)),
             Self::Doctor(command) => block_on(command.run(format)),
             Self::Hsm(command) => block_on(command.run(format)),
+            Self::Status(command) => block_on(command.run(format)),
+            Self::Migrate(command) => block_on(command.run(format)),
             Self::Config(command) => command.run(format),
             Self::Completions(command) => command.run(),
             #[cfg(feature = "failpoints")]
@@ -159,6 +165,7 @@ mod tests {
             "kms hsm inventory --state lost",
             "kms hsm quarantine 0a1b",
             "kms hsm quarantine web --note n",
+            "kms migrate sqlite-to-postgres",
         ] {
             assert_eq!(parse(line).err().map(|error| error.exit_code()), Some(2), "{line}");
         }
@@ -185,6 +192,8 @@ mod tests {
             "kms hsm accept-older-store --confirm 0f1e2d3c4b5a6978 --addr localhost:8443",
             "kms hsm inventory --state orphan -o json --addr localhost:8443",
             "kms hsm quarantine 0a1b --note n --token-file t",
+            "kms status -o json --addr localhost:8443",
+            "kms migrate sqlite-to-postgres --from kms.db --config kms.toml",
             "kms completions bash",
         ] {
             if let Err(error) = parse(line) {

@@ -52,8 +52,13 @@ impl Format {
 
     /// Prints a list: as a table, a line per item with the named fields as columns.
     pub(crate) fn print_list(self, items: &[impl Serialize], columns: &[&str]) -> Result<(), Failure> {
+        print_text(&self.list(items, columns)?)
+    }
+
+    /// A list as text: as a table, a line per item with the named fields as columns.
+    pub(crate) fn list(self, items: &[impl Serialize], columns: &[&str]) -> Result<String, Failure> {
         if self != Self::Table {
-            return print_text(&self.all(&items)?);
+            return self.all(&items);
         }
         let mut table = plain_table();
         table.set_header(columns.iter().map(|name| name.replace('_', " ").to_uppercase()));
@@ -61,7 +66,7 @@ impl Format {
             let item = value_of(item)?;
             table.add_row(columns.iter().map(|name| cell(&item[*name])));
         }
-        print_text(&table.trim_fmt())
+        Ok(table.trim_fmt())
     }
 
     /// Prints `text` alone as a table would, `item` with all its fields otherwise.
@@ -148,6 +153,12 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Writes over the line at the terminal that people watch, which stays open.
+pub(crate) fn rewrite_line(text: &str) {
+    let mut err = io::stderr().lock();
+    let _ = write!(err, "\r{text}\u{1b}[K").and_then(|()| err.flush());
+}
+
 /// Prints a failure: `error: ...`, and `hint: ...` when there is one.
 pub(crate) fn report(failure: &Failure) {
     note(&format!("{} {}", painted("error:", "1;31", watched()), one_line(failure.message())));
@@ -163,7 +174,7 @@ pub(crate) fn painted(text: &str, colour: &str, to_terminal: bool) -> String {
 }
 
 /// What a server says is shown on one line and cannot steer the terminal.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

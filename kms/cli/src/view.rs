@@ -304,11 +304,13 @@ pub(crate) fn lower(state: &str) -> String {
     state.to_ascii_lowercase()
 }
 
-fn some(text: String) -> Option<String> {
+/// Nothing for nothing.
+pub(crate) fn some(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-fn time_text(time: prost_types::Timestamp) -> Option<String> {
+/// RFC 3339.
+pub(crate) fn time_text(time: prost_types::Timestamp) -> Option<String> {
     Timestamp::new(time.seconds, time.nanos).ok().map(|time| time.to_string())
 }
 

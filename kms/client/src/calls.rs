@@ -98,6 +98,11 @@ calls!(hsm: once {
     accept_older_store(AcceptOlderStoreRequest) -> AcceptOlderStoreResponse;
 });
 
+calls!(status: repeatable {
+    /// Shows every replica, and what is wrong with it.
+    get_status(GetStatusRequest) -> Status;
+});
+
 calls!(hsm: repeatable {
     /// Compares what the HSM's token holds with what the service knows, one page at a time.
     get_inventory(GetInventoryRequest) -> GetInventoryResponse;

@@ -12,6 +12,7 @@ use crate::{
     v1::{
         access_service_client::AccessServiceClient, crypto_service_client::CryptoServiceClient,
         hsm_service_client::HsmServiceClient, key_service_client::KeyServiceClient,
+        status_service_client::StatusServiceClient,
     },
 };
 
@@ -43,6 +44,7 @@ pub struct Client {
     crypto: CryptoServiceClient<Authenticated>,
     access: AccessServiceClient<Authenticated>,
     hsm: HsmServiceClient<Authenticated>,
+    status: StatusServiceClient<Authenticated>,
     pub(crate) timeout: Duration,
     pub(crate) provider: Arc<CryptoProvider>,
 }
@@ -80,6 +82,7 @@ impl Client {
             crypto: CryptoServiceClient::new(channel.clone()),
             access: AccessServiceClient::new(channel.clone()),
             hsm: HsmServiceClient::new(channel.clone()),
+            status: StatusServiceClient::new(channel.clone()),
             channel,
             timeout: options.timeout,
             provider,
@@ -109,6 +112,11 @@ impl Client {
     /// The generated client of `HsmService`.
     pub fn hsm(&self) -> HsmServiceClient<Authenticated> {
         self.hsm.clone()
+    }
+
+    /// The generated client of `StatusService`.
+    pub fn status(&self) -> StatusServiceClient<Authenticated> {
+        self.status.clone()
     }
 }
 

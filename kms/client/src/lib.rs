@@ -2,8 +2,8 @@
 //!
 //! [`Client`] has one method for each RPC of [`v1`]. A call is bounded by a deadline, which the server is told
 //! too, and is repeated within it where that is safe. Whoever counts microseconds takes the generated clients
-//! from [`Client::keys`], [`Client::crypto`], [`Client::access`] and [`Client::hsm`]: they authenticate and carry
-//! the deadline, but do not repeat.
+//! from [`Client::keys`], [`Client::crypto`], [`Client::access`], [`Client::hsm`] and [`Client::status`]: they
+//! authenticate and carry the deadline, but do not repeat.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), kms_client::Error> {

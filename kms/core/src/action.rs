@@ -54,6 +54,8 @@ pub enum Action {
     GetInventory,
     /// Put an object in the token on record as one to be left alone.
     QuarantineObject,
+    /// See every replica, and what is wrong with it.
+    GetStatus,
     /// Finish a birth that was cut short (our own work).
     ResumeBirth,
     /// Carry out a destruction that is due (our own work).
@@ -68,7 +70,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for tables and matrices.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Sign,
         Self::SignRaw,
         Self::SignJwt,
@@ -92,6 +94,7 @@ impl Action {
         Self::RevokeAccessToken,
         Self::GetInventory,
         Self::QuarantineObject,
+        Self::GetStatus,
         Self::ResumeBirth,
         Self::ExecuteDestroy,
         Self::Canary,

@@ -6,15 +6,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
     AuditLog, Clock, Error, Hsm, Kms, Store,
     fence::Fenced,
     replica::{Beat, CLOCK_SKEW_MAX, FENCE, LeaseToken, Pulse, ReplicaId},
-    store::Fault,
-    time::SignedDuration,
+    store::{Fault, Generation},
+    time::{SignedDuration, Timestamp},
 };
 
 /// How often a load is tried again when somebody else has brought the catalog forward meanwhile.
@@ -34,8 +34,22 @@ pub(crate) struct Beats {
 struct Last {
     leads: bool,
     report: String,
+    /// The generation of the last beat that the store has taken.
+    said: Option<Generation>,
+    /// The last that confirmed something.
     pulse: Option<Arc<Pulse>>,
-    clock_ahead: Option<SignedDuration>,
+    /// The last of all.
+    heard: Option<Heard>,
+}
+
+/// What the store said, whatever follows from it: for operators.
+#[derive(Clone)]
+pub(crate) struct Heard {
+    pub(crate) pulse: Arc<Pulse>,
+    /// When it was asked.
+    pub(crate) at: Instant,
+    /// How far our clock is ahead of the store's.
+    pub(crate) clock_skew: SignedDuration,
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
@@ -50,9 +64,28 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.beat_again().await
     }
 
-    /// Resolves when the store may have gone past the catalog, or after `at_most`: time for a beat.
+    /// What the next beat says about this replica, and its status from now on: a beat may wait long for the store.
+    pub fn set_report(&self, report: String) {
+        self.beats.last().report = report;
+    }
+
+    /// How far this replica's clock is ahead of the store's, as the store last showed it.
+    pub fn clock_skew(&self) -> Option<SignedDuration> {
+        self.beats.heard().map(|heard| heard.clock_skew)
+    }
+
+    /// How long ago the store confirmed what this replica knows; `None` before the first time.
+    pub fn confirmed_age(&self) -> Option<Duration> {
+        self.fence.age()
+    }
+
+    /// Resolves when the store may have gone past the catalog, or the catalog has gone past what the last beat said, or
+    /// after `at_most`: time for a beat. Others wait for what it says.
     pub async fn changed(&self, at_most: Duration) {
-        self.store.changed(self.generation(), at_most).await;
+        let known = self.generation();
+        if self.beats.last().said.is_none_or(|said| said >= known) {
+            self.store.changed(known, at_most).await;
+        }
     }
 
     /// This run of this server.
@@ -63,11 +96,6 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// What the store said last, if it has said anything.
     pub fn last_pulse(&self) -> Option<Arc<Pulse>> {
         self.beats.last().pulse.clone()
-    }
-
-    /// By how much our clock is ahead of the store's, by the last pulse and at worst; negative when it is behind.
-    pub fn clock_ahead(&self) -> Option<SignedDuration> {
-        self.beats.last().clock_ahead
     }
 
     /// Why this replica does not work, if it does not.
@@ -88,6 +116,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         (lease.holder == self.replica).then_some(lease.token)
     }
 
+    /// The time by which others will be held to a lead, or to the life of a token: the store's, asked for just now, or
+    /// ours where that is later. A clock that was set back since the last beat must not shorten either.
+    pub(crate) async fn time_for_all(&self) -> Result<Timestamp, Error> {
+        let pulse = self.pulse(self.next_beat()).await?;
+        Ok(self.clock.now().max(pulse.now))
+    }
+
     /// A beat with what the last one said. After a reload another one, so that the others see it.
     pub(crate) async fn beat_again(&self) -> Result<Pulse, Error> {
         let known = self.generation();
@@ -96,25 +131,19 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 
     async fn beat_once(&self) -> Result<Pulse, Error> {
-        let beat = {
-            let last = self.beats.last();
-            let generation = Some(self.generation());
-            Beat { replica: self.replica.clone(), generation, leads: last.leads, report: last.report.clone() }
-        };
+        let beat = self.next_beat();
         let known = beat.generation;
         let (sent, before) = (self.clock.instant(), self.clock.now());
-        let pulse = self.store.pulse(beat).await.inspect_err(|fault| {
-            self.beats.doubt();
-            tracing::warn!(%fault, "the database gave no pulse");
-        })?;
+        let pulse = self.pulse(beat).await?;
+        self.beats.last().said = known;
         let after = self.clock.now();
-        if known > Some(pulse.generation) {
-            return Err(self.store_went_backwards(pulse.generation.0));
-        }
         // The store read its clock somewhere in between: the worst case counts.
         let [behind, ahead] = [before, after].map(|now| now.duration_since(pulse.now));
         let by = if behind.abs() > ahead.abs() { behind } else { ahead };
-        self.beats.last().clock_ahead = Some(by);
+        self.beats.last().heard = Some(Heard { pulse: Arc::new(pulse.clone()), at: sent, clock_skew: by });
+        if known > Some(pulse.generation) {
+            return Err(self.store_went_backwards(pulse.generation.0));
+        }
         if by.unsigned_abs() > CLOCK_SKEW_MAX {
             self.fence.clock_differs(by);
             let fenced = Fenced::ClockDiffers(by);
@@ -134,6 +163,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.fence.confirm(sent);
         self.beats.last().pulse = Some(Arc::new(pulse.clone()));
         Ok(pulse)
+    }
+
+    fn next_beat(&self) -> Beat {
+        let last = self.beats.last();
+        // Whoever is fenced for more than a lost beat leaves the background work to others.
+        let leads = last.leads && self.fence.check_obstacle().is_ok();
+        let (replica, generation) = (self.replica.clone(), Some(self.generation()));
+        Beat { replica, generation, leads, report: last.report.clone() }
+    }
+
+    async fn pulse(&self, beat: Beat) -> Result<Pulse, Error> {
+        let pulse = self.store.pulse(beat).await.inspect_err(|fault| {
+            self.beats.doubt();
+            tracing::warn!(%fault, "the database gave no pulse");
+        });
+        Ok(pulse?)
     }
 
     /// Brings the catalog up to the store's generation: by what was written since, or, after an answer was left out,
@@ -188,6 +233,14 @@ impl Beats {
     fn last(&self) -> MutexGuard<'_, Last> {
         // Each field is whole even if its holder panicked.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn heard(&self) -> Option<Heard> {
+        self.last().heard.clone()
+    }
+
+    pub(crate) fn report(&self) -> String {
+        self.last().report.clone()
     }
 
     fn doubt(&self) {

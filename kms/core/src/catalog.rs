@@ -8,15 +8,15 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    Error, Key, KeyId, KeyVersion,
+    Error, Key, KeyId, KeyState, KeyVersion,
     class::{ClassName, KeyClass},
     epoch::Epoch,
     error::Kind,
     key::later,
+    key_set::{Kept, KeySet},
     signature::PublicKey,
     store::{AccessToken, Generation, QuarantinedObject, Snapshot},
     time::{SignedDuration, Timestamp},
-    verbs::MAX_AGE_MAX,
 };
 
 /// The current picture; readers take it whole, without a lock.
@@ -32,12 +32,19 @@ pub(crate) struct Picture {
     access_tokens: HashMap<[u8; 32], Arc<AccessToken>>,
     pub(crate) epoch: Option<Epoch>,
     quarantined: Vec<QuarantinedObject>,
+    /// The set of all keys.
+    pub(crate) kept: Kept,
 }
 
 /// A key with its versions, and their public keys parsed once.
 pub(crate) struct Entry {
     pub(crate) key: Key,
+    /// By number.
     pub(crate) versions: Vec<Version>,
+    /// Its key set.
+    pub(crate) kept: Kept,
+    /// What time itself may ask for: versions grow many, and nobody should look at each of them again and again.
+    pub(crate) due: Due,
 }
 
 /// A version's row with what is derived from it.
@@ -84,6 +91,15 @@ impl Catalog {
         self.current.load().keys.get(id).cloned().ok_or_else(|| absent(id))
     }
 
+    /// The key set of one key, or of all, at `now`. `None` when there is no such key.
+    pub(crate) fn key_set(&self, id: Option<&KeyId>, now: Timestamp) -> Option<Arc<KeySet>> {
+        let picture = self.current.load();
+        match id {
+            Some(id) => Some(picture.keys.get(id)?.key_set(now)),
+            None => Some(picture.key_set(now)),
+        }
+    }
+
     /// The access token with that hash, if it is valid at `now`.
     pub(crate) fn access_token(&self, sha256: &[u8; 32], now: Timestamp) -> Option<Arc<AccessToken>> {
         let token = self.current.load().access_tokens.get(sha256).cloned()?;
@@ -97,7 +113,8 @@ impl Picture {
         let keys = entries(snapshot.keys, previous)?;
         let access_tokens = hashed(snapshot.access_tokens);
         let Snapshot { generation, epoch, quarantined, .. } = snapshot;
-        Ok(Self { generation, keys, classes: by_name(snapshot.classes), access_tokens, epoch, quarantined })
+        let (classes, kept) = (by_name(snapshot.classes), Kept::default());
+        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, kept })
     }
 
     /// This picture with what a later snapshot has changed.
@@ -113,7 +130,8 @@ impl Picture {
             |record: &QuarantinedObject| self.quarantined(&record.token_serial, &record.cka_id).is_some();
         quarantined.extend(changes.quarantined.into_iter().filter(|record| !known(record)));
         let epoch = changes.epoch.or(self.epoch);
-        Ok(Self { generation: changes.generation, keys, classes, access_tokens, epoch, quarantined })
+        let (generation, kept) = (changes.generation, Kept::default());
+        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, kept })
     }
 
     /// The record of a quarantined object.
@@ -154,6 +172,29 @@ fn hashed(tokens: Vec<AccessToken>) -> HashMap<[u8; 32], Arc<AccessToken>> {
     tokens.into_iter().map(|token| (token.sha256, Arc::new(token))).collect()
 }
 
+/// When there may be something to do for the versions of a key.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Due {
+    /// When the next destruction is due, if one is scheduled.
+    pub(crate) destroys_at: Option<Timestamp>,
+    /// From when on a destruction may be scheduled, if the key asks for that.
+    pub(crate) expires_from: Option<Timestamp>,
+    /// Whether a version was ever revoked.
+    pub(crate) was_revoked: bool,
+}
+
+impl Due {
+    fn of(key: &Key, versions: &[Version]) -> Self {
+        let rows = || versions.iter().map(|version| &version.row);
+        let expiring = rows().filter(|row| key.destroy_after.is_some() && row.may_ever_sign());
+        Self {
+            destroys_at: rows().filter_map(KeyVersion::destruction_due).min(),
+            expires_from: expiring.filter_map(|row| row.born.as_ref()?.timeline.withdrawn_at).min(),
+            was_revoked: rows().any(|row| row.compromise.is_some()),
+        }
+    }
+}
+
 impl Entry {
     /// Whether these are its rows. Not by the revision alone: after a failover another change may have that number.
     fn is(&self, key: &Key, rows: &[KeyVersion]) -> bool {
@@ -178,8 +219,9 @@ impl Entry {
                 };
                 Ok(Version { row, public })
             })
-            .collect::<Result<_, Error>>()?;
-        Ok(Self { key, versions })
+            .collect::<Result<Vec<Version>, Error>>()?;
+        let due = Due::of(&key, &versions);
+        Ok(Self { key, versions, due, kept: Kept::default() })
     }
 
     /// The version that signs at `now`: the newest active one. None is a failed precondition that says why.
@@ -223,18 +265,23 @@ impl Entry {
 
     /// The version of that number.
     pub(crate) fn version(&self, number: u32) -> Result<&Version, Error> {
-        self.versions
-            .iter()
-            .find(|version| version.row.number == number)
-            .ok_or_else(|| Error::not_found(format_args!("keys/{}/versions/{number}", self.key.id)))
+        let place = self.versions.binary_search_by_key(&number, |version| version.row.number);
+        place
+            .map(|place| &self.versions[place])
+            .map_err(|_| Error::not_found(format_args!("keys/{}/versions/{number}", self.key.id)))
+    }
+
+    /// The version whose birth is not over. Only the newest can be: no other is begun beside one.
+    pub(crate) fn unborn(&self) -> Option<&KeyVersion> {
+        self.versions.last().map(|version| &version.row).filter(|row| row.born.is_none())
     }
 
     /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
-    /// before the key's last change may carry the longest max-age; a replica that is cut off serves one on until it is
-    /// fenced; and the clock of one that signs may be ahead of ours.
-    pub(crate) fn lead(&self, now: Timestamp) -> SignedDuration {
-        let changed_lately = later(self.key.updated_at, MAX_AGE_MAX + Key::CLOCKS_APART) > now;
-        let cached = if changed_lately { MAX_AGE_MAX } else { SignedDuration::ZERO };
+    /// before the key's last change may carry the longest max-age, `kept`, and others half the publish lead; a replica
+    /// that is cut off serves one on until it is fenced; and the clock of one that signs may be ahead of ours.
+    pub(crate) fn lead(&self, now: Timestamp, kept: SignedDuration) -> SignedDuration {
+        let changed_lately = later(self.key.updated_at, kept + Key::CLOCKS_APART) > now;
+        let cached = if changed_lately { kept } else { self.key.publish_lead / 2 };
         self.key.publish_lead.max(cached + Key::FENCE + Key::CLOCKS_APART)
     }
 
@@ -244,6 +291,15 @@ impl Entry {
             Some(version) if version.row.born.is_none() => format!(
                 "keys/{id} has no active version yet: its creation is not finished; retry in a moment"
             ),
+            Some(Version { row: KeyVersion { number, born: Some(born), .. }, .. })
+                if self
+                    .versions
+                    .last()
+                    .is_some_and(|last| last.row.state(now) == KeyState::PreActivation) =>
+            {
+                let at = born.timeline.activates_at;
+                format!("keys/{id} has no active version: version {number} signs from {at}, after its lead")
+            }
             Some(version) => format!(
                 "keys/{id} has no active version: version {} is {}; enable it, or rotate the key",
                 version.row.number,

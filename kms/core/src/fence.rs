@@ -91,7 +91,8 @@ impl Fence {
         Ok(age.saturating_sub(2 * BEAT_INTERVAL))
     }
 
-    fn check_obstacle(&self) -> Result<(), Fenced> {
+    /// Whether anything forbids to work but the age of the last confirmation.
+    pub(crate) fn check_obstacle(&self) -> Result<(), Fenced> {
         match self.obstacle.load(Ordering::Acquire) {
             NOTHING => Ok(()),
             WENT_BACKWARDS => Err(Fenced::StoreWentBackwards),
@@ -99,7 +100,8 @@ impl Fence {
         }
     }
 
-    fn age(&self) -> Option<Duration> {
+    /// How long ago the last confirmation is; `None` before the first.
+    pub(crate) fn age(&self) -> Option<Duration> {
         let ns = self.confirmed_ns.load(Ordering::Acquire).checked_sub(1)?;
         let since_origin = self.clock.instant().saturating_duration_since(self.origin);
         Some(since_origin.saturating_sub(Duration::from_nanos(ns)))

@@ -6,7 +6,7 @@
 //! dropped unsettled (its client went away) is recorded as abandoned.
 //!
 //! Behind the [`crate::fence`] nobody is admitted: what this process knows may be out of date, so it does not even
-//! decide. A process that has slept between the two ways finds the fence at the second one: what was computed or read
+//! decide. Only how it is can be asked of it then too (`policy::is_allowed_behind_fence` says why). A process that has slept between the two ways finds the fence at the second one: what was computed or read
 //! is withheld. The answer about a change that was committed is not: it tells of a fact, and whoever does not hear it
 //! may do it twice, or lose a credential that is shown once.
 
@@ -57,7 +57,8 @@ pub struct Admission<A: AuditLog> {
     grant: Grant,
     log: Arc<A>,
     slot: Option<A::Slot>,
-    /// What the result depends on; `None` for a change of state, which is answered for by its commit.
+    /// What the result depends on; `None` for a change of state, which is answered for by its commit, and for what the
+    /// fence does not keep out.
     fence: Option<Arc<Fence>>,
 }
 
@@ -117,7 +118,7 @@ impl<A: AuditLog> Gate<A> {
         subject: Subject,
         now: Timestamp,
     ) -> Result<Admission<A>, Error> {
-        let slot = self.reserve()?;
+        let slot = self.reserve(action)?;
         let grant = self.grant(caller.shared_name(), action, subject, now);
         let decision = policy::decide(caller, action, grant.subject.key.as_ref());
         let admission = self.admission(grant, slot);
@@ -157,7 +158,7 @@ impl<A: AuditLog> Gate<A> {
         subject: Subject,
         now: Timestamp,
     ) -> Result<Admission<A>, Error> {
-        let slot = self.reserve()?;
+        let slot = self.reserve(work.action())?;
         let grant = Grant { subject, ..self.system(work, None, now) };
         let admission = self.admission(grant, slot);
         self.intend(self.unless_in_recovery(admission).await?).await
@@ -165,7 +166,7 @@ impl<A: AuditLog> Gate<A> {
 
     /// Like [`Gate::admit`], for our own work that reads only and is about no key alone.
     pub fn admit_system(&self, work: SystemWork, now: Timestamp) -> Result<Admission<A>, Error> {
-        let slot = self.reserve()?;
+        let slot = self.reserve(work.action())?;
         Ok(self.admission(self.system(work, None, now), slot))
     }
 
@@ -197,13 +198,19 @@ impl<A: AuditLog> Gate<A> {
     }
 
     /// A place in the book, for somebody who may come in at all.
-    fn reserve(&self) -> Result<A::Slot, Error> {
-        unless_fenced(self.fence.as_deref(), Ok(()))?;
+    fn reserve(&self, action: Action) -> Result<A::Slot, Error> {
+        unless_fenced(self.fence_before(action).map(|fence| &**fence), Ok(()))?;
         Ok(self.log.reserve()?)
     }
 
     fn admission(&self, grant: Grant, slot: A::Slot) -> Admission<A> {
-        Admission { grant, log: Arc::clone(&self.log), slot: Some(slot), fence: self.fence.clone() }
+        let fence = self.fence_before(grant.action).cloned();
+        Admission { grant, log: Arc::clone(&self.log), slot: Some(slot), fence }
+    }
+
+    /// The fence, unless `action` is one that it does not keep out.
+    fn fence_before(&self, action: Action) -> Option<&Arc<Fence>> {
+        self.fence.as_ref().filter(|_| !policy::is_allowed_behind_fence(action))
     }
 
     async fn intend(&self, mut admission: Admission<A>) -> Result<Admission<A>, Error> {
@@ -441,6 +448,7 @@ mod tests {
         (Action::RevokeAccessToken, ""),
         (Action::GetInventory, ""),
         (Action::QuarantineObject, "RECOVERY_MODE"),
+        (Action::GetStatus, ""),
         (Action::ResumeBirth, "PERMISSION_DENIED"),
         (Action::ExecuteDestroy, "PERMISSION_DENIED"),
         (Action::Canary, "PERMISSION_DENIED"),
@@ -475,5 +483,24 @@ mod tests {
         }
         gate.set_recovery(None);
         assert_eq!(reason(block_on(gate.admit(&administrator(), Action::Sign, Some(&key), now))), "");
+    }
+
+    #[test]
+    fn behind_the_fence_nobody_is_told_anything_but_how_the_replica_is_and_that_is_on_record() {
+        let (log, clock) = (Arc::new(MemoryLog::default()), Arc::new(ManualClock::default()));
+        let now = crate::Clock::now(&clock);
+        let gate = Gate::new(Arc::clone(&log), 0).behind(Arc::new(Fence::new(clock)));
+        let key: KeyId = "k".parse().expect("a key's name");
+        for action in Action::ALL {
+            let admitted = block_on(gate.admit(&administrator(), action, Some(&key), now));
+            assert_eq!(admitted.is_ok(), action == Action::GetStatus, "{action}");
+            let reason = admitted.map(|_| ()).map_err(|error| error.reason());
+            assert!(matches!(reason, Ok(()) | Err("FENCED")), "{action}: {reason:?}");
+        }
+        let admission =
+            block_on(gate.admit(&administrator(), Action::GetStatus, None, now)).expect("admitted");
+        block_on(admission.settle(Ok(Unsettled::new(())))).expect("not withheld");
+        let last = log.events().pop().expect("a record");
+        assert_eq!((last.action, last.outcome), (Action::GetStatus, Outcome::Succeeded));
     }
 }

@@ -198,6 +198,14 @@ impl Compromise {
     pub const REASON_LEN_MAX: usize = 1_024;
 }
 
+impl Timeline {
+    /// Its times: between two of them, neither the state nor [`KeyVersion::is_published`] changes.
+    pub(crate) fn times(&self) -> impl Iterator<Item = Timestamp> + use<> {
+        let Self { published_at, activates_at, retires_at, withdrawn_at, destroys_at } = *self;
+        [Some(published_at), Some(activates_at), retires_at, withdrawn_at, destroys_at].into_iter().flatten()
+    }
+}
+
 impl KeyVersion {
     /// The state at `now`.
     pub fn state(&self, now: Timestamp) -> KeyState {
@@ -219,6 +227,11 @@ impl KeyVersion {
         } else {
             KeyState::Active
         }
+    }
+
+    /// When its objects are to be destroyed, if they are and have not been.
+    pub(crate) fn destruction_due(&self) -> Option<Timestamp> {
+        self.born.as_ref()?.timeline.destroys_at.filter(|_| self.destroyed_at.is_none())
     }
 
     /// Whether verifiers should find it in the JWKS at `now`. From its birth on, also where the clock is behind its

@@ -3,7 +3,10 @@
 //! A verb is entered once and left once: *gate in → catalog → HSM → gate out*. Verbs that change state must be
 //! run to their end: callers that can be cut off (a gRPC handler whose client goes away) run them detached.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Instant,
+};
 
 use crate::{
     Algorithm, AuditLog, Caller, Clock, Error, Gate, Hsm, Key, KeyId, KeyState, KeyVersion, Store,
@@ -17,7 +20,7 @@ use crate::{
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
     timeline,
-    verbs::{AttributeAudits, Births, RotationFailures},
+    verbs::{AttributeAudits, Births, MAX_AGE_MAX, RotationFailures},
 };
 
 /// The service, over its four ports.
@@ -32,6 +35,7 @@ pub struct Kms<H, S, A, C> {
     pub(crate) catalog: Catalog,
     pub(crate) settings: Settings,
     pub(crate) entropy: Entropy,
+    pub(crate) opened: Opened,
     /// Births under way.
     pub(crate) births: Mutex<Births>,
     /// Held by whoever lets the token follow the epoch: one at a time.
@@ -42,6 +46,14 @@ pub struct Kms<H, S, A, C> {
     pub(crate) audits: Mutex<AttributeAudits>,
     /// Rotations that were due and failed.
     pub(crate) rotation_failures: Mutex<RotationFailures>,
+}
+
+/// How it was when this process began.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opened {
+    pub(crate) at: Instant,
+    /// Whether there was a key already.
+    pub(crate) with_keys: bool,
 }
 
 /// The outside, plugged in once by `kms/server`.
@@ -72,6 +84,8 @@ pub struct Settings {
     pub allow_destroy: bool,
     /// From the request to the destruction. Default: 30 days.
     pub destroy_delay: SignedDuration,
+    /// The longest that a verifier may keep a key set. At most 300 s, which is the default; all replicas must agree on it.
+    pub jwks_max_age: SignedDuration,
     /// How much longer than its caller a birth may wait for the HSM. Default: 60 s (RSA-4096 is slow).
     pub birth_grace: std::time::Duration,
 }
@@ -123,6 +137,7 @@ impl Default for Settings {
             verify_before_release: true,
             allow_destroy: false,
             destroy_delay: SignedDuration::from_hours(30 * 24),
+            jwks_max_age: MAX_AGE_MAX,
             birth_grace: std::time::Duration::from_secs(60),
         }
     }
@@ -139,6 +154,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let mut prefix = [0; 8];
         entropy(&mut prefix)?;
         let catalog = Catalog::new(store.load(None).await?)?;
+        let opened = Opened { at: clock.instant(), with_keys: !catalog.now().keys.is_empty() };
         let kms = Self {
             hsm,
             store,
@@ -148,6 +164,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             fence,
             beats: Beats::default(),
             catalog,
+            opened,
             settings,
             entropy,
             births: Mutex::default(),

@@ -32,6 +32,7 @@ pub mod kms;
 pub mod pin_latch;
 pub mod policy;
 pub mod replica;
+pub mod report;
 pub mod signature;
 pub mod store;
 pub mod time;
@@ -41,6 +42,7 @@ pub mod verbs;
 mod action;
 mod beat;
 mod catalog;
+mod key_set;
 mod timeline;
 
 pub use action::Action;

@@ -51,6 +51,7 @@ fn needs_every_key(action: Action) -> bool {
             | Action::GetInventory
             | Action::QuarantineObject
             | Action::UpdateKeyClass
+            | Action::GetStatus
     )
 }
 
@@ -76,6 +77,7 @@ pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
         | Action::Canary
         | Action::FollowEpoch
         | Action::GetInventory
+        | Action::GetStatus
         | Action::AcceptOlderStore => true,
         Action::Sign
         | Action::SignRaw
@@ -92,6 +94,14 @@ pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
         | Action::ResumeBirth
         | Action::ExecuteDestroy => false,
     }
+}
+
+/// Whether it may be done by a replica that cannot confirm what it knows: nothing but to say so. An operator asks how a
+/// replica is just when it is fenced, and the answer tells how old it is; it shows no key, and gives nothing that a
+/// caller could use. What is given up: whoever was an administrator until a revocation that this replica has not heard
+/// of may still read it here. It is on record like everything else.
+pub(crate) fn is_allowed_behind_fence(action: Action) -> bool {
+    action == Action::GetStatus
 }
 
 #[cfg(test)]

@@ -8,13 +8,14 @@ use crate::{
     Key, KeyState, KeyVersion,
     catalog::Entry,
     key::{Born, TakeOver, Timeline, later},
-    time::Timestamp,
+    time::{SignedDuration, Timestamp},
 };
 
 /// The times of a version that is being born. The first version of a key signs at once, also where the clock is behind
 /// ours: its times lie that far back, and so do those of one that takes over at once. Any other signs after the lead,
-/// not before it was asked to, and at least a fence after the version before it.
-pub(crate) fn of_next(entry: &Entry, now: Timestamp, takes_over: TakeOver) -> Timeline {
+/// not before it was asked to, and at least a fence after the version before it. `kept` is how long verifiers may keep a
+/// set that they have.
+pub(crate) fn of_next(entry: &Entry, now: Timestamp, takes_over: TakeOver, kept: SignedDuration) -> Timeline {
     let latest = entry.versions.iter().filter_map(|version| version.row.born.as_ref()).next_back();
     let asked = match (latest, takes_over) {
         (None, _) | (_, TakeOver::AtOnce) => {
@@ -26,7 +27,7 @@ pub(crate) fn of_next(entry: &Entry, now: Timestamp, takes_over: TakeOver) -> Ti
             if let TakeOver::At(asked) = takes_over { after.max(asked) } else { after }
         }
     };
-    let led = later(now, entry.lead(now));
+    let led = later(now, entry.lead(now, kept));
     Timeline { published_at: now, activates_at: led.max(asked), ..UNENDING }
 }
 
@@ -73,20 +74,28 @@ pub(crate) fn promoted(row: &KeyVersion, now: Timestamp) -> KeyVersion {
 
 /// The times of a suspended version that comes back. It left the JWKS, so while another version signs it must
 /// stand there for the lead again before it takes over.
-pub(crate) fn of_returning(entry: &Entry, row: &KeyVersion, born: &Born, now: Timestamp) -> Timeline {
+pub(crate) fn of_returning(
+    entry: &Entry,
+    row: &KeyVersion,
+    born: &Born,
+    now: Timestamp,
+    kept: SignedDuration,
+) -> Timeline {
     let takes_over = entry.find_primary(now).is_some_and(|primary| primary.row.number < row.number);
-    let led = if takes_over { later(now, entry.lead(now)) } else { Timestamp::MIN };
+    let led = if takes_over { later(now, entry.lead(now, kept)) } else { Timestamp::MIN };
     Timeline { activates_at: born.timeline.activates_at.max(led), ..born.timeline }
 }
 
 /// Every row that changes when each of `changed` takes the place of the row of its number: itself, and the versions
 /// whose retirement follows from it. A retirement that has passed stays as it is.
 pub(crate) fn with(entry: &Entry, changed: &[KeyVersion], now: Timestamp) -> Vec<KeyVersion> {
-    let before: Vec<&KeyVersion> = entry.versions.iter().map(|version| &version.row).collect();
+    let before = entry.versions.iter().map(|version| &version.row);
     let changed = |row: &KeyVersion| changed.iter().find(|changed| changed.number == row.number);
-    let after: Vec<KeyVersion> = before.iter().map(|row| changed(row).unwrap_or(row).clone()).collect();
-    let retimed = after.iter().map(|row| retimed(&entry.key, row, &after, now));
-    retimed.zip(before).filter(|(row, old)| row != *old).map(|(row, _)| row).collect()
+    let after: Vec<&KeyVersion> = before.clone().map(|row| changed(row).unwrap_or(row)).collect();
+    // Of the many that a key may have had, those that have retired are not even looked at twice.
+    let open = before.zip(&after).filter(|(old, row)| changed(row).is_some() || is_open(old, now));
+    let retimed = open.map(|(old, row)| (old, retimed(&entry.key, row, &after, now)));
+    retimed.filter(|(old, row)| row != *old).map(|(_, row)| row).collect()
 }
 
 const UNENDING: Timeline = Timeline {
@@ -97,10 +106,15 @@ const UNENDING: Timeline = Timeline {
     destroys_at: None,
 };
 
-fn retimed(key: &Key, row: &KeyVersion, all: &[KeyVersion], now: Timestamp) -> KeyVersion {
+/// Whether its retirement may still change.
+fn is_open(row: &KeyVersion, now: Timestamp) -> bool {
+    row.born.as_ref().is_some_and(|born| born.timeline.retires_at.is_none_or(|at| at > now))
+}
+
+fn retimed(key: &Key, row: &KeyVersion, all: &[&KeyVersion], now: Timestamp) -> KeyVersion {
     let mut row = row.clone();
-    if let Some(born) = &mut row.born
-        && born.timeline.retires_at.is_none_or(|at| at > now)
+    if is_open(&row, now)
+        && let Some(born) = &mut row.born
     {
         let successors = all.iter().filter(|other| other.number > row.number && other.may_ever_sign());
         let takes_over =

@@ -19,6 +19,10 @@ fn the_token_in_memory_conforms() {
 #[test]
 fn the_store_in_memory_conforms() {
     block_on(conformance::store::run(&Arc::<MemoryStore>::default()));
+    let one = Arc::<MemoryStore>::default();
+    let other = Arc::new(one.linked());
+    one.interleave();
+    block_on(conformance::store::run_shared(&one, &other));
 }
 
 #[test]

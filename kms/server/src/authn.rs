@@ -16,7 +16,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use futures::future::Either;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use kms_core::Caller;
-use tonic::{body::Body, server::NamedService};
+use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
 /// Longest credential in bytes; ours have 43 and a short prefix.
@@ -24,8 +24,9 @@ const CREDENTIAL_LEN_MAX: usize = 256;
 /// Longest credential with its scheme.
 const HEADER_LEN_MAX: usize = CREDENTIAL_LEN_MAX + "Bearer ".len();
 
-/// Finds the caller by the SHA-256 of a credential.
-pub type Lookup = Arc<dyn Fn(&[u8; 32]) -> Option<Caller> + Send + Sync>;
+/// Finds the caller by the SHA-256 of a credential, or says why there is none: it is unknown, or it may be known and
+/// this replica cannot tell.
+pub type Lookup = Arc<dyn Fn(&[u8; 32]) -> Result<Caller, Box<Status>> + Send + Sync>;
 
 /// A gRPC service that only authenticated callers reach. Its requests carry a [`Caller`] as extension.
 #[derive(Clone)]
@@ -57,12 +58,16 @@ where
         // Removed, not read: no handler and no log behind this line ever sees the credential.
         let sha256 = credential_sha256(request.headers());
         request.headers_mut().remove(AUTHORIZATION);
-        match sha256.and_then(|sha256| (self.lookup)(&sha256)) {
-            Some(caller) => {
+        let caller = match sha256 {
+            Some(sha256) => (self.lookup)(&sha256),
+            None => Err(Box::new(kms_api_grpc::unauthenticated())),
+        };
+        match caller {
+            Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 Either::Left(self.service.call(request))
             }
-            None => Either::Right(ready(Ok(kms_api_grpc::unauthenticated().into_http()))),
+            Err(status) => Either::Right(ready(Ok(status.into_http()))),
         }
     }
 }
@@ -107,7 +112,8 @@ mod tests {
     async fn call(values: &[&str]) -> Response<Body> {
         let known: [u8; 32] = digest(&SHA256, CREDENTIAL.as_bytes()).as_ref().try_into().expect("32 bytes");
         let lookup: Lookup = Arc::new(move |sha256| {
-            (*sha256 == known).then(|| Caller::new("access-token:test", Role::User, KeyScope::All))
+            let caller = || Caller::new("access-token:test", Role::User, KeyScope::All);
+            (*sha256 == known).then(caller).ok_or_else(|| Box::new(kms_api_grpc::unauthenticated()))
         });
         let inner = service_fn(async |request: Request<Body>| {
             assert!(request.headers().get(AUTHORIZATION).is_none(), "the credential went on");
@@ -142,7 +148,7 @@ mod tests {
         for values in refused {
             let response = call(values).await;
             assert!(response.headers().get("caller").is_none(), "{values:?}");
-            let status = tonic::Status::from_header_map(response.headers()).expect("a status");
+            let status = Status::from_header_map(response.headers()).expect("a status");
             assert_eq!(status.code(), tonic::Code::Unauthenticated, "{values:?}");
             assert_eq!(status.message(), kms_api_grpc::unauthenticated().message(), "{values:?}");
         }

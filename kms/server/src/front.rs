@@ -25,6 +25,7 @@ use kms_pkcs11::{
 use kms_store::AnyStore;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -35,6 +36,7 @@ use crate::{
     hygiene,
     pin_latch::DurableLatch,
     replicas,
+    report::Reporter,
     running::{Certificates, Sockets, Starting},
     scheduler, storage, telemetry,
 };
@@ -101,7 +103,7 @@ async fn serve_with(
     replicas::join(config, &store, replica, pool.token_serial()).await?;
     let ports = Ports {
         hsm: pool.clone(),
-        store,
+        store: store.clone(),
         audit: Arc::clone(audit),
         clock: SystemClock,
         replica: replica.clone(),
@@ -118,8 +120,13 @@ async fn serve_with(
         tracing::warn!("there is no administrator; stop the server and run `kms bootstrap`");
     }
     // Beats on until the last change of state is done.
-    let heart = tokio::spawn(scheduler::beat(Arc::clone(&service)));
-    let running = starting.serve(config, &service, audit)?;
+    let reporter = Reporter::new(audit);
+    let mut heart = JoinSet::new();
+    heart.spawn(scheduler::beat(Arc::clone(&service), reporter.clone()));
+    // Once more, now that the heart keeps this server on record: the start may have taken so long that others did not
+    // see it any more when they compared theirs.
+    replicas::join(config, &store, replica, pool.token_serial()).await?;
+    let running = starting.serve(config, &service, audit, reporter.leaving())?;
     let cause = tokio::select! {
         signal = end.signal() => Ok(signal),
         () = abandoned(pool) => Err("the parent process is gone"),
@@ -128,7 +135,7 @@ async fn serve_with(
     running.drain(config.drain_delay()).await;
     follow_epoch(&service).await;
     finish(&service).await;
-    heart.abort();
+    heart.shutdown().await;
     cause.map(drop).map_err(anyhow::Error::msg)
 }
 
@@ -193,6 +200,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     Ok(Settings {
         verify_before_release: config.keys.verify_before_release,
         allow_destroy: config.keys.allow_destroy,
+        jwks_max_age: SignedDuration::try_from(config.keys.jwks_max_age).context("keys.jwks_max_age")?,
         destroy_delay: SignedDuration::try_from(config.keys.destroy_delay).context("keys.destroy_delay")?,
         ..Settings::default()
     })

@@ -11,7 +11,7 @@ use axum::{
 };
 use futures::{StreamExt as _, stream};
 use kms_api_grpc::Services;
-use kms_core::{AuditLog, Clock, Hsm, Kms, Store};
+use kms_core::{AuditLog, Clock, Error, Hsm, Kms, Store};
 use kms_proto::FILE_DESCRIPTOR_SET;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Status, service::Routes};
@@ -38,16 +38,24 @@ pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
 ) -> anyhow::Result<(Router, Health)> {
     let lookup: Lookup = {
         let service = Arc::clone(service);
-        Arc::new(move |sha256| service.authenticate(sha256))
+        // Behind the fence it may be one of a moment ago.
+        let unknown = move |fence: Result<(), Error>| match fence {
+            Ok(()) => kms_api_grpc::unauthenticated(),
+            Err(error) => kms_api_grpc::status(&error),
+        };
+        Arc::new(move |sha256| {
+            service.authenticate(sha256).ok_or_else(|| Box::new(unknown(service.check_fence())))
+        })
     };
-    let Services { keys, crypto, access, hsm } = Services::new(service, config.max_deadline);
+    let Services { keys, crypto, access, hsm, status } = Services::new(service, config.max_deadline);
     // A fresh reporter says SERVING for the whole server; one service of ours is never away alone.
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::new(health.max_decoding_message_size(STRANGER_MESSAGE_BYTES_MAX))
         .add_service(Authenticated::new(keys, Arc::clone(&lookup)))
         .add_service(Authenticated::new(crypto, Arc::clone(&lookup)))
         .add_service(Authenticated::new(access, Arc::clone(&lookup)))
-        .add_service(Authenticated::new(hsm, lookup));
+        .add_service(Authenticated::new(hsm, Arc::clone(&lookup)))
+        .add_service(Authenticated::new(status, lookup));
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -159,6 +167,7 @@ mod tests {
             "/kms.v1.AccessService/CreateAccessToken",
             "/kms.v1.HsmService/AcceptOlderStore",
             "/kms.v1.HsmService/GetInventory",
+            "/kms.v1.StatusService/GetStatus",
         ] {
             assert_eq!(call(&router, path, None).await, (Code::Unauthenticated, false), "{path}");
             assert_eq!(

@@ -19,6 +19,7 @@ pub mod parent;
 mod peers;
 mod pin_latch;
 mod replicas;
+mod report;
 mod running;
 mod runtime_dir;
 mod scheduler;

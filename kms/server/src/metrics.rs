@@ -3,18 +3,19 @@
 
 mod rotation;
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
-use jiff::Timestamp;
-use kms_core::{
-    time::SignedDuration,
-    verbs::{AttributeAudits, Rotations},
-};
+use jiff::{SignedDuration, Timestamp};
+use kms_core::verbs::{AttributeAudits, Rotations};
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
     metrics::{
@@ -53,9 +54,10 @@ pub(crate) struct Levels {
     pub(crate) replicas: usize,
     pub(crate) fenced: bool,
     pub(crate) leads: bool,
+    pub(crate) clock_skew: Option<SignedDuration>,
+    pub(crate) confirmed_age: Option<Duration>,
     pub(crate) recovery_mode: bool,
     pub(crate) epoch_pending: u64,
-    pub(crate) clock_ahead: Option<SignedDuration>,
     /// Per listener.
     pub(crate) certificates_expire: Vec<(&'static str, Timestamp)>,
 }
@@ -159,9 +161,10 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             replicas,
             fenced,
             leads,
+            clock_skew,
+            confirmed_age,
             recovery_mode,
             epoch_pending,
-            clock_ahead,
             certificates_expire,
         } = (self.0)();
         let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: f64| {
@@ -217,6 +220,14 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             f64::from(u8::from(fenced)),
         )?;
         gauge("lease_held", "1: this server does the background work", None, f64::from(u8::from(leads)))?;
+        if let Some(skew) = clock_skew {
+            let help = "How far this server's clock is ahead of the store's, as far as it is known";
+            gauge("clock_skew", help, Some(&Unit::Seconds), skew.as_secs_f64())?;
+        }
+        if let Some(age) = confirmed_age {
+            let help = "Since the store confirmed what this server knows";
+            gauge("generation_confirmed_age", help, Some(&Unit::Seconds), age.as_secs_f64())?;
+        }
         gauge(
             "recovery_mode",
             "1 while the store is older than the HSM has seen, and nothing is signed",
@@ -229,14 +240,6 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             None,
             epoch_pending as f64,
         )?;
-        if let Some(ahead) = clock_ahead {
-            gauge(
-                "clock_ahead",
-                "By how much this clock is ahead of the store's, at worst; negative: behind",
-                Some(&Unit::Seconds),
-                ahead.as_secs_f64(),
-            )?;
-        }
         let mut expiry = encoder.encode_descriptor(
             "tls_certificate_expiry_timestamp",
             "When the served certificate expires, since 1970",
@@ -345,6 +348,7 @@ impl Levels {
                 syncs: 7,
                 last_sync_seconds: 0.5,
                 slots_taken: 8,
+                records_waiting: 18,
                 slots_max: 9,
                 free_bytes: 10,
                 records_lost: 11,
@@ -353,9 +357,10 @@ impl Levels {
             replicas: 3,
             fenced: false,
             leads: true,
+            clock_skew: Some(SignedDuration::from_millis(-1_500)),
+            confirmed_age: Some(Duration::from_millis(250)),
             recovery_mode: true,
             epoch_pending: 13,
-            clock_ahead: Some(SignedDuration::from_millis(-1_500)),
             certificates_expire: vec![("grpc", Timestamp::UNIX_EPOCH)],
         }
     }

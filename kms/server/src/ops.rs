@@ -67,12 +67,16 @@ pub(crate) fn router(probe: Probe, leaving: Arc<AtomicBool>, metrics: Arc<Metric
 /// `full` answers.
 pub(crate) fn until_ready(full: Arc<OnceLock<Router>>) -> Router {
     let answer = async move |request: Request| match full.get() {
+        // A layer here would be paid for with every request; its routes have their own.
         Some(full) => full.clone().oneshot(request).await.into_response(),
-        None if request.uri().path() == "/livez" => livez().await.into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, RETRY_AFTER_SECONDS)], "starting\n")
-            .into_response(),
+        None if request.uri().path() == "/livez" => nosniff(livez().await.into_response()).await,
+        None => nosniff(starting()).await,
     };
-    Router::new().fallback(answer).layer(map_response(nosniff))
+    Router::new().fallback(answer)
+}
+
+fn starting() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, RETRY_AFTER_SECONDS)], "starting\n").into_response()
 }
 
 async fn nosniff(mut response: Response) -> Response {
@@ -199,6 +203,11 @@ mod tests {
         for path in ["/readyz", "/.well-known/jwks.json", "/"] {
             assert_eq!(fetch(&router, path).await.0, StatusCode::SERVICE_UNAVAILABLE, "{path}");
         }
+        for path in ["/livez", "/readyz"] {
+            let request = Request::get(path).body(Body::empty()).expect("a request");
+            let response = router.clone().oneshot(request).await.expect("infallible");
+            assert_eq!(response.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff", "{path}");
+        }
         let routes = Router::new().route("/readyz", get(async || "ready"));
         full.set(routes).expect("set once");
         assert_eq!(fetch(&router, "/readyz").await, (StatusCode::OK, "ready".to_owned()));
@@ -226,9 +235,10 @@ mod tests {
             "kms_replicas 3.0",
             "kms_replica_fenced 0.0",
             "kms_lease_held 1.0",
+            "kms_clock_skew_seconds -1.5",
+            "kms_generation_confirmed_age_seconds 0.25",
             "kms_recovery_mode 1.0",
             "kms_epoch_pending 13.0",
-            "kms_clock_ahead_seconds -1.5",
             "key_rotation_success{key=\"bare\"} 0",
             "key_rotation_success{key=\"full\"} 1",
             "key_expiry_timestamp{key=\"full\"} 2000",

@@ -24,6 +24,7 @@ pub(crate) async fn join(
         (token, token_serial),
         ("keys.verify_before_release", config.keys.verify_before_release.to_string()),
         ("keys.allow_destroy", config.keys.allow_destroy.to_string()),
+        ("keys.jwks_max_age", format!("{}s", config.keys.jwks_max_age.as_secs())),
         ("keys.destroy_delay", format!("{}s", config.keys.destroy_delay.as_secs())),
     ]);
     let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

@@ -82,18 +82,18 @@ impl Starting {
         Ok(Self { certificates, grpc, grpc_addr, http_addr, http_router, stop, listeners })
     }
 
-    /// Serves everything from here on.
+    /// Serves everything from here on. `leaving` will say when that is over.
     pub(crate) fn serve(
         self,
         config: &Config,
         service: &Arc<Service>,
         audit: &Arc<FileLog>,
+        leaving: Arc<AtomicBool>,
     ) -> anyhow::Result<Running> {
         let Self { certificates, grpc, grpc_addr, http_addr, http_router, stop, mut listeners } = self;
         let metrics = Arc::new(metrics(config, service, audit, &certificates));
         let (router, health) = grpc::router(service, &config.grpc, Arc::clone(&metrics))?;
         listeners.spawn(Listener { router, ..grpc }.serve(stop.clone(), DRAIN_MAX));
-        let leaving = Arc::new(AtomicBool::new(false));
         http_router.get_or_init(|| {
             kms_api_jwks::router(Arc::clone(service), config.http.issuer.as_str()).merge(ops::router(
                 probe(service, audit),
@@ -191,9 +191,10 @@ fn metrics(
         replicas: service.last_pulse().map_or(0, |pulse| pulse.replicas.len()),
         fenced: service.fenced().is_some(),
         leads: service.lease().is_some(),
+        clock_skew: service.clock_skew(),
+        confirmed_age: service.confirmed_age(),
         recovery_mode: service.recovery().is_some(),
         epoch_pending: service.epoch_pending(),
-        clock_ahead: service.clock_ahead(),
         certificates_expire: pairs.iter().map(|(name, pair)| (*name, pair.expires_at())).collect(),
     };
     Metrics::new(levels, move || rotations.rotations(keys_max))

@@ -12,7 +12,7 @@ use std::{
 use kms_core::{replica::BEAT_INTERVAL, time::Deadline};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::Service;
+use crate::{Service, report::Reporter};
 
 /// From one look at what is due to the next; the first is at start.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -41,15 +41,25 @@ pub(crate) async fn audit_attributes(service: Arc<Service>, period: Duration) {
 
 /// Beats about once a second, and as soon as the store may have changed: without it the fence goes up. Runs until it is
 /// dropped.
-pub(crate) async fn beat(service: Arc<Service>) {
-    loop {
-        if let Err(error) = service.beat(true, "{}".to_owned()).await {
-            tracing::warn!(%error, "the database did not confirm what this server knows");
-            sleep(BEAT_INTERVAL).await;
-            continue;
+pub(crate) async fn beat(service: Arc<Service>, reporter: Reporter) {
+    let beats = async {
+        loop {
+            if let Err(error) = service.beat(true, reporter.report(&service)).await {
+                tracing::warn!(%error, "the database did not confirm what this server knows");
+                sleep(BEAT_INTERVAL).await;
+                continue;
+            }
+            service.changed(BEAT_INTERVAL).await;
         }
-        service.changed(BEAT_INTERVAL).await;
-    }
+    };
+    // A beat may wait long for the database, just when somebody asks how this server is.
+    let reports = async {
+        loop {
+            sleep(BEAT_INTERVAL).await;
+            service.set_report(reporter.report(&service));
+        }
+    };
+    tokio::join!(beats, reports);
 }
 
 /// Runs until it is dropped.

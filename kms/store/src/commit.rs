@@ -32,7 +32,9 @@ pub(crate) async fn generation<S: Session>(
     statement: Statement,
 ) -> Result<Generation, Fault> {
     let found = session.fetch(statement).await.map_err(S::fault)?;
-    rows::generation(found.first().ok_or_else(|| Fault::Corrupt("there is no generation".to_owned()))?)
+    // Neither has a database that is being filled.
+    let none = "there is no generation; where a migration from SQLite was cut off, run it again";
+    rows::generation(found.first().ok_or_else(|| Fault::Corrupt(none.to_owned()))?)
 }
 
 async fn apply<S: Session>(session: &mut S, write: &Write, generation: i64) -> Result<(), Fault> {

@@ -8,6 +8,7 @@
 
 mod any;
 mod commit;
+mod migrate;
 mod pin_latch;
 mod postgres;
 mod pulse;
@@ -17,12 +18,15 @@ mod session;
 mod snapshot;
 mod sqlite;
 mod statement;
+mod tables;
 
 use std::path::PathBuf;
 
 pub use any::AnyStore;
+pub use migrate::{MigrateError, Migrated, Progress, Step, sqlite_to_postgres};
 pub use postgres::{JoinError, PostgresOptions, PostgresStore};
-pub use sqlite::{Options, SqliteStore};
+pub use sqlite::{Options, SqliteStore, moved};
+pub use tables::Contents;
 
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +48,17 @@ pub enum OpenError {
         found: i64,
         /// Ours.
         known: i64,
+    },
+    /// Its rows were migrated to PostgreSQL.
+    #[error(
+        "{path} is not there, and {to} is: its rows are in PostgreSQL, by `kms migrate sqlite-to-postgres`; name that \
+         database in store.url instead of store.path"
+    )]
+    Moved {
+        /// The database.
+        path: PathBuf,
+        /// What it is called now.
+        to: PathBuf,
     },
     /// Opened read-only, when migrations are still to be run.
     #[error(

@@ -31,4 +31,11 @@ async fn postgresql_does_what_every_store_must_do() {
     store.close().await;
     let store = PostgresStore::open(&options).await.expect("it opens again");
     assert_eq!(store.load(None).await.expect("it reads"), before);
+
+    let database = cluster.create_database().expect("another database");
+    let mut options = PostgresOptions::new(database.tls_url(&cluster));
+    options.password = Some(database.password().to_owned());
+    let one = PostgresStore::open(&options).await.expect("it opens");
+    let other = PostgresStore::open(&options).await.expect("it opens");
+    conformance::store::run_shared(&one, &other).await;
 }

@@ -1,6 +1,6 @@
 //! The calls that are measured, without the SDK's retries: a failure ends the benchmark.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use kms_client::{Client, v1};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -15,6 +15,35 @@ pub(crate) fn sign(client: &Client, name: String) -> impl FnMut() -> Call + Send
         let (mut client, request) = (client.clone(), request(name.clone()));
         Box::pin(async move {
             client.sign(request).await?;
+            Ok(())
+        })
+    }
+}
+
+/// Signs a small JWT.
+pub(crate) fn sign_jwt(client: &Client, name: String) -> impl FnMut() -> Call + Send + 'static {
+    let client = client.crypto();
+    move || {
+        let mut client = client.clone();
+        let claims_json = br#"{"sub":"bench","aud":"bench"}"#.to_vec();
+        let ttl = Duration::from_secs(60).try_into().ok();
+        let request = v1::SignJwtRequest { name: name.clone(), claims_json, ttl, ..Default::default() };
+        Box::pin(async move {
+            client.sign_jwt(request).await?;
+            Ok(())
+        })
+    }
+}
+
+/// Disables the version of that name, and enables it again: two changes.
+pub(crate) fn flip(client: &Client, name: String) -> impl FnMut() -> Call + Send + 'static {
+    let client = client.keys();
+    move || {
+        let (mut client, name) = (client.clone(), name.clone());
+        Box::pin(async move {
+            let disable = v1::DisableKeyVersionRequest { name: name.clone(), ..Default::default() };
+            client.disable_key_version(disable).await?;
+            client.enable_key_version(v1::EnableKeyVersionRequest { name, ..Default::default() }).await?;
             Ok(())
         })
     }

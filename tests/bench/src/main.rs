@@ -4,17 +4,22 @@
 //! bare token right before it: processes that call C_Sign without a pause, as many as the service has workers (one
 //! for a single call in flight). The table shows medians over the rounds, of the ratios too. Beside them: an empty
 //! gRPC call, and one durable record. `verify_before_release` is measured off and on. Options: `--rounds N` (5),
-//! `--seconds N` (2), `--json FILE`, `--scale` (10 against 1,000 keys instead).
+//! `--seconds N` (2), `--json FILE`, and instead of all that `--scale` (10 against 1,000 keys in the token), `--stores`
+//! (10 against 10,000 keys in PostgreSQL, SQLite against PostgreSQL, two servers against one) or `--jwks` (the key set
+//! beside a static answer).
 
 #![expect(clippy::print_stdout, reason = "the table is the program's output")]
 
 mod call;
 mod cpu;
+mod deployment;
+mod jwks;
 mod load;
 mod raw;
 mod report;
 mod scale;
 mod service;
+mod stores;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -34,12 +39,17 @@ struct Options {
     span: Duration,
     json: Option<PathBuf>,
     scale: bool,
+    stores: bool,
+    jwks: bool,
 }
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1).peekable();
     if args.peek().map(String::as_str) == Some(raw::SUBCOMMAND) {
         return raw::child(args.skip(1).collect());
+    }
+    if args.peek().map(String::as_str) == Some(jwks::SUBCOMMAND) {
+        return jwks::child();
     }
     let options = Options::parse(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -49,6 +59,12 @@ fn main() -> anyhow::Result<()> {
 async fn run(options: &Options) -> anyhow::Result<()> {
     if options.scale {
         return scale::run(options.span).await;
+    }
+    if options.jwks {
+        return options.tell(&jwks::run(options.rounds, options.span).await?, jwks::SHARE_OF);
+    }
+    if options.stores {
+        return options.tell(&stores::run(options.rounds, options.span).await?, stores::SHARE_OF);
     }
     let plain = Bench::start(&[("KMS_KEYS__VERIFY_BEFORE_RELEASE", "false")]).await?;
     let verified = Bench::start(&[]).await?;
@@ -74,27 +90,34 @@ async fn run(options: &Options) -> anyhow::Result<()> {
             );
         }
     }
-    println!("{}", report.table());
-    if let Some(path) = &options.json {
-        std::fs::write(path, report.json()?).with_context(|| path.display().to_string())?;
-        println!("written to {}", path.display());
-    }
-    Ok(())
+    options.tell(&report, "the bare token")
 }
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> anyhow::Result<Self> {
-        let mut options = Self { rounds: 5, span: Duration::from_secs(2), json: None, scale: false };
+        let span = Duration::from_secs(2);
+        let mut options = Self { rounds: 5, span, json: None, scale: false, stores: false, jwks: false };
         while let Some(arg) = args.next() {
             let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
                 "--rounds" => options.rounds = value()?.parse()?,
-                "--seconds" => options.span = Duration::from_secs(value()?.parse()?),
+                "--seconds" => options.span = Duration::from_secs_f64(value()?.parse()?),
                 "--json" => options.json = Some(value()?.into()),
                 "--scale" => options.scale = true,
+                "--jwks" => options.jwks = true,
+                "--stores" => options.stores = true,
                 _ => bail!("unknown option {arg}; see the head of tests/bench/src/main.rs"),
             }
         }
         Ok(options)
+    }
+
+    fn tell(&self, report: &Report, share_of: &str) -> anyhow::Result<()> {
+        println!("{}", report.table(share_of));
+        if let Some(path) = &self.json {
+            std::fs::write(path, report.json()?).with_context(|| path.display().to_string())?;
+            println!("written to {}", path.display());
+        }
+        Ok(())
     }
 }

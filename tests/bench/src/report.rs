@@ -17,9 +17,10 @@ pub(crate) struct Row {
     pub(crate) p99_us: f64,
     /// CPU time of the service per signature in microseconds; 0 where there is no service.
     pub(crate) server_cpu_us: f64,
-    /// Rate as a share of the bare token's rate right before; 0 where there is none beside it.
+    /// Rate as a share of the rate of what it is compared with, e.g. the bare token's right before; 0 where there is
+    /// none beside it.
     pub(crate) share: f64,
-    /// Median latency beyond the bare token's in microseconds.
+    /// Median latency beyond that one's in microseconds.
     pub(crate) added_us: f64,
 }
 
@@ -44,9 +45,9 @@ impl Row {
         }
     }
 
-    /// The same, compared with the bare token.
-    pub(crate) fn beside(self, bare: &Self) -> Self {
-        Self { share: self.per_second / bare.per_second, added_us: self.p50_us - bare.p50_us, ..self }
+    /// The same, compared with another.
+    pub(crate) fn beside(self, other: &Self) -> Self {
+        Self { share: self.per_second / other.per_second, added_us: self.p50_us - other.p50_us, ..self }
     }
 }
 
@@ -58,10 +59,10 @@ impl Report {
         self.rows.entry(name.to_owned()).or_default().push(row);
     }
 
-    /// Markdown.
-    pub(crate) fn table(&self) -> String {
-        let mut text = String::from(
-            "| what | per second | share of the bare token | p50 us | added us | p99 us | server CPU us |\n\
+    /// Markdown. `share_of` says what the rows are compared with.
+    pub(crate) fn table(&self, share_of: &str) -> String {
+        let mut text = format!(
+            "| what | per second | share of {share_of} | p50 us | added us | p99 us | server CPU us |\n\
              |---|---:|---:|---:|---:|---:|---:|\n",
         );
         for name in &self.order {

@@ -11,6 +11,7 @@ use std::{
 
 use kms_client::{Client, v1};
 use kms_tests::{Environment, Running, kms};
+use rustix::process::Pid;
 use tempfile::TempDir;
 
 use crate::{
@@ -87,6 +88,11 @@ impl Bench {
     /// The directory given to `kms dev --dir`.
     pub(crate) fn dir(&self) -> PathBuf {
         dev_dir(self.home.path())
+    }
+
+    /// All its processes.
+    pub(crate) fn pids(&self) -> anyhow::Result<Vec<Pid>> {
+        Ok(self.running.tree()?.pids())
     }
 
     /// A client, by turns.

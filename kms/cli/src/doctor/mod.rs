@@ -157,7 +157,7 @@ async fn check_store(config: &Config, token_serial: Option<&str>, findings: &mut
             return check_database(config, postgres, token_serial, findings).await;
         }
     };
-    if !path.exists() {
+    if !path.exists() && kms_store::moved(path).is_none() {
         let found = format_args!("{} is not there yet", path.display());
         return findings.warn("store", found).hint("make it, with the first administrator: kms bootstrap");
     }

@@ -1,4 +1,5 @@
-//! What every [`Store`] must do. Each suite wants a fresh, empty store.
+//! What every [`Store`] must do, and what one that several replicas share must do besides. Each suite wants a fresh,
+//! empty store.
 
 use std::sync::Arc;
 
@@ -17,6 +18,9 @@ use crate::{
     time::{SignedDuration, Timestamp},
 };
 
+mod beats;
+mod since;
+
 /// Runs the suite on an empty store.
 pub async fn run<S: Store>(store: &S) {
     every_field_comes_back_as_it_was_written(store).await;
@@ -32,6 +36,14 @@ pub async fn run<S: Store>(store: &S) {
     an_object_is_quarantined_once_and_stays_so(store).await;
     a_pin_latch_comes_back_as_it_was_written_and_only_over_what_was_expected(store).await;
     of_two_that_take_a_pin_latch_at_once_one_wins(store).await;
+    since::what_was_written_since_comes_alone_and_whole(store).await;
+    beats::a_pulse_shows_the_beat_the_generation_and_the_lease(store).await;
+}
+
+/// Runs what a store for several replicas must do, over two links to the same empty store.
+pub async fn run_shared<S: Store>(one: &S, other: &S) {
+    beats::of_several_one_holds_the_lease_until_it_gives_it_back(one, other).await;
+    beats::a_change_is_everywhere_when_all_that_serve_have_said_so(one, other).await;
 }
 
 async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {

@@ -220,6 +220,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         pair: &PublicKey,
         lease: Option<LeaseToken>,
     ) -> Result<(), Error> {
+        let now = self.time_for_all().await?;
         let entry = self.catalog.entry(id)?;
         let row = &entry.version(number)?.row;
         if row.born.is_some() {
@@ -234,8 +235,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 "another attempt at this birth has begun; retry",
             ));
         }
-        let now = self.clock.now();
-        let timeline = timeline::of_next(&entry, now, row.takes_over);
+        let timeline = timeline::of_next(&entry, now, row.takes_over, self.sets_kept());
         let born = Born { spki: Arc::clone(pair.spki()), kid: pair.jwk().kid(), timeline };
         let born = KeyVersion { born: Some(born), maker: None, ..row.clone() };
         let changed = timeline::with(&entry, &[born], now);

@@ -37,16 +37,20 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 self.note_rotation(id, &rotated);
                 done += usize::from(report("rotation", id, rotated));
             }
-            if lacks_successor(entry, now) {
+            if entry.due.was_revoked && lacks_successor(entry, now) {
                 let succeeded = self.succeed(id, lease, deadline).await;
                 self.note_rotation(id, &succeeded);
                 done += usize::from(report("succession", id, succeeded));
             }
-            if self.settings.allow_destroy && !withdrawn(entry, now).is_empty() {
+            let has_come =
+                |at: Option<Timestamp>| self.settings.allow_destroy && at.is_some_and(|at| at <= now);
+            if has_come(entry.due.expires_from) {
                 done += usize::from(report("expiry", id, self.expire(id, lease).await));
             }
-            let due = entry.versions.iter().filter(|version| destruction_due(&version.row, now));
-            for version in due.filter(|_| self.settings.allow_destroy) {
+            if !has_come(entry.due.destroys_at) {
+                continue;
+            }
+            for version in entry.versions.iter().filter(|version| destruction_due(&version.row, now)) {
                 let number = version.row.number;
                 done += usize::from(report(
                     "destruction",
@@ -169,9 +173,8 @@ fn withdrawn(entry: &Entry, now: Timestamp) -> Vec<(&Version, Timestamp)> {
     entry.versions.iter().filter_map(|version| Some((version, of(version)?))).collect()
 }
 
-fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {
-    let due = row.born.as_ref().and_then(|born| born.timeline.destroys_at);
-    row.destroyed_at.is_none() && due.is_some_and(|at| at <= now)
+pub(super) fn destruction_due(row: &KeyVersion, now: Timestamp) -> bool {
+    row.destruction_due().is_some_and(|at| at <= now)
 }
 
 fn report(what: &str, id: &KeyId, result: Result<(), Error>) -> bool {

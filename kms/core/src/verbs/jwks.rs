@@ -5,30 +5,31 @@
 
 use std::sync::Arc;
 
-use crate::{
-    AuditLog, Clock, Error, Hsm, KeyId, Kms, Store,
-    algorithm::Hash,
-    catalog::{Entry, Picture},
-    fence::Fenced,
-    jwk::{Jwk, base64url},
-    time::{SignedDuration, Timestamp},
-};
+use bytes::Bytes;
+
+use crate::{AuditLog, Clock, Error, Hsm, Key, KeyId, Kms, Store, fence::Fenced, time::SignedDuration};
 
 /// The longest that a verifier may keep a set.
-pub(crate) const MAX_AGE_MAX: SignedDuration = SignedDuration::from_secs(300);
+pub(crate) const MAX_AGE_MAX: SignedDuration =
+    SignedDuration::from_secs(PublishedKeys::MAX_AGE_SECONDS_MAX as i64);
 
-/// A JWK Set (RFC 7517 §5), ready to be served.
+/// A JWK Set (RFC 7517 §5), ready to be served. A clone copies nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedKeys {
     /// The JSON text.
-    pub body: Arc<[u8]>,
-    /// A strong entity tag, with its quotes.
-    pub etag: String,
+    pub body: Bytes,
+    /// A strong entity tag, with its quotes: ASCII.
+    pub etag: Bytes,
     /// How long a verifier may keep it, in seconds: half of the shortest publish lead at most, so that every
-    /// cache has seen a version before it signs.
+    /// cache has seen a version before it signs. At most [`Self::MAX_AGE_SECONDS_MAX`].
     pub max_age_seconds: u32,
     /// The `alg` values that occur in it, sorted.
-    pub algorithms: Vec<&'static str>,
+    pub algorithms: Arc<[&'static str]>,
+}
+
+impl PublishedKeys {
+    /// The longest that a verifier may keep a set, in seconds.
+    pub const MAX_AGE_SECONDS_MAX: u32 = 300;
 }
 
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
@@ -37,33 +38,27 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// wrong.
     pub fn published_keys(&self, key: Option<&KeyId>) -> Result<Option<PublishedKeys>, Error> {
         let stale = self.fence.staleness().map_err(Fenced::refusal)?;
-        let Some(mut keys) = publish(&self.catalog.now(), key, self.clock.now()) else { return Ok(None) };
+        let Some(set) = self.catalog.key_set(key, self.clock.now()) else { return Ok(None) };
         let stale_seconds = u32::try_from(stale.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX);
-        let left = keys.max_age_seconds.checked_sub(stale_seconds);
-        keys.max_age_seconds = left.ok_or_else(|| Fenced::Unconfirmed(Some(stale)).refusal())?;
-        Ok(Some(keys))
+        let max_age = set.max_age.min(self.settings.jwks_max_age);
+        let max_age_seconds = u32::try_from(max_age.as_secs()).unwrap_or(0);
+        let left = max_age_seconds.checked_sub(stale_seconds);
+        Ok(Some(PublishedKeys {
+            body: set.body.clone(),
+            etag: set.etag.clone(),
+            max_age_seconds: left.ok_or_else(|| Fenced::Unconfirmed(Some(stale)).refusal())?,
+            algorithms: Arc::clone(&set.algorithms),
+        }))
     }
-}
 
-fn publish(picture: &Picture, key: Option<&KeyId>, now: Timestamp) -> Option<PublishedKeys> {
-    let entries: Vec<&Entry> = match key {
-        Some(key) => vec![&**picture.keys.get(key)?],
-        None => picture.keys.values().map(|entry| &**entry).collect(),
-    };
-    let mut algorithms = Vec::new();
-    let mut max_age = MAX_AGE_MAX;
-    let mut jwks: Vec<String> = Vec::new();
-    for entry in entries {
-        max_age = max_age.min(entry.key.publish_lead / 2);
-        for version in entry.versions.iter().filter(|version| version.row.is_published(now)) {
-            algorithms.push(entry.key.algorithm.jose_name());
-            jwks.extend(version.public.as_ref().and_then(|public| Jwk::to_json(public.jwk()).ok()));
+    /// How long a verifier may keep a set that it has by now. The servers that ran before this one may have allowed the
+    /// longest, unless there was no key then.
+    pub(crate) fn sets_kept(&self) -> SignedDuration {
+        let up = SignedDuration::try_from(self.clock.instant().saturating_duration_since(self.opened.at));
+        let until = MAX_AGE_MAX + Key::FENCE + Key::CLOCKS_APART;
+        match self.opened.with_keys && up.is_ok_and(|up| up < until) {
+            true => MAX_AGE_MAX,
+            false => self.settings.jwks_max_age.min(MAX_AGE_MAX),
         }
     }
-    algorithms.sort_unstable();
-    algorithms.dedup();
-    let body = format!(r#"{{"keys":[{}]}}"#, jwks.join(",")).into_bytes();
-    let etag = format!("\"{}\"", base64url(&Hash::Sha256.digest(&body).as_ref()[..16]));
-    let max_age_seconds = u32::try_from(max_age.as_secs()).unwrap_or(0);
-    Some(PublishedKeys { body: body.into(), etag, max_age_seconds, algorithms })
 }

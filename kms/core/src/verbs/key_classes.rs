@@ -6,6 +6,7 @@ use crate::{
     error::Kind,
     replica::LeaseToken,
     store::{Transaction, Write},
+    time::Timestamp,
     verbs::update_key::{extend_withdrawals, with_periods},
 };
 
@@ -47,7 +48,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     async fn update_class_admitted(&self, request: UpdateKeyClass) -> Result<KeyClass, Error> {
         let mut attempts = 1;
         loop {
-            let (class, transaction) = self.class_changed(request)?;
+            let now = self.time_for_all().await?;
+            let (class, transaction) = self.class_changed(request, now)?;
             match self.commit(transaction).await {
                 Err(error) if error.kind() == Kind::Conflict && attempts < COMMIT_ATTEMPTS_MAX => {
                     attempts += 1
@@ -57,8 +59,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
     }
 
-    fn class_changed(&self, request: UpdateKeyClass) -> Result<(KeyClass, Transaction), Error> {
-        let (picture, now) = (self.catalog.now(), self.clock.now());
+    fn class_changed(
+        &self,
+        request: UpdateKeyClass,
+        now: Timestamp,
+    ) -> Result<(KeyClass, Transaction), Error> {
+        let picture = self.catalog.now();
         let class = picture.class(request.name);
         if request.etag.is_some_and(|seen| seen != class.revision) {
             let text =

@@ -71,12 +71,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let births = self.births();
         let mut unborn = vec![];
         for entry in picture.keys.values() {
-            for row in entry.versions.iter().map(|version| &version.row).filter(|row| row.born.is_none()) {
-                let ours = row.maker.as_ref() == Some(&self.replica);
-                let may_resume = births.may_resume(&(entry.key.id.clone(), row.number), now);
-                if may_resume && self.may_make(row) && (ours || lease.is_some()) {
-                    unborn.push((entry.key.id.clone(), row.number, lease.filter(|_| !ours)));
-                }
+            let Some(row) = entry.unborn() else { continue };
+            let ours = row.maker.as_ref() == Some(&self.replica);
+            let may_resume = births.may_resume(&(entry.key.id.clone(), row.number), now);
+            if may_resume && self.may_make(row) && (ours || lease.is_some()) {
+                unborn.push((entry.key.id.clone(), row.number, lease.filter(|_| !ours)));
             }
         }
         unborn

@@ -61,10 +61,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let fingerprint =
             Fingerprint::of("RevokeKeyVersion", &[id.as_str(), &number.to_string(), &request.reason]);
         let replayed = self.replayed(caller, guards, &fingerprint).await?.is_some();
-        let entry = self.catalog.entry(id)?;
         if !replayed {
+            let now = self.time_for_all().await?;
+            let entry = self.catalog.entry(id)?;
             guards.check_etag(&entry.key)?;
-            let now = self.clock.now();
             let changed = revoked(&entry, *number, &request.reason, now)?;
             let remembered = guards.remember(caller, &fingerprint, id, Some(*number), now);
             if !changed.is_empty() {

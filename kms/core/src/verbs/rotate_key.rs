@@ -1,7 +1,8 @@
 //! RotateKey: the next version is born, published, and signs after the publish lead; in an emergency without it.
 
 use crate::{
-    Action, Admission, AuditLog, Caller, Clock, Error, Grant, Hsm, KeyId, KeyVersion, Kms, Store, Unsettled,
+    Action, Admission, AuditLog, Caller, Clock, Error, Grant, Hsm, Key, KeyId, KeyVersion, Kms, Store,
+    Unsettled,
     catalog::Entry,
     class::PERIOD_MAX,
     error::Kind,
@@ -110,7 +111,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 self.remember_adopted(adopted).await?;
                 continue;
             }
-            check_asked(&entry, request.takes_over, now)?;
+            check_asked(&entry, request.takes_over, now, self.sets_kept())?;
             let number = next_number(&entry)?;
             let Some(at_work) = self.begin_work(id, number, None) else {
                 self.wait_for_change(deadline, || still_being_made(id, number)).await?;
@@ -180,7 +181,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         waiting: &KeyVersion,
         remembered: Option<RememberedRequest>,
     ) -> Result<(), Error> {
-        let now = self.clock.now();
+        let now = self.time_for_all().await?;
         let changed = timeline::with(entry, &[timeline::promoted(waiting, now)], now);
         self.write_versions_moving("promote a version", &entry.key, changed, remembered).await
     }
@@ -235,9 +236,15 @@ pub(super) fn lacks_successor(entry: &Entry, now: Timestamp) -> bool {
 }
 
 /// A time that was asked for is kept, or refused: what somebody has planned for must not happen at another time.
-fn check_asked(entry: &Entry, takes_over: TakeOver, now: Timestamp) -> Result<(), Error> {
+fn check_asked(
+    entry: &Entry,
+    takes_over: TakeOver,
+    now: Timestamp,
+    kept: SignedDuration,
+) -> Result<(), Error> {
     let TakeOver::At(asked) = takes_over else { return Ok(()) };
-    let earliest = timeline::of_next(entry, later(now, BIRTH_ALLOWANCE), TakeOver::AfterLead).activates_at;
+    let at = later(now, BIRTH_ALLOWANCE);
+    let earliest = timeline::of_next(entry, at, TakeOver::AfterLead, kept).activates_at;
     let latest = later(now, PERIOD_MAX);
     if asked < earliest || asked > latest {
         return Err(Error::invalid(
@@ -267,27 +274,32 @@ fn made_since(entry: &Entry, seen: u32) -> Option<u32> {
 
 /// A key that still verifies is never dropped to make room: the rotation waits instead.
 fn check_room(entry: &Entry, now: Timestamp) -> Result<(), Error> {
+    // Where the clock is behind ours, a version leaves the key set so much later.
+    let leaves_at = |row: &KeyVersion| {
+        let withdrawn_at = row.born.as_ref()?.timeline.withdrawn_at?;
+        Some(later(withdrawn_at, Key::CLOCKS_APART))
+    };
     // Suspended ones count: they come back when they are enabled.
     let takes_room = |row: &&KeyVersion| {
-        let withdrawn = row.born.as_ref().and_then(|born| born.timeline.withdrawn_at);
         let gone = row.destroyed_at.is_some() || row.compromise.is_some();
-        row.born.is_some() && !gone && withdrawn.is_none_or(|at| now < at)
+        row.born.is_some() && !gone && leaves_at(row).is_none_or(|at| now < at)
     };
     let published: Vec<_> = entry.versions.iter().map(|version| &version.row).filter(takes_room).collect();
-    if published.len() < PUBLISHED_VERSIONS_MAX {
-        return Ok(());
-    }
-    let withdrawals = published.iter().filter_map(|row| row.born.as_ref()?.timeline.withdrawn_at);
-    let when = match withdrawals.min() {
+    let Some(too_many) = published.len().checked_sub(PUBLISHED_VERSIONS_MAX) else { return Ok(()) };
+    // Where clocks went back, more than one must leave.
+    let mut leave: Vec<_> = published.iter().filter_map(|row| leaves_at(row)).collect();
+    leave.sort_unstable();
+    let when = match leave.get(too_many) {
         Some(at) => format!("the earliest time for it is {at}"),
-        None => "disable a version first".to_owned(),
+        None => "enable or destroy one that is disabled first".to_owned(),
     };
     Err(Error::precondition(
         "TOO_MANY_PUBLISHED_VERSIONS",
         format!(
-            "keys/{} has {PUBLISHED_VERSIONS_MAX} versions in its JWKS; a rotation now would drop one that \
+            "keys/{} has {} versions in its JWKS, or disabled and not withdrawn; a rotation now would drop one that \
              still verifies: {when}",
-            entry.key.id
+            entry.key.id,
+            published.len()
         ),
     ))
 }

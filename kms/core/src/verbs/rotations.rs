@@ -80,7 +80,8 @@ struct Failures {
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// How rotation stands now, with at most `keys_max` keys one by one.
     pub fn rotations(&self, keys_max: usize) -> Rotations {
-        Rotations::of(&self.catalog.now(), &self.rotation_failures(), self.clock.now(), keys_max)
+        let (picture, kept) = (self.catalog.now(), self.sets_kept());
+        Rotations::of(&picture, &self.rotation_failures(), kept, self.clock.now(), keys_max)
     }
 
     /// Counts a failure to make a key's next version. That somebody else was faster is none, nor is the failure to
@@ -104,7 +105,14 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 }
 
 impl Rotations {
-    fn of(picture: &Picture, failures: &RotationFailures, now: Timestamp, keys_max: usize) -> Self {
+    /// `kept`: how long a verifier may keep a key set.
+    fn of(
+        picture: &Picture,
+        failures: &RotationFailures,
+        kept: SignedDuration,
+        now: Timestamp,
+        keys_max: usize,
+    ) -> Self {
         let mut all = Self { at: now, total: picture.keys.len(), ..Self::default() };
         for (id, entry) in &picture.keys {
             let failures = failures.0.get(id).copied().unwrap_or_default();
@@ -127,7 +135,7 @@ impl Rotations {
                     expires_at,
                     active_since: primary.map(|born| born.timeline.activates_at),
                     next_publish_at: due_since.or_else(planned),
-                    next_activate_at: next_activate_at(entry, now),
+                    next_activate_at: next_activate_at(entry, now, kept),
                     retires_at: primary.and_then(|born| born.timeline.retires_at),
                     published: entry.versions.iter().filter(|version| version.row.is_published(now)).count(),
                     failures: failures.count,
@@ -153,7 +161,7 @@ fn expires_at(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
     waiting.map(|born| born.timeline.activates_at).or_else(|| timeline::planned(entry))
 }
 
-fn next_activate_at(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
+fn next_activate_at(entry: &Entry, now: Timestamp, kept: SignedDuration) -> Option<Timestamp> {
     if let Some(waiting) = timeline::pending(entry, now).and_then(|row| row.born.as_ref()) {
         return Some(waiting.timeline.activates_at);
     }
@@ -164,7 +172,7 @@ fn next_activate_at(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
             (now.max(publish_at(&entry.key, at)?), TakeOver::At(at))
         }
     };
-    Some(timeline::of_next(entry, made_at, takes_over).activates_at.max(now))
+    Some(timeline::of_next(entry, made_at, takes_over, kept).activates_at.max(now))
 }
 
 /// The next version, while it is being made; of a key that has others.

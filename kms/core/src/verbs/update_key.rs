@@ -44,13 +44,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let id = request.id.clone();
         let fingerprint = request.fingerprint();
         let replayed = self.replayed(caller, &request.request, &fingerprint).await?.is_some();
+        let now = self.time_for_all().await?;
         let picture = self.catalog.now();
         let entry = self.catalog.entry(&id)?;
         if replayed {
-            return Ok(KeyView::of(&entry, self.clock.now()));
+            return Ok(KeyView::of(&entry, now));
         }
         request.request.check_etag(&entry.key)?;
-        let now = self.clock.now();
         let remembered = request.request.remember(caller, &fingerprint, &id, None, now);
         let mut key = entry.key.clone();
         if let Some(owner) = request.owner {

@@ -6,7 +6,7 @@ use crate::{
     catalog::{Entry, Version},
     key::{Born, Timeline, later},
     kms::VersionView,
-    time::{Deadline, Timestamp},
+    time::{Deadline, SignedDuration, Timestamp},
     timeline,
     verbs::requests::{ChangeVersion, Fingerprint},
 };
@@ -35,6 +35,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let admission = self.gate.begin_about(caller, Action::EnableKeyVersion, subject, now).await?;
         let result = async {
             self.check_objects(&admission, &request, deadline).await?;
+            let kept = self.sets_kept();
+            let resume = move |entry: &Entry, version: &Version, now| resume(entry, version, now, kept);
             self.change_admitted(caller, "enable a version", request, resume).await
         }
         .await;
@@ -102,7 +104,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         request: ChangeVersion,
         change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send,
     ) -> Result<VersionView, Error> {
-        let now = self.clock.now();
+        let now = self.time_for_all().await?;
         let fingerprint = Fingerprint::of(transaction, &[request.id.as_str(), &request.number.to_string()]);
         let replayed = self.replayed(caller, &request.request, &fingerprint).await?.is_some();
         let entry = self.catalog.entry(&request.id)?;
@@ -136,7 +138,12 @@ fn suspend(_: &Entry, version: &Version, _: Timestamp) -> Result<KeyVersion, Err
     Ok(KeyVersion { suspended: true, ..version.row.clone() })
 }
 
-fn resume(entry: &Entry, version: &Version, now: Timestamp) -> Result<KeyVersion, Error> {
+fn resume(
+    entry: &Entry,
+    version: &Version,
+    now: Timestamp,
+    kept: SignedDuration,
+) -> Result<KeyVersion, Error> {
     let row = version.row.clone();
     if row.born.as_ref().is_some_and(|born| born.timeline.destroys_at.is_some()) {
         return Err(Error::precondition(
@@ -150,7 +157,7 @@ fn resume(entry: &Entry, version: &Version, now: Timestamp) -> Result<KeyVersion
     let born = row
         .born
         .clone()
-        .map(|born| Born { timeline: timeline::of_returning(entry, &row, &born, now), ..born });
+        .map(|born| Born { timeline: timeline::of_returning(entry, &row, &born, now, kept), ..born });
     Ok(KeyVersion { suspended: false, born, ..row })
 }
 

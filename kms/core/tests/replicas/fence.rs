@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::executor::block_on;
+use futures::{FutureExt as _, executor::block_on};
 use kms_core::{
     Kms, Store as _,
     audit::Outcome,
@@ -201,4 +201,22 @@ fn a_clock_that_differs_by_more_than_five_seconds_fences_at_once_and_until_it_is
     assert_eq!([0, 1].map(|replica| reason(fleet.sign(replica))), [Err("FENCED"); 2], "the store's is wrong");
     let refused = block_on(fleet.worlds[0].join(settings())).map(|_: Kms<_, _, _, _>| ());
     assert_eq!(reason(refused), Err("FENCED"), "nobody starts so");
+}
+
+#[test]
+fn a_replica_that_knows_more_than_its_last_beat_said_does_not_wait_for_the_next_one() {
+    let fleet = Fleet::with_key(2);
+    fleet.beat();
+    let waits = |replica: usize| fleet.replicas[replica].changed(secs(1)).now_or_never().is_none();
+    assert!(waits(0) && waits(1), "everything was said");
+    let mut disabling: Task<'_, _> = Box::pin(fleet.disable(0));
+    poll_once(&mut disabling);
+    assert!(!waits(0), "who waits for this replica has not heard of its own commit");
+    // It is brought up to date by something else than its beat.
+    assert!(waits(1));
+    block_on(fleet.replicas[1].run_due(soon()));
+    assert!(!waits(1), "the disabling waits for this replica to say that it has it");
+    fleet.beat();
+    assert!(waits(0) && waits(1));
+    fleet.run(disabling).expect("disabled");
 }

@@ -8,14 +8,13 @@ use std::{
 };
 
 use futures::executor::block_on;
-use kms_core::Clock as _;
 use kms_core::{
-    Algorithm, Error, KeyId,
-    class::AskedPeriods,
+    Algorithm, Clock as _, Error, KeyId, KeyVersion, Store as _,
+    class::{AskedPeriods, PeriodChanges},
     fakes::{FakeKms, World, administrator, entropy},
     kms::{KeyView, Settings, VersionView},
     time::{Deadline, SignedDuration},
-    verbs::{ChangeVersion, CreateKey, Encoding, Request, RotateKey, Sign, Signed, ToSign},
+    verbs::{ChangeVersion, CreateKey, Encoding, Request, RotateKey, Sign, Signed, ToSign, UpdateKey},
 };
 
 /// How much time passes from one turn of all to the next.
@@ -35,7 +34,16 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// A fleet of so many, of which the first holds the lease.
     pub(crate) fn of(count: usize) -> Self {
-        let store = World::default();
+        Self::over(World::default(), count)
+    }
+
+    /// As many anew, after all of these have ended.
+    pub(crate) fn restarted(self) -> Self {
+        self.store.store.forget_replicas();
+        Self::over(self.store, self.replicas.len())
+    }
+
+    fn over(store: World, count: usize) -> Self {
         let worlds: Vec<_> = (0..count).map(|_| store.beside()).collect();
         let replicas = worlds.iter().map(|world| block_on(world.join(settings())).expect("opens")).collect();
         let asleep = worlds.iter().map(|_| AtomicBool::new(false)).collect();
@@ -154,9 +162,7 @@ impl Fleet {
         name: &str,
         request_id: Option<&str>,
     ) -> Result<KeyView, Error> {
-        let periods = AskedPeriods { rotation_period: Some(SignedDuration::ZERO), ..AskedPeriods::default() };
-        let request = request(request_id);
-        let request = CreateKey { periods, request, ..CreateKey::new(id(name), Algorithm::Es256) };
+        let request = CreateKey { request: request(request_id), ..creation(name) };
         self.replicas[replica].create_key(&administrator(), request, self.deadline(replica)).await
     }
 
@@ -167,6 +173,12 @@ impl Fleet {
     ) -> Result<VersionView, Error> {
         let rotate = RotateKey { request: request(request_id), ..RotateKey::new(id("k")) };
         self.replicas[replica].rotate_key(&administrator(), rotate, self.deadline(replica)).await
+    }
+
+    /// One round of the scheduler of a replica. Returns how many steps succeeded.
+    pub(crate) fn tick(&self, replica: usize) -> usize {
+        let (kms, deadline) = (&self.replicas[replica], self.deadline(replica));
+        block_on(async { kms.resume_births(deadline).await + kms.run_due(deadline).await })
     }
 
     pub(crate) async fn disable(&self, replica: usize) -> Result<VersionView, Error> {
@@ -183,8 +195,14 @@ impl Fleet {
         self.replicas[replica].sign(&administrator(), to_sign(), deadline).await
     }
 
+    /// The versions of `k` as the store has them.
+    pub(crate) fn rows(&self) -> Vec<KeyVersion> {
+        let snapshot = block_on(self.store.store.load(None)).expect("rows");
+        snapshot.keys.into_iter().find(|(key, _)| key.id == id("k")).expect("the key").1
+    }
+
     /// The versions of `k` in the store, once everybody knows them.
-    pub(crate) fn versions(&self) -> Vec<kms_core::KeyVersion> {
+    pub(crate) fn versions(&self) -> Vec<KeyVersion> {
         self.beat();
         let versions = block_on(self.replicas[0].list_key_versions(&administrator(), &id("k")));
         versions.expect("versions").into_iter().map(|view| view.row).collect()
@@ -196,6 +214,26 @@ async fn beat_on(kms: &FakeKms) {
         let _ = kms.beat(true, String::new()).await;
         kms.changed(Duration::from_secs(1)).await;
     }
+}
+
+/// A key that rotates by hand only.
+pub(crate) fn creation(name: &str) -> CreateKey {
+    let periods = AskedPeriods { rotation_period: Some(SignedDuration::ZERO), ..AskedPeriods::default() };
+    CreateKey { periods, ..CreateKey::new(id(name), Algorithm::Es256) }
+}
+
+/// A key with periods of its own.
+pub(crate) fn creation_with(name: &str, change: impl FnOnce(&mut AskedPeriods)) -> CreateKey {
+    let mut creation = creation(name);
+    change(&mut creation.periods);
+    creation
+}
+
+/// Other periods for `k`.
+pub(crate) fn update_of(change: impl FnOnce(&mut PeriodChanges)) -> UpdateKey {
+    let mut update = UpdateKey::new(id("k"));
+    change(&mut update.periods);
+    update
 }
 
 pub(crate) fn to_sign() -> Sign {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kms_core::{KeyId, verbs::PublishedKeys};
+use kms_core::{Clock as _, KeyId, time::SignedDuration, verbs::PublishedKeys};
 
 use crate::fleet::{Fleet, id, reason, seed};
 
@@ -76,4 +76,61 @@ fn a_set_of_a_replica_that_is_cut_off_lives_as_long_as_in_a_cache_and_then_is_re
     fleet.set_cut(1, false);
     fleet.beat();
     assert_eq!(max_age(1), Ok(300));
+}
+
+#[test]
+fn a_version_leaves_the_sets_at_its_withdrawal_to_the_millisecond_and_no_time_but_that_changes_them() {
+    let fleet = Fleet::with_key(2);
+    fleet.run(fleet.rotate(0, None)).expect("rotates");
+    let versions = fleet.versions();
+    let [old, new] = [0, 1].map(|version| versions[version].born.as_ref().expect("it is born"));
+    let withdrawn_at = old.timeline.withdrawn_at.expect("a successor takes over");
+    let both = set(&fleet, 0, None);
+    let text = |keys: &PublishedKeys| String::from_utf8(keys.body.to_vec()).expect("JSON");
+    assert!([old, new].iter().all(|born| text(&both).contains(born.kid.as_str())));
+    let until = |at: kms_core::time::Timestamp| at.duration_since(fleet.store.clock.now());
+    let millisecond = SignedDuration::from_millis(1);
+    let is_still_both = || {
+        for (replica, key) in [(0, None), (1, None), (1, Some(&id("k"))), (0, Some(&id("k")))] {
+            assert_eq!(set(&fleet, replica, key), both);
+        }
+    };
+    fleet.advance(until(new.timeline.activates_at) - millisecond);
+    for _ in 0..3 {
+        is_still_both();
+        fleet.advance(millisecond);
+    }
+    fleet.advance(until(withdrawn_at) - millisecond);
+    is_still_both();
+    fleet.advance(millisecond);
+    let one = set(&fleet, 0, None);
+    assert!(text(&one).contains(new.kid.as_str()) && !text(&one).contains(old.kid.as_str()));
+    for key in [None, Some(&id("k"))] {
+        assert_eq!([set(&fleet, 0, key), set(&fleet, 1, key)], [one.clone(), one.clone()]);
+    }
+    assert_ne!(one.etag, both.etag);
+    fleet.advance(SignedDuration::from_hours(10_000));
+    assert_eq!(set(&fleet, 0, None), one);
+    // One whose clock is set back before the withdrawal shows what stood there then, and so again.
+    fleet.advance(-SignedDuration::from_hours(10_000) - millisecond);
+    assert_eq!(set(&fleet, 0, None), both);
+    fleet.advance(millisecond);
+    assert_eq!(set(&fleet, 0, None), one);
+}
+
+#[test]
+fn a_set_that_was_served_is_not_served_after_a_change_of_its_key() {
+    let fleet = Fleet::with_key(2);
+    fleet.run(fleet.create(0, "another", None)).expect("created");
+    let sets =
+        |replica: usize| [None, Some(&id("k")), Some(&id("another"))].map(|key| set(&fleet, replica, key));
+    let [before, again] = [0, 1].map(sets);
+    assert_eq!(before, again);
+    fleet.run(fleet.disable(0)).expect("disabled");
+    let [after, elsewhere] = [0, 1].map(sets);
+    assert_eq!(after, elsewhere, "on the other replica, too, as soon as it is acknowledged");
+    assert_eq!(&*after[1].body, br#"{"keys":[]}"#);
+    assert_eq!(after[0].body, after[2].body);
+    assert_eq!(after[2], before[2]);
+    assert_ne!(after[0].etag, before[0].etag);
 }

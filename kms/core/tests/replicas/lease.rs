@@ -1,7 +1,10 @@
 //! The lease: one replica does the background work, and one that slept through its end writes nothing. And the epoch,
 //! which all of them move.
 
-use std::time::Duration;
+use std::{
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use futures::executor::block_on;
 use kms_core::{
@@ -52,6 +55,27 @@ fn a_holder_that_slept_through_the_end_of_its_lease_writes_nothing() {
     assert_eq!(fleet.store.hsm.count().0, 1, "nothing is destroyed");
     let transaction = Transaction { lease: Some(stale), ..Transaction::new("stale", vec![]) };
     assert!(matches!(block_on(fleet.store.store.commit(transaction)), Err(Fault::Changed(_))));
+}
+
+#[test]
+fn a_destruction_whose_scheduler_dies_between_any_two_steps_is_ended_by_another() {
+    let mut context = Context::from_waker(Waker::noop());
+    for steps in 1.. {
+        let fleet = with_due_destruction();
+        fleet.interleave();
+        let mut round: Task<_> = Box::pin(fleet.replicas[0].run_due(fleet.deadline(0)));
+        let died = (0..steps).all(|_| round.as_mut().poll(&mut context).is_pending());
+        drop(round);
+        if !died {
+            assert!(steps > 10, "{steps} steps only");
+            break;
+        }
+        fleet.set_asleep(0, true);
+        fleet.elapse(Duration::from_secs(14));
+        fleet.tick(1);
+        assert_eq!((fleet.tick(1), fleet.store.hsm.count().0), (0, 0), "after {steps} steps");
+        assert!(fleet.rows()[0].destroyed_at.is_some(), "after {steps} steps");
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Stories of several replicas over one store and one token: the fence, births, rotations at once, the lease, clocks.
+//! Stories of several replicas over one store and one token: the fence, births, rotations at once and by schedule, the
+//! lease, clocks, and verifiers that notice none of it.
 
 #![expect(
     clippy::expect_used,
@@ -13,4 +14,9 @@ mod fence;
 mod fleet;
 mod key_sets;
 mod lease;
+mod many_versions;
+mod room;
 mod rotations;
+mod schedule;
+mod status;
+mod verification;

@@ -56,7 +56,10 @@ impl Config {
         }
         problems.token(&self.hsm.uri);
         match &self.store {
-            Store::Sqlite { .. } => problems.directory("store.path", self.state_dir()),
+            Store::Sqlite { path } => {
+                problems.directory("store.path", self.state_dir());
+                problems.moved("store.path", path);
+            }
             Store::Postgres(postgres) => problems.postgres(postgres),
         }
         if let Some(dir) = &self.hsm.lock_dir {
@@ -127,6 +130,13 @@ impl Problems {
                 }
             }
             Err(error) => self.error("store.url", error),
+        }
+    }
+
+    fn moved(&mut self, field: &'static str, path: &Path) {
+        if let Some(to) = kms_store::moved(path) {
+            let refusal = kms_store::OpenError::Moved { path: path.to_owned(), to };
+            self.error(field, refusal.to_string());
         }
     }
 
@@ -234,6 +244,16 @@ mod tests {
             "store.path",
         ];
         assert_eq!(fields, BTreeSet::from(expected));
+    }
+
+    #[test]
+    fn a_store_that_has_moved_to_postgresql_is_an_error() {
+        let (dir, file) = sound();
+        fs::write(dir.path().join("kms.db.migrated"), "").expect("written");
+        let problems = problems(&file, &Overrides::default().with("http", "issuer", "https://k", "flag"));
+        let [problem] = &problems[..] else { panic!("{problems:#?}") };
+        assert_eq!((problem.field, problem.severity), ("store.path", Severity::Error));
+        assert!(problem.message.contains("kms.db.migrated"), "{}", problem.message);
     }
 
     #[test]

@@ -36,6 +36,17 @@ pub(super) fn at_least_seconds<'de, const SECONDS: u64, D: Deserializer<'de>>(
     Ok(duration)
 }
 
+/// Likewise, with both ends.
+pub(super) fn between_seconds<'de, const LEAST: u64, const MOST: u64, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Duration, D::Error> {
+    let duration = at_least_seconds::<LEAST, D>(deserializer)?;
+    if duration > Duration::from_secs(MOST) {
+        return Err(D::Error::custom(format_args!("this is too long; it must be at most {MOST}s")));
+    }
+    Ok(duration)
+}
+
 /// Parses a sum of whole numbers with units, greater than zero; `None` when it is anything else.
 fn parse(text: &str) -> Option<Duration> {
     let mut rest = text;

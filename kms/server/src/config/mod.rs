@@ -170,6 +170,10 @@ pub struct Keys {
     /// From the request to the destruction. Default: 30d.
     #[serde(deserialize_with = "duration::deserialize")]
     pub destroy_delay: Duration,
+    /// The longest that a verifier may keep a key set, 10 s to 5 min; a key whose `publish_lead` is short makes it
+    /// shorter. All replicas must agree on it. Default: 5m.
+    #[serde(deserialize_with = "duration::between_seconds::<10, 300, _>")]
+    pub jwks_max_age: Duration,
     /// From one audit of the attributes of all keys in the token to the next, at least 10 s; the first is at start.
     /// Default: 1h.
     #[serde(deserialize_with = "duration::at_least_seconds::<10, _>")]
@@ -271,7 +275,9 @@ impl Default for Keys {
     fn default() -> Self {
         let destroy_delay = Duration::from_secs(30 * 24 * 60 * 60);
         let attribute_audit_period = Duration::from_secs(60 * 60);
-        Self { verify_before_release: true, allow_destroy: false, destroy_delay, attribute_audit_period }
+        let jwks_max_age = Duration::from_secs(300);
+        let (verify_before_release, allow_destroy) = (true, false);
+        Self { verify_before_release, allow_destroy, destroy_delay, jwks_max_age, attribute_audit_period }
     }
 }
 

@@ -23,12 +23,14 @@ use kms_core::{
 use sqlx::{Connection as _, PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgRow};
 use tokio::{sync::Mutex, time::timeout};
 
+pub(crate) use self::filling::{Filling, Found, Origin};
 pub use self::{join::JoinError, options::PostgresOptions};
 use self::{news::News, open::Door, options::STATEMENT_MAX};
 use crate::{OpenError, commit, pin_latch, requests, session::session, snapshot, statement::Statement};
 
 mod beats;
 mod fault;
+mod filling;
 mod join;
 mod news;
 mod open;
@@ -61,6 +63,7 @@ impl PostgresStore {
     pub async fn open(options: &PostgresOptions) -> Result<Self, OpenError> {
         let door = Door::new(options)?;
         door.migrate().await?;
+        door.refuse_half_filled().await?;
         Ok(Self::through(door))
     }
 
@@ -68,6 +71,7 @@ impl PostgresStore {
     pub async fn look_at(options: &PostgresOptions) -> Result<Self, OpenError> {
         let door = Door::new(options)?;
         door.refuse_other_schema().await?;
+        door.refuse_half_filled().await?;
         Ok(Self::through(door))
     }
 

@@ -9,7 +9,7 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-use super::PostgresOptions;
+use super::{PostgresOptions, filling};
 use crate::OpenError;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -80,6 +80,22 @@ impl Door {
             Err(OpenError::Database(
                 "holds nothing of kms yet; `kms bootstrap` or a server makes it".to_owned(),
             ))
+        };
+        let outcome = timeout(CONNECT_MAX * 2, look).await;
+        outcome.unwrap_or_else(|_| Err(open_error(&sqlx::Error::PoolTimedOut)))
+    }
+
+    /// Refuses a database that a migration from SQLite has not filled to its end.
+    pub(super) async fn refuse_half_filled(&self) -> Result<(), OpenError> {
+        let look = async {
+            let mut connection = self.connect().await.map_err(|error| open_error(&error))?;
+            let file = filling::unfinished(&mut connection).await.map_err(|error| open_error(&error))?;
+            file.map_or(Ok(()), |file| {
+                Err(OpenError::Database(format!(
+                    "holds a migration from SQLite that is not complete; run `kms migrate sqlite-to-postgres --from \
+                     {file}` to its end, before anything uses the database"
+                )))
+            })
         };
         let outcome = timeout(CONNECT_MAX * 2, look).await;
         outcome.unwrap_or_else(|_| Err(open_error(&sqlx::Error::PoolTimedOut)))

@@ -14,8 +14,9 @@ use sqlx::{
     sqlite::SqliteRow,
 };
 
-pub use self::open::Options;
 use self::open::Writer;
+pub(crate) use self::source::Source;
+pub use self::{open::Options, source::moved};
 use crate::{
     OpenError, commit, pin_latch, pulse, requests,
     session::{Session as _, session},
@@ -26,6 +27,7 @@ use crate::{
 mod fault;
 mod lock;
 mod open;
+mod source;
 
 session!(SqliteConnection, SqliteRow, fault::statement);
 

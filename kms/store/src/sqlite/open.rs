@@ -13,7 +13,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{fault, lock};
+use super::{fault, lock, moved};
 use crate::OpenError;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -49,6 +49,7 @@ pub(crate) struct Writer {
 pub(crate) async fn read_write(options: &Options) -> Result<(Writer, SqlitePool), OpenError> {
     let path = &options.path;
     let lock = lock::take(path)?;
+    refuse_moved(path)?;
     make_file(path)?;
     let mut connect = SqliteConnectOptions::new()
         .filename(path)
@@ -77,21 +78,45 @@ pub(crate) async fn read_write(options: &Options) -> Result<(Writer, SqlitePool)
 
 /// Opens for reading, beside a server that may be running.
 pub(crate) async fn read_only(path: &Path) -> Result<SqlitePool, OpenError> {
+    refuse_moved(path)?;
     let connect = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
     let readers = pool_of_readers(connect);
-    let found: Result<Option<i64>, _> =
-        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(&readers).await;
-    let found = match found {
-        Ok(found) => found.unwrap_or(0),
-        Err(error) if error.to_string().contains("no such table") => 0,
-        Err(error) => return Err(open_error(path, error)),
-    };
+    let found = version(path, &readers).await?;
     let (path, known) = (path.to_owned(), known_version());
     match found.cmp(&known) {
         std::cmp::Ordering::Less => Err(OpenError::Older { path, found, known }),
         std::cmp::Ordering::Equal => Ok(readers),
         std::cmp::Ordering::Greater => Err(OpenError::Newer { path, found, known }),
     }
+}
+
+/// Refuses a database that is none of ours: to migrate it would make it one. The lock keeps servers out meanwhile.
+pub(super) async fn refuse_foreign(path: &Path) -> Result<(), OpenError> {
+    let _lock = lock::take(path)?;
+    let connect = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
+    let readers = pool_of_readers(connect);
+    let found = version(path, &readers).await;
+    readers.close().await;
+    match found? {
+        0 => Err(OpenError::Unusable { path: path.to_owned(), why: "it is no store of kms".to_owned() }),
+        _ => Ok(()),
+    }
+}
+
+/// The newest migration that it has; 0 for a database that is not ours.
+async fn version(path: &Path, pool: &SqlitePool) -> Result<i64, OpenError> {
+    let found: Result<Option<i64>, _> =
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(pool).await;
+    match found {
+        Ok(found) => Ok(found.unwrap_or(0)),
+        Err(error) if error.to_string().contains("no such table") => Ok(0),
+        Err(error) => Err(open_error(path, error)),
+    }
+}
+
+/// An empty store in the place of one that has moved would be another service.
+fn refuse_moved(path: &Path) -> Result<(), OpenError> {
+    moved(path).map_or(Ok(()), |to| Err(OpenError::Moved { path: path.to_owned(), to }))
 }
 
 /// SQLite would make it with the umask's mode. Its WAL and SHM files follow the mode of the database.
