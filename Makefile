@@ -18,12 +18,14 @@ test: ## Pass everything that a change must pass
 	@$(MAKE) --no-print-directory lint
 	$(CARGO) test --workspace --no-fail-fast
 
-lint: ## Format, clippy, documentation, shell scripts: no warning passes
+lint: ## Format, clippy, documentation, shell scripts, alerting rules: no warning passes
 	@scripts/setup lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --quiet --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --quiet --workspace --no-deps
 	shellcheck scripts/* .ci/run
+	promtool check rules deploy/prometheus/kms.rules.yml
+	promtool test rules deploy/prometheus/kms.test.yml
 
 bench: ## Measure the service against the raw token, in one run (ARGS="--rounds 3 --json FILE" and others)
 	@scripts/setup run

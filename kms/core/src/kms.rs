@@ -20,7 +20,7 @@ use crate::{
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
     timeline,
-    verbs::{AttributeAudits, Births, MAX_AGE_MAX},
+    verbs::{AttributeAudits, Births, MAX_AGE_MAX, RotationFailures},
 };
 
 /// The service, over its four ports.
@@ -44,6 +44,8 @@ pub struct Kms<H, S, A, C> {
     pub(crate) acceptance: Mutex<Option<AcceptanceCode>>,
     /// What attribute audits found.
     pub(crate) audits: Mutex<AttributeAudits>,
+    /// Rotations that were due and failed.
+    pub(crate) rotation_failures: Mutex<RotationFailures>,
 }
 
 /// How it was when this process began.
@@ -167,6 +169,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             entropy,
             births: Mutex::default(),
             audits: Mutex::default(),
+            rotation_failures: Mutex::default(),
             following: futures::lock::Mutex::default(),
             acceptance: Mutex::default(),
         };

@@ -56,8 +56,15 @@ pub(crate) fn next_rotation(entry: &Entry, now: Timestamp) -> Option<Timestamp> 
 /// When the version after the last one is to take over, by the key's period. What was revoked does not count: its
 /// successor was made in its place.
 pub(crate) fn scheduled(entry: &Entry) -> Option<Timestamp> {
+    let last = entry.versions.iter().rfind(|version| version.row.compromise.is_none())?;
+    last.row.born.as_ref().and_then(|_| planned(entry))
+}
+
+/// The same, also while that version is being made.
+pub(crate) fn planned(entry: &Entry) -> Option<Timestamp> {
     let period = entry.key.rotation_period?;
-    let last = entry.versions.iter().rfind(|version| version.row.compromise.is_none())?.row.born.as_ref()?;
+    let mut rows = entry.versions.iter().rev().map(|version| &version.row);
+    let last = rows.find(|row| row.compromise.is_none() && row.born.is_some())?.born.as_ref()?;
     last.timeline.activates_at.saturating_add(period).ok()
 }
 

@@ -111,7 +111,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
-    use crate::metrics::Levels;
+    use crate::metrics::{Levels, two_of_three};
 
     const CREDENTIAL: &str = "kms_test";
     const LIST_KEYS: &str = "/kms.v1.KeyService/ListKeys";
@@ -136,7 +136,7 @@ mod tests {
         let kms = Arc::new(world.open(Settings::default()).await.expect("a service"));
         let config = format!("tls_cert_file = ''\ntls_key_file = ''\nreflection = {reflection}");
         let config = toml::from_str(&config).expect("a section");
-        let metrics = Arc::new(Metrics::new(Levels::numbered));
+        let metrics = Arc::new(Metrics::new(Levels::numbered, two_of_three));
         let (router, health) = router(&kms, &config, Arc::clone(&metrics)).expect("routes");
         (router, health, metrics)
     }

@@ -1,5 +1,7 @@
 //! Metrics in the OpenMetrics text format: base units, and labels of which there are only so many: nothing per
-//! caller, nothing per key.
+//! caller, and of rotation alone something per key, for `http.metrics_keys_max` keys at most.
+
+mod rotation;
 
 use std::{
     fmt,
@@ -13,7 +15,7 @@ use axum::{
     response::Response,
 };
 use jiff::{SignedDuration, Timestamp};
-use kms_core::verbs::AttributeAudits;
+use kms_core::verbs::{AttributeAudits, Rotations};
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
     metrics::{
@@ -27,6 +29,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use tonic::{Code, Status};
+
+use rotation::RotationCollector;
 
 /// `Content-Type` of [`Metrics::text`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -70,9 +74,14 @@ struct MethodLabels {
 }
 
 impl Metrics {
-    /// `levels` is called at each scrape and must not wait.
-    pub(crate) fn new(levels: impl Fn() -> Levels + Send + Sync + 'static) -> Self {
-        let mut registry = Registry::with_prefix("kms");
+    /// `levels` and `rotations` are called at each scrape and must not wait.
+    pub(crate) fn new(
+        levels: impl Fn() -> Levels + Send + Sync + 'static,
+        rotations: impl Fn() -> Rotations + Send + Sync + 'static,
+    ) -> Self {
+        let mut unprefixed = Registry::default();
+        unprefixed.register_collector(Box::new(RotationCollector(rotations)));
+        let registry = unprefixed.sub_registry_with_prefix("kms");
         let requests = Family::default();
         let durations = Family::new_with_constructor(duration_buckets as fn() -> Histogram);
         let reload_failures = Counter::default();
@@ -90,7 +99,7 @@ impl Metrics {
         );
         registry.register("build", "This program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register_collector(Box::new(LevelsCollector(levels)));
-        Self { registry, requests, durations, reload_failures }
+        Self { registry: unprefixed, requests, durations, reload_failures }
     }
 
     /// Counts a certificate that changed and could not be used.
@@ -308,6 +317,9 @@ fn name(code: Code) -> &'static str {
         Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
+
+#[cfg(test)]
+pub(crate) use rotation::tests::two_of_three;
 
 #[cfg(test)]
 impl Levels {

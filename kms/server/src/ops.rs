@@ -152,10 +152,10 @@ mod tests {
     use axum::body::Body;
 
     use super::*;
-    use crate::metrics::Levels;
+    use crate::metrics::{Levels, two_of_three};
 
     fn metrics() -> Arc<Metrics> {
-        Arc::new(Metrics::new(Levels::numbered))
+        Arc::new(Metrics::new(Levels::numbered, two_of_three))
     }
 
     async fn fetch(router: &Router, path: &str) -> (StatusCode, String) {
@@ -239,12 +239,32 @@ mod tests {
             "kms_generation_confirmed_age_seconds 0.25",
             "kms_recovery_mode 1.0",
             "kms_epoch_pending 13.0",
+            "key_rotation_success{key=\"bare\"} 0",
+            "key_rotation_success{key=\"full\"} 1",
+            "key_expiry_timestamp{key=\"full\"} 2000",
+            "kms_key_version_age_seconds{key=\"full\"} 100",
+            "kms_key_next_publish_timestamp_seconds{key=\"full\"} 1500",
+            "kms_key_next_activate_timestamp_seconds{key=\"full\"} 2100",
+            "kms_key_next_retire_timestamp_seconds{key=\"full\"} 2200",
+            "kms_key_promotion_seconds{key=\"full\"} 1100",
+            "kms_key_jwks_versions{key=\"bare\"} 0",
+            "kms_key_jwks_versions{key=\"full\"} 2",
+            "kms_key_rotation_failures_total{key=\"full\"} 3",
+            "kms_keys 3",
+            "kms_keys_without_series 1",
+            "kms_keys_rotation_overdue 4",
+            "kms_keys_rotation_failing 5",
+            "kms_keys_without_active_version 6",
+            "kms_keys_without_successor 7",
+            "kms_key_expiry_earliest_timestamp_seconds 1900",
+            "kms_rotation_failures_total 8",
             "kms_tls_certificate_expiry_timestamp_seconds{listener=\"grpc\"} 0",
             "kms_tls_reload_failures_total 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
+        assert!(!text.contains("key_expiry_timestamp{key=\"bare\"}"), "no plan, no expiry:\n{text}");
         assert_eq!(fetch(&router, "/readyz").await.0, StatusCode::OK);
     }
 }

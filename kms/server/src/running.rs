@@ -91,7 +91,7 @@ impl Starting {
         leaving: Arc<AtomicBool>,
     ) -> anyhow::Result<Running> {
         let Self { certificates, grpc, grpc_addr, http_addr, http_router, stop, mut listeners } = self;
-        let metrics = Arc::new(metrics(service, audit, &certificates));
+        let metrics = Arc::new(metrics(config, service, audit, &certificates));
         let (router, health) = grpc::router(service, &config.grpc, Arc::clone(&metrics))?;
         listeners.spawn(Listener { router, ..grpc }.serve(stop.clone(), DRAIN_MAX));
         http_router.get_or_init(|| {
@@ -173,10 +173,17 @@ async fn bind(field: &str, addr: SocketAddr) -> anyhow::Result<(TcpListener, Soc
     Ok((socket, addr))
 }
 
-fn metrics(service: &Arc<Service>, audit: &Arc<FileLog>, certificates: &Certificates) -> Metrics {
+fn metrics(
+    config: &Config,
+    service: &Arc<Service>,
+    audit: &Arc<FileLog>,
+    certificates: &Certificates,
+) -> Metrics {
     let (service, audit) = (Arc::clone(service), Arc::clone(audit));
+    let keys_max = usize::try_from(config.http.metrics_keys_max).unwrap_or(usize::MAX);
+    let rotations = Arc::clone(&service);
     let pairs: Vec<_> = certificates.all().map(|(name, pair)| (name, Arc::clone(pair))).collect();
-    Metrics::new(move || Levels {
+    let levels = move || Levels {
         hsm: service.hsm().health(),
         audit: audit.health(),
         attribute_audits: service.attribute_audits(),
@@ -189,7 +196,8 @@ fn metrics(service: &Arc<Service>, audit: &Arc<FileLog>, certificates: &Certific
         recovery_mode: service.recovery().is_some(),
         epoch_pending: service.epoch_pending(),
         certificates_expire: pairs.iter().map(|(name, pair)| (*name, pair.expires_at())).collect(),
-    })
+    };
+    Metrics::new(levels, move || rotations.rotations(keys_max))
 }
 
 fn probe(service: &Arc<Service>, audit: &Arc<FileLog>) -> ops::Probe {

@@ -97,8 +97,13 @@ pub(super) struct Update {
     etag: String,
 }
 
+// The group has to name what the flattened structs bring: of itself it does not count that.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
+#[group(required = true, multiple = true, args = [
+    "owner", "labels", "no_labels", "class", "inherit", "no_claim_rules",
+    "rotation_period", "publish_lead", "max_token_ttl", "overlap", "destroy_after",
+    "issuers", "audiences", "required",
+])]
 struct Changes {
     /// Whom to ask about the key
     #[arg(long, value_name = "TEXT")]

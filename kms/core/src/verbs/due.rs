@@ -44,9 +44,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 done += usize::from(report("following the class", id, self.follow_class(id, lease).await));
             }
             if entry.due.was_revoked && lacks_successor(entry, now) {
-                done += usize::from(report("succession", id, self.succeed(id, lease, deadline).await));
+                let succeeded = self.succeed(id, lease, deadline).await;
+                self.note_rotation(id, &succeeded);
+                done += usize::from(report("succession", id, succeeded));
             } else if rotation_due(entry, now).is_some() {
-                done += usize::from(report("rotation", id, self.rotate_due(id, lease, deadline).await));
+                let rotated = self.rotate_due(id, lease, deadline).await;
+                self.note_rotation(id, &rotated);
+                done += usize::from(report("rotation", id, rotated));
             }
             let has_come =
                 |at: Option<Timestamp>| self.settings.allow_destroy && at.is_some_and(|at| at <= now);
@@ -192,8 +196,12 @@ fn periods_due(picture: &Picture, entry: &Entry) -> Option<Periods> {
 /// When the next version must begin to sign, once it is time to publish it.
 pub(super) fn rotation_due(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
     let at = timeline::scheduled(entry)?;
-    let publish = at.saturating_sub(entry.key.publish_lead.max(Key::FENCE)).ok()?;
-    (publish <= now).then_some(at)
+    (publish_at(&entry.key, at)? <= now).then_some(at)
+}
+
+/// When a version is to be made and published that begins to sign at `at`.
+pub(super) fn publish_at(key: &Key, at: Timestamp) -> Option<Timestamp> {
+    at.saturating_sub(key.publish_lead.max(Key::FENCE)).ok()
 }
 
 /// What has left the JWKS and is to be destroyed within `delay`, with the time for that. What somebody has put aside is

@@ -15,6 +15,7 @@ mod requests;
 mod resumption;
 mod revoke_key_version;
 mod rotate_key;
+mod rotations;
 mod sign;
 mod sign_jwt;
 mod status;
@@ -24,6 +25,7 @@ mod version_states;
 
 pub(crate) use jwks::MAX_AGE_MAX;
 pub(crate) use resumption::Births;
+pub(crate) use rotations::RotationFailures;
 
 pub use access_tokens::{CREDENTIAL_PREFIX, CreateAccessToken, bootstrap};
 pub use attribute_audit::AttributeAudits;
@@ -35,6 +37,7 @@ pub use read::{KeyPage, ListKeys, PAGE_LEN_MAX, PublicKeyView};
 pub use requests::{ChangeVersion, Request};
 pub use revoke_key_version::{RevokeKeyVersion, Revoked};
 pub use rotate_key::{PUBLISHED_VERSIONS_MAX, RotateKey};
+pub use rotations::{KeyRotation, OVERDUE_AFTER, Rotations};
 pub use sign::{BATCH_ITEMS_MAX, Encoding, MESSAGE_LEN_MAX, Sign, Signed, ToSign};
 pub use sign_jwt::{CLAIMS_LEN_MAX, SignJwt, SignedJwt, TYP_LEN_MAX};
 pub use status::{BackgroundWork, ReplicaState, ReplicaStatus, Status};

@@ -57,6 +57,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             if let Err(error) = &result {
                 tracing::warn!(key = %id, version = number, %error, "a birth could not be resumed yet");
             }
+            self.note_rotation(&id, &result);
             finished += usize::from(result.is_ok());
             self.births().resumed((id, number), result.is_ok(), self.clock.now());
         }

@@ -86,6 +86,9 @@ pub struct Http {
     pub tls_key_file: Option<PathBuf>,
     /// The issuer's URL, as verifiers compare it, character by character, with `iss`.
     pub issuer: Issuer,
+    /// Most keys that have metrics of their own; the others are in the sums alone. Default: 1,000.
+    #[serde(default = "defaults::metrics_keys_max")]
+    pub metrics_keys_max: u32,
 }
 
 /// `[hsm]`: the token, and the processes that talk to it.
@@ -298,6 +301,10 @@ mod defaults {
 
     pub(super) fn http_addr() -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 8080))
+    }
+
+    pub(super) fn metrics_keys_max() -> u32 {
+        1_000
     }
 
     pub(super) fn workers() -> NonZeroU16 {
