@@ -63,7 +63,11 @@ fn the_services_and_their_methods_are_all_there() {
                 "EnableKeyVersion",
                 "DestroyKeyVersion",
                 "RestoreKeyVersion",
+                "RevokeKeyVersion",
+                "ListKeyClasses",
+                "UpdateKeyClass",
                 "GetPublicKey",
+                "SignKeySetBundle",
             ],
         ),
     ];

@@ -231,11 +231,13 @@ impl Entry {
 
     /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
     /// before the key's last change may carry the longest max-age; a replica that is cut off serves one on until it is
-    /// fenced; and the clock of one that signs may be ahead of ours.
+    /// fenced; and the clock of one that signs may be ahead of ours. Bundles live up to half of the lead that the key had
+    /// when they were made.
     pub(crate) fn lead(&self, now: Timestamp) -> SignedDuration {
         let changed_lately = later(self.key.updated_at, MAX_AGE_MAX + Key::CLOCKS_APART) > now;
         let cached = if changed_lately { MAX_AGE_MAX } else { SignedDuration::ZERO };
-        self.key.publish_lead.max(cached + Key::FENCE + Key::CLOCKS_APART)
+        let bundled = self.key.bundles_until.map_or(SignedDuration::ZERO, |at| at.duration_since(now));
+        self.key.publish_lead.max(cached.max(bundled) + Key::FENCE + Key::CLOCKS_APART)
     }
 
     fn no_primary(&self, now: Timestamp) -> Error {

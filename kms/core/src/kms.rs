@@ -70,6 +70,11 @@ pub struct Settings {
     pub allow_destroy: bool,
     /// From the request to the destruction. Default: 30 days.
     pub destroy_delay: SignedDuration,
+    /// The issuer identifier that tokens bear, and bundles of key sets.
+    pub issuer: String,
+    /// The longest that a bundle of key sets lives: how long a revocation may take to reach whoever verifies with one.
+    /// Default: 1 hour.
+    pub bundle_ttl_max: SignedDuration,
     /// How much longer than its caller a birth may wait for the HSM. Default: 60 s (RSA-4096 is slow).
     pub birth_grace: std::time::Duration,
 }
@@ -121,6 +126,8 @@ impl Default for Settings {
             verify_before_release: true,
             allow_destroy: false,
             destroy_delay: SignedDuration::from_hours(30 * 24),
+            issuer: "https://localhost".to_owned(),
+            bundle_ttl_max: SignedDuration::from_hours(1),
             birth_grace: std::time::Duration::from_secs(60),
         }
     }

@@ -194,6 +194,9 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         verify_before_release: config.keys.verify_before_release,
         allow_destroy: config.keys.allow_destroy,
         destroy_delay: SignedDuration::try_from(config.keys.destroy_delay).context("keys.destroy_delay")?,
+        issuer: config.http.issuer.as_str().to_owned(),
+        bundle_ttl_max: SignedDuration::try_from(config.keys.bundle_ttl_max)
+            .context("keys.bundle_ttl_max")?,
         ..Settings::default()
     })
 }

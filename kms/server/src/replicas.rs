@@ -25,6 +25,7 @@ pub(crate) async fn join(
         ("keys.verify_before_release", config.keys.verify_before_release.to_string()),
         ("keys.allow_destroy", config.keys.allow_destroy.to_string()),
         ("keys.destroy_delay", format!("{}s", config.keys.destroy_delay.as_secs())),
+        ("keys.bundle_ttl_max", format!("{}s", config.keys.bundle_ttl_max.as_secs())),
     ]);
     let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     store.join(replica, &settings, &postgres.may_differ).await.context("this server cannot join the others")

@@ -47,8 +47,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
 fn publish(picture: &Picture, key: Option<&KeyId>, now: Timestamp) -> Option<PublishedKeys> {
     let entries: Vec<&Entry> = match key {
-        Some(key) => vec![&**picture.keys.get(key)?],
-        None => picture.keys.values().map(|entry| &**entry).collect(),
+        Some(key) => vec![&**picture.keys.get(key).filter(|entry| entry.key.purpose.is_published())?],
+        None => {
+            picture.keys.values().map(|entry| &**entry).filter(|e| e.key.purpose.is_published()).collect()
+        }
     };
     let mut algorithms = Vec::new();
     let mut max_age = MAX_AGE_MAX;

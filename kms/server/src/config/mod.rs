@@ -167,6 +167,10 @@ pub struct Keys {
     /// From the request to the destruction. Default: 30d.
     #[serde(deserialize_with = "duration::deserialize")]
     pub destroy_delay: Duration,
+    /// The longest that a signed bundle of key sets lives, at least 30 s: how long a revocation may take to reach whoever
+    /// verifies with one. Default: 1h.
+    #[serde(deserialize_with = "duration::at_least_seconds::<30, _>")]
+    pub bundle_ttl_max: Duration,
     /// From one audit of the attributes of all keys in the token to the next, at least 10 s; the first is at start.
     /// Default: 1h.
     #[serde(deserialize_with = "duration::at_least_seconds::<10, _>")]
@@ -268,7 +272,14 @@ impl Default for Keys {
     fn default() -> Self {
         let destroy_delay = Duration::from_secs(30 * 24 * 60 * 60);
         let attribute_audit_period = Duration::from_secs(60 * 60);
-        Self { verify_before_release: true, allow_destroy: false, destroy_delay, attribute_audit_period }
+        let bundle_ttl_max = Duration::from_secs(60 * 60);
+        Self {
+            verify_before_release: true,
+            allow_destroy: false,
+            destroy_delay,
+            bundle_ttl_max,
+            attribute_audit_period,
+        }
     }
 }
 
