@@ -34,7 +34,9 @@ async fn denials_are_recorded_with_the_rule_that_denied() -> anyhow::Result<()> 
 async fn every_verb_leaves_its_record_and_a_change_also_its_intent() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let secret = service.dir().join("carol").display().to_string();
-    let verbs: [(&str, bool, &[&str]); 12] = [
+    let publisher = ["keys", "create", "publisher", "--algorithm", "ES256", "--purpose", "jwks-bundle"];
+    service.kms(publisher).await?.text()?;
+    let verbs: [(&str, bool, &[&str]); 13] = [
         ("create_key", true, &["keys", "create", "orders", "--algorithm", "ES256"]),
         ("get_key", false, &["keys", "get", "orders"]),
         ("list_keys", false, &["keys", "list"]),
@@ -43,6 +45,7 @@ async fn every_verb_leaves_its_record_and_a_change_also_its_intent() -> anyhow::
         ("get_public_key", false, &["keys", "public", "orders"]),
         ("sign", false, &["sign", "orders", "--in", "/dev/null"]),
         ("sign_jwt", false, &["jwt", "sign", "orders", "--claims", "{}", "--ttl", "1m"]),
+        ("sign_key_set_bundle", false, &["jwks", "bundle", "--key", "publisher", "--of", "orders"]),
         ("disable_key_version", true, &["keys", "disable", "orders", "--version", "2"]),
         ("enable_key_version", true, &["keys", "enable", "orders", "--version", "2"]),
         ("get_inventory", false, &["hsm", "inventory"]),

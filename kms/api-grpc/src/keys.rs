@@ -9,7 +9,10 @@ use kms_core::{
     key::TakeOver,
     kms::VersionView,
     time::SignedDuration,
-    verbs::{ChangeVersion, CreateKey, ListKeys, RevokeKeyVersion, RotateKey, UpdateKey, UpdateKeyClass},
+    verbs::{
+        ChangeVersion, CreateKey, ListKeys, RevokeKeyVersion, RotateKey, SignKeySetBundle, UpdateKey,
+        UpdateKeyClass,
+    },
 };
 use kms_proto::v1;
 use tonic::{Request, Response, Status};
@@ -185,6 +188,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::key_service_server::KeyService
         let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::GetPublicKeyRequest| async move {
             let (id, number) = name::key_or_version("name", &request.name)?;
             kms.public_key(&call.caller, &id, number).await.map(message::public_key)
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn sign_key_set_bundle(
+        &self,
+        request: Request<v1::SignKeySetBundleRequest>,
+    ) -> Result<Response<v1::SignKeySetBundleResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::SignKeySetBundleRequest| async move {
+            let request = SignKeySetBundle {
+                id: name::key("name", &request.name)?,
+                keys: request.keys.iter().map(|name| name::key("keys", name)).collect::<Result<_, _>>()?,
+                ttl: optional_span("ttl", request.ttl)?,
+            };
+            let bundle = kms.sign_key_set_bundle(&call.caller, request, call.deadline).await;
+            bundle.map(message::key_set_bundle)
         };
         self.0.run(request, verb).await
     }

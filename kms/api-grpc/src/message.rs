@@ -9,7 +9,7 @@ use kms_core::{
     kms::{KeyView, VersionView},
     store,
     time::SignedDuration,
-    verbs::{PublicKeyView, Revoked, Signed, SignedJwt, Verified},
+    verbs::{KeySetBundle, PublicKeyView, Revoked, Signed, SignedJwt, Verified},
 };
 use kms_proto::v1::{self, key_version::State};
 
@@ -136,6 +136,17 @@ pub(crate) fn signed_jwt(jwt: SignedJwt) -> v1::SignJwtResponse {
         token: jwt.token,
         kid: jwt.kid.to_string(),
         expire_time: Some(timestamp(jwt.expires_at)),
+    }
+}
+
+pub(crate) fn key_set_bundle(bundle: KeySetBundle) -> v1::SignKeySetBundleResponse {
+    v1::SignKeySetBundleResponse {
+        name: name::of_version(&bundle.key, bundle.version),
+        bundle: bundle.bundle,
+        sequence: bundle.sequence,
+        not_before_time: Some(timestamp(bundle.not_before)),
+        not_after_time: Some(timestamp(bundle.not_after)),
+        chain: bundle.chain.iter().map(|statement| (**statement).to_owned()).collect(),
     }
 }
 

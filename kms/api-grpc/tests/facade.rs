@@ -271,6 +271,35 @@ async fn a_token_names_the_version_whose_public_key_is_read() {
 }
 
 #[tokio::test]
+async fn a_bundle_names_its_signer_its_number_and_its_times() {
+    let mut clients = clients().await;
+    clients.create("a").await;
+    let key = v1::Key { algorithm: "ES256".into(), purpose: "jwks-bundle".into(), ..v1::Key::default() };
+    let publisher = v1::CreateKeyRequest { key_id: "p".into(), key: Some(key), request_id: String::new() };
+    let publisher = clients.keys.create_key(admin(publisher)).await.expect("a key").into_inner();
+    assert_eq!(publisher.purpose, "jwks-bundle");
+    let ttl = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+    let request = v1::SignKeySetBundleRequest { name: "keys/p".into(), keys: vec!["keys/a".into()], ttl };
+    let bundle = clients.keys.sign_key_set_bundle(admin(request.clone())).await.expect("signed").into_inner();
+    assert_eq!(bundle.bundle.split('.').count(), 3);
+    assert_eq!((bundle.name.as_str(), bundle.chain.len()), ("keys/p/versions/1", 0));
+    assert!(bundle.sequence > 0);
+    let seconds = [bundle.not_before_time, bundle.not_after_time].map(|time| time.expect("a time").seconds);
+    assert_eq!(seconds, [1_800_000_000, 1_800_000_060]);
+    for (name, keys, ttl, wrong) in [
+        ("keys/p/versions/1", "keys/a", ttl, "name"),
+        ("keys/p", "a", ttl, "keys"),
+        ("keys/p", "keys/p", ttl, "keys"),
+        ("keys/p", "keys/a", Some(prost_types::Duration { seconds: 1, nanos: -1 }), "ttl"),
+        ("keys/p", "keys/a", Some(prost_types::Duration { seconds: 7_200, nanos: 0 }), "ttl"),
+    ] {
+        let request = v1::SignKeySetBundleRequest { name: name.into(), keys: vec![keys.into()], ttl };
+        let status = clients.keys.sign_key_set_bundle(admin(request)).await.expect_err(wrong);
+        assert_eq!((status.code(), wrong_field(&status).as_str()), (Code::InvalidArgument, wrong));
+    }
+}
+
+#[tokio::test]
 async fn every_item_of_a_batch_has_its_own_outcome_in_its_own_place() {
     let mut clients = clients().await;
     clients.create("a").await;

@@ -1,8 +1,10 @@
-//! `kms jwks`: the public keys, fetched as verifiers fetch them, over HTTP (RFC 7517 §5).
+//! `kms jwks`: the public keys, fetched as verifiers fetch them, over HTTP (RFC 7517 §5), or signed for a cache.
+
+mod bundle;
 
 use std::{ffi::OsString, path::Path, time::Duration};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use reqwest::{StatusCode, redirect};
 use serde_json::Value;
 
@@ -23,8 +25,22 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Fetch the public keys as verifiers do: over HTTP, without a credential
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Jwks {
-    /// Name of a key; without it all keys
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    fetch: Fetch,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Bundle(bundle::Bundle),
+}
+
+#[derive(Debug, Args)]
+struct Fetch {
+    /// Name of a key; without it all keys. A key of the name of a subcommand is written keys/NAME
     name: Option<KeyName>,
     /// Address of the HTTP listener, http://host:port or https://host:port
     #[arg(long, env = "KMS_HTTP_ADDR", value_name = "URL")]
@@ -36,6 +52,15 @@ pub(crate) struct Jwks {
 
 impl Jwks {
     pub(crate) async fn run(self, format: Format) -> Result<(), Failure> {
+        match self.verb {
+            Some(Verb::Bundle(verb)) => verb.run(format).await,
+            None => self.fetch.run(format).await,
+        }
+    }
+}
+
+impl Fetch {
+    async fn run(self, format: Format) -> Result<(), Failure> {
         let base = self.http_addr.as_deref().filter(|addr| !addr.is_empty()).ok_or_else(|| {
             Failure::usage("the address of the HTTP listener is not given").hint(
                 "set KMS_HTTP_ADDR or --http-addr; after `kms dev`, run the first command that it printed",

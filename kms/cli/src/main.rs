@@ -166,6 +166,9 @@ mod tests {
             "kms hsm quarantine 0a1b",
             "kms hsm quarantine web --note n",
             "kms migrate sqlite-to-postgres",
+            "kms jwks bundle",
+            "kms jwks web bundle --key publisher",
+            "kms jwks bundle --key publisher --ttl soon",
         ] {
             assert_eq!(parse(line).err().map(|error| error.exit_code()), Some(2), "{line}");
         }
@@ -184,6 +187,10 @@ mod tests {
             "kms verify keys/web --signature f --version 2",
             "kms jwt sign web --claims @claims.json --ttl 15m --type at+jwt",
             "kms jwks web --http-addr http://localhost:8080",
+            "kms jwks",
+            "kms jwks keys/bundle",
+            "kms jwks bundle --key publisher",
+            "kms jwks bundle --key publisher --of web --of keys/api --ttl 30m --out keys.json --addr localhost:8443",
             "kms access-token create ci --role user --key web --key keys/api --ttl 30d",
             "kms serve --config kms.toml --workers 4 --log-level debug",
             "kms config check --config kms.toml",

@@ -5,7 +5,7 @@
 //! credential that is shown only once. Colours only on a terminal that wants them (<https://no-color.org>).
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, ErrorKind, IsTerminal as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
@@ -127,6 +127,29 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     File::create(path).and_then(|mut file| file.write_all(bytes)).map_err(Failure::about(path.display()))
 }
 
+/// Writes beside `path` and moves it there, so that a reader sees the old file or the new one, also after a crash.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}.new", std::process::id()));
+    let beside = Path::new(&beside);
+    let write = || {
+        let mut file = File::options().write(true).create_new(true).open(beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(beside, path)?;
+        // The name, too, survives a crash.
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|error: io::Error| {
+        if error.kind() != ErrorKind::AlreadyExists {
+            // What is half written is of no use to anybody.
+            let _ = fs::remove_file(beside);
+        }
+        Failure::about(path.display())(error)
+    })
+}
+
 /// Opens a file for a secret before the secret exists, so that nothing is made that cannot be kept.
 pub(crate) fn create_new_secret_file(path: &Path) -> Result<File, Failure> {
     let file = File::options().write(true).create_new(true).mode(0o600).open(path);
@@ -224,6 +247,23 @@ mod tests {
         assert!(failure.message().contains("could not be shown"), "{}", failure.message());
         assert!(!failure.message().contains("kms_secret"));
         assert_eq!(failure.hint_text(), Some("make another"));
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("keys.json");
+        for text in ["one", "another"] {
+            replace_file(&path, text.as_bytes()).expect("written");
+            assert_eq!(fs::read_to_string(&path).expect("a file"), text);
+        }
+        replace_file(&dir.path().join("absent/keys.json"), b"x").expect_err("no such directory");
+        fs::create_dir(dir.path().join("taken")).expect("made");
+        replace_file(&dir.path().join("taken"), b"x").expect_err("a directory is not replaced");
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).expect("listed").map(|file| file.expect("a file").file_name()).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["keys.json", "taken"]);
     }
 
     #[test]

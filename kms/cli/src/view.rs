@@ -112,6 +112,27 @@ pub(crate) struct Jwt {
     expire_time: Option<String>,
 }
 
+/// A signed key set. Its first two fields are what verifiers fetch.
+#[derive(Debug, Serialize)]
+pub(crate) struct KeySetBundle {
+    bundle: String,
+    chain: Vec<String>,
+    name: String,
+    sequence: u64,
+    not_before_time: Option<String>,
+    not_after_time: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct KeySetBundleSummary {
+    name: String,
+    sequence: u64,
+    not_before_time: Option<String>,
+    not_after_time: Option<String>,
+    /// Length of the chain.
+    statements: usize,
+}
+
 /// An access token, without the credential.
 #[derive(Debug, Serialize)]
 pub(crate) struct AccessToken {
@@ -247,6 +268,19 @@ impl From<v1::SignJwtResponse> for Jwt {
     }
 }
 
+impl From<v1::SignKeySetBundleResponse> for KeySetBundle {
+    fn from(response: v1::SignKeySetBundleResponse) -> Self {
+        Self {
+            bundle: response.bundle,
+            chain: response.chain,
+            name: response.name,
+            sequence: response.sequence,
+            not_before_time: response.not_before_time.and_then(time_text),
+            not_after_time: response.not_after_time.and_then(time_text),
+        }
+    }
+}
+
 impl From<v1::AccessToken> for AccessToken {
     fn from(token: v1::AccessToken) -> Self {
         Self {
@@ -289,6 +323,19 @@ impl Signature {
     /// The signature as text, for a terminal.
     pub(crate) fn base64(&self) -> &str {
         &self.signature_base64
+    }
+}
+
+impl KeySetBundle {
+    /// What verifiers fetch, as JSON on one line. The rest says the JWS itself.
+    pub(crate) fn document(&self) -> String {
+        serde_json::json!({ "bundle": self.bundle, "chain": self.chain }).to_string()
+    }
+
+    /// What is to be known of one whose document went to a file.
+    pub(crate) fn summary(self) -> impl Serialize {
+        let Self { name, sequence, not_before_time, not_after_time, chain, .. } = self;
+        KeySetBundleSummary { name, sequence, not_before_time, not_after_time, statements: chain.len() }
     }
 }
 

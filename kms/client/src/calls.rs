@@ -42,6 +42,8 @@ calls!(keys: repeatable {
     list_key_classes(ListKeyClassesRequest) -> ListKeyClassesResponse;
     /// Reads a public key.
     get_public_key(GetPublicKeyRequest) -> PublicKey;
+    /// Signs a key set.
+    sign_key_set_bundle(SignKeySetBundleRequest) -> SignKeySetBundleResponse;
 });
 
 calls!(keys: remembered {

@@ -14,6 +14,8 @@ pub enum Action {
     SignRaw,
     /// Sign a JWT: the header is ours.
     SignJwt,
+    /// Sign a key set, for caches that answer while we do not.
+    SignKeySetBundle,
     /// Verify a signature.
     Verify,
     /// Read a public key.
@@ -58,6 +60,8 @@ pub enum Action {
     GetStatus,
     /// Finish a birth that was cut short (our own work).
     ResumeBirth,
+    /// Let a version of a key of bundles say which one succeeds it (our own work).
+    CrossSignSuccessor,
     /// Carry out a destruction that is due (our own work).
     ExecuteDestroy,
     /// Test the HSM link (our own work).
@@ -70,10 +74,11 @@ pub enum Action {
 
 impl Action {
     /// Every action, for tables and matrices.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 31] = [
         Self::Sign,
         Self::SignRaw,
         Self::SignJwt,
+        Self::SignKeySetBundle,
         Self::Verify,
         Self::GetPublicKey,
         Self::GetKey,
@@ -96,6 +101,7 @@ impl Action {
         Self::QuarantineObject,
         Self::GetStatus,
         Self::ResumeBirth,
+        Self::CrossSignSuccessor,
         Self::ExecuteDestroy,
         Self::Canary,
         Self::FollowEpoch,

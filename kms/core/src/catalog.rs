@@ -95,7 +95,10 @@ impl Catalog {
     pub(crate) fn key_set(&self, id: Option<&KeyId>, now: Timestamp) -> Option<Arc<KeySet>> {
         let picture = self.current.load();
         match id {
-            Some(id) => Some(picture.keys.get(id)?.key_set(now)),
+            Some(id) => {
+                let entry = picture.keys.get(id).filter(|entry| entry.key.purpose.is_published())?;
+                Some(entry.key_set(now))
+            }
             None => Some(picture.key_set(now)),
         }
     }
@@ -284,10 +287,13 @@ impl Entry {
 
     /// How long a version that is not in the JWKS yet must stand there before it signs. Sets that were served
     /// before the key's last change may carry the longest max-age, `kept`, and others half the publish lead; a replica
-    /// that is cut off serves one on until it is fenced; and the clock of one that signs may be ahead of ours.
+    /// that is cut off serves one on until it is fenced; and the clock of one that signs may be ahead of ours. Bundles
+    /// live up to half of the lead that the key had when they were made.
     pub(crate) fn lead(&self, now: Timestamp, kept: SignedDuration) -> SignedDuration {
         let changed_lately = later(self.key.updated_at, kept + Key::CLOCKS_APART) > now;
-        let cached = if changed_lately { kept } else { self.key.publish_lead / 2 };
+        let cached = if changed_lately { kept } else { SignedDuration::ZERO };
+        let bundled = self.key.bundles_until.map_or(SignedDuration::ZERO, |at| at.duration_since(now));
+        let cached = cached.max(bundled).max(self.key.publish_lead / 2);
         self.key.publish_lead.max(cached + Key::FENCE + Key::CLOCKS_APART)
     }
 

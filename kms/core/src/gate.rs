@@ -71,6 +71,8 @@ pub struct Unsettled<T>(T);
 pub enum SystemWork {
     /// Finishing a birth: searching for its objects, generating, and the challenge that a new key signs.
     Birth,
+    /// Letting a version of a key of bundles say which one succeeds it.
+    CrossSignature,
     /// Proving that the HSM link works. Writes no record.
     Canary,
     /// Rotating what is due.
@@ -387,7 +389,7 @@ impl<T> fmt::Debug for Unsettled<T> {
 impl SystemWork {
     fn caller(self) -> &'static str {
         match self {
-            Self::Birth => "system:birth",
+            Self::Birth | Self::CrossSignature => "system:birth",
             Self::Canary => "system:canary",
             Self::Rotation | Self::Succession | Self::Class | Self::Expiry | Self::Destruction => {
                 "system:scheduler"
@@ -401,6 +403,7 @@ impl SystemWork {
     fn action(self) -> Action {
         match self {
             Self::Birth => Action::ResumeBirth,
+            Self::CrossSignature => Action::CrossSignSuccessor,
             Self::Canary => Action::Canary,
             Self::Rotation => Action::RotateKey,
             Self::Succession => Action::EmergencyRotateKey,
@@ -433,6 +436,7 @@ mod tests {
         (Action::Sign, "RECOVERY_MODE"),
         (Action::SignRaw, "RECOVERY_MODE"),
         (Action::SignJwt, "RECOVERY_MODE"),
+        (Action::SignKeySetBundle, "RECOVERY_MODE"),
         (Action::Verify, ""),
         (Action::GetPublicKey, ""),
         (Action::GetKey, ""),
@@ -455,6 +459,7 @@ mod tests {
         (Action::QuarantineObject, "RECOVERY_MODE"),
         (Action::GetStatus, ""),
         (Action::ResumeBirth, "PERMISSION_DENIED"),
+        (Action::CrossSignSuccessor, "PERMISSION_DENIED"),
         (Action::ExecuteDestroy, "PERMISSION_DENIED"),
         (Action::Canary, "PERMISSION_DENIED"),
         (Action::FollowEpoch, "PERMISSION_DENIED"),

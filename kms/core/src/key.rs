@@ -51,6 +51,9 @@ pub struct Key {
     /// When the last token has expired that was signed under a longer `max_token_ttl` than today's; `None`
     /// when it never was longer.
     pub tokens_until: Option<Timestamp>,
+    /// When the last key set bundle has expired that was made under a longer `publish_lead` than today's; `None` when it
+    /// never was longer.
+    pub bundles_until: Option<Timestamp>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it, or any of its versions, last changed.
@@ -68,6 +71,9 @@ pub enum Purpose {
     Jwt,
     /// Bytes of the caller's own choice, and no tokens.
     Signature,
+    /// Key sets, for caches that answer while we do not. Whoever takes its public half for a key of tokens would believe
+    /// a key set that is one: so it stands in no set.
+    JwksBundle,
 }
 
 /// Labels of a key, sorted.
@@ -92,6 +98,9 @@ pub struct KeyVersion {
     pub maker: Option<ReplicaId>,
     /// When it was to take over from the version before it. What came of that stands in its timeline.
     pub takes_over: TakeOver,
+    /// The statement of the version that signed when this one was born, that this one succeeds it: a compact JWS, for
+    /// keys of key set bundles alone. `None` when nobody could be asked, or nobody should.
+    pub cross_signature: Option<Arc<str>>,
     /// Set by "disable", cleared by "enable".
     pub suspended: bool,
     /// Set by "revoke". Never cleared.
@@ -285,14 +294,20 @@ pub(crate) fn later(at: Timestamp, span: SignedDuration) -> Timestamp {
 }
 
 impl Purpose {
-    /// Both of them.
-    pub const ALL: [Self; 2] = [Self::Jwt, Self::Signature];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Jwt, Self::Signature, Self::JwksBundle];
+
+    /// Whether the public halves of such a key stand in the key sets.
+    pub fn is_published(self) -> bool {
+        self != Self::JwksBundle
+    }
 
     /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Jwt => "jwt",
             Self::Signature => "signature",
+            Self::JwksBundle => "jwks-bundle",
         }
     }
 }
@@ -308,7 +323,7 @@ impl FromStr for Purpose {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let purpose = Self::ALL.into_iter().find(|purpose| purpose.as_str() == text);
-        purpose.ok_or_else(|| Error::invalid("purpose", "a purpose is jwt or signature"))
+        purpose.ok_or_else(|| Error::invalid("purpose", "a purpose is jwt, signature or jwks-bundle"))
     }
 }
 

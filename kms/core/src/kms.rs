@@ -86,6 +86,11 @@ pub struct Settings {
     pub destroy_delay: SignedDuration,
     /// The longest that a verifier may keep a key set. At most 300 s, which is the default; all replicas must agree on it.
     pub jwks_max_age: SignedDuration,
+    /// The issuer identifier that tokens bear, and bundles of key sets.
+    pub issuer: String,
+    /// The longest that a bundle of key sets lives: how long a revocation may take to reach whoever verifies with one.
+    /// Default: 1 hour.
+    pub bundle_ttl_max: SignedDuration,
     /// How much longer than its caller a birth may wait for the HSM. Default: 60 s (RSA-4096 is slow).
     pub birth_grace: std::time::Duration,
 }
@@ -138,6 +143,8 @@ impl Default for Settings {
             allow_destroy: false,
             destroy_delay: SignedDuration::from_hours(30 * 24),
             jwks_max_age: MAX_AGE_MAX,
+            issuer: "https://localhost".to_owned(),
+            bundle_ttl_max: SignedDuration::from_hours(1),
             birth_grace: std::time::Duration::from_secs(60),
         }
     }

@@ -37,7 +37,15 @@ pub fn decide(caller: &Caller, action: Action, key: Option<&KeyId>) -> Decision 
 
 /// Using a key, as against managing it.
 fn is_use(action: Action) -> bool {
-    matches!(action, Action::Sign | Action::SignJwt | Action::Verify | Action::GetPublicKey | Action::GetKey)
+    matches!(
+        action,
+        Action::Sign
+            | Action::SignJwt
+            | Action::SignKeySetBundle
+            | Action::Verify
+            | Action::GetPublicKey
+            | Action::GetKey
+    )
 }
 
 /// Managing who may come in, the store and the token as a whole.
@@ -57,7 +65,14 @@ fn needs_every_key(action: Action) -> bool {
 
 /// Work that only the service itself does.
 fn is_ours_alone(action: Action) -> bool {
-    matches!(action, Action::ResumeBirth | Action::ExecuteDestroy | Action::Canary | Action::FollowEpoch)
+    matches!(
+        action,
+        Action::ResumeBirth
+            | Action::CrossSignSuccessor
+            | Action::ExecuteDestroy
+            | Action::Canary
+            | Action::FollowEpoch
+    )
 }
 
 /// Whether it may be done on a store that is older than the token has seen: reading, and what only takes away.
@@ -82,6 +97,7 @@ pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
         Action::Sign
         | Action::SignRaw
         | Action::SignJwt
+        | Action::SignKeySetBundle
         | Action::CreateKey
         | Action::UpdateKey
         | Action::UpdateKeyClass
@@ -92,6 +108,7 @@ pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
         | Action::CreateAccessToken
         | Action::QuarantineObject
         | Action::ResumeBirth
+        | Action::CrossSignSuccessor
         | Action::ExecuteDestroy => false,
     }
 }

@@ -202,6 +202,9 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         allow_destroy: config.keys.allow_destroy,
         jwks_max_age: SignedDuration::try_from(config.keys.jwks_max_age).context("keys.jwks_max_age")?,
         destroy_delay: SignedDuration::try_from(config.keys.destroy_delay).context("keys.destroy_delay")?,
+        issuer: config.http.issuer.as_str().to_owned(),
+        bundle_ttl_max: SignedDuration::try_from(config.keys.bundle_ttl_max)
+            .context("keys.bundle_ttl_max")?,
         ..Settings::default()
     })
 }

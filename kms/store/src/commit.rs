@@ -83,8 +83,8 @@ async fn insert_key<S: Session>(session: &mut S, key: &Key, generation: i64) -> 
     let query = Statement::new(
         "INSERT INTO keys (id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us,
             max_token_ttl_us, created_at_us, updated_at_us, revision, tokens_until_us, purpose, class, inherited,
-            overlap_us, destroy_after_us, claim_rules, generation)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+            overlap_us, destroy_after_us, claim_rules, bundles_until_us, generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
     );
     one_row(session, rows::bind_key(query, key)?.bind(generation), || format!("key {}", key.id)).await
 }
@@ -94,7 +94,8 @@ async fn update_key<S: Session>(session: &mut S, key: &Key, generation: i64) -> 
     let query = Statement::new(
         "UPDATE keys SET owner = $4, labels = $5, rotation_period_us = $6, publish_lead_us = $7,
             max_token_ttl_us = $8, updated_at_us = $10, revision = $11, tokens_until_us = $12, class = $14,
-            inherited = $15, overlap_us = $16, destroy_after_us = $17, claim_rules = $18, generation = $19
+            inherited = $15, overlap_us = $16, destroy_after_us = $17, claim_rules = $18, bundles_until_us = $19,
+            generation = $20
          WHERE id = $1 AND uid = $2 AND algorithm = $3 AND purpose = $13 AND created_at_us = $9
             AND revision = $11 - 1",
     );
@@ -105,8 +106,10 @@ async fn insert_version<S: Session>(session: &mut S, id: &KeyId, version: &KeyVe
     let query = Statement::new(
         "INSERT INTO key_versions (key_id, number, cka_id, earlier_attempts, token_serial, created_at_us,
             spki, kid, published_at_us, activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us,
-            suspended, compromised_at_us, destroyed_at_us, maker, compromise_reason, at_once, asked_for_us)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+            suspended, compromised_at_us, destroyed_at_us, maker, compromise_reason, at_once, asked_for_us,
+            cross_signature)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+            $21)",
     );
     let what = || format!("version {} of key {id}, or one on its way,", version.number);
     one_row(session, rows::bind_version(query, id, version), what).await
@@ -117,7 +120,8 @@ async fn update_version<S: Session>(session: &mut S, id: &KeyId, version: &KeyVe
         "UPDATE key_versions SET cka_id = $3, earlier_attempts = $4, token_serial = $5, created_at_us = $6,
             spki = $7, kid = $8, published_at_us = $9, activates_at_us = $10, retires_at_us = $11,
             withdrawn_at_us = $12, destroys_at_us = $13, suspended = $14, compromised_at_us = $15,
-            destroyed_at_us = $16, maker = $17, compromise_reason = $18, at_once = $19, asked_for_us = $20
+            destroyed_at_us = $16, maker = $17, compromise_reason = $18, at_once = $19, asked_for_us = $20,
+            cross_signature = $21
          WHERE key_id = $1 AND number = $2",
     );
     let what = || format!("version {} of key {id}", version.number);

@@ -42,7 +42,8 @@ pub(crate) fn bind_key(query: Statement, key: &Key) -> Result<Statement, Fault> 
         .bind(json(serde_json::to_value(key.inherited), "inherited")?)
         .bind(span(key.overlap, "overlap")?)
         .bind(some_span(key.destroy_after, "destroy_after")?)
-        .bind(json(serde_json::to_value(&key.claim_rules), "claim_rules")?))
+        .bind(json(serde_json::to_value(&key.claim_rules), "claim_rules")?)
+        .bind(key.bundles_until.map(|at| at.as_microsecond())))
 }
 
 pub(crate) fn key(row: &dyn Row) -> Result<Key, Fault> {
@@ -63,6 +64,7 @@ pub(crate) fn key(row: &dyn Row) -> Result<Key, Fault> {
         destroy_after: cells.some_span("destroy_after_us")?,
         claim_rules: cells.parse("claim_rules", |json: String| serde_json::from_str(&json).ok())?,
         tokens_until: cells.parse_some("tokens_until_us", instant)?,
+        bundles_until: cells.parse_some("bundles_until_us", instant)?,
         created_at: cells.parse("created_at_us", instant)?,
         updated_at: cells.parse("updated_at_us", instant)?,
         revision: cells.parse("revision", |revision: i64| u64::try_from(revision).ok())?,
@@ -97,6 +99,7 @@ pub(crate) fn bind_version(query: Statement, id: &KeyId, version: &KeyVersion) -
             TakeOver::At(at) => Some(at.as_microsecond()),
             TakeOver::AfterLead | TakeOver::AtOnce => None,
         })
+        .bind(version.cross_signature.as_deref())
 }
 
 /// A version and the key that it belongs to.
@@ -121,6 +124,7 @@ pub(crate) fn version(row: &dyn Row) -> Result<(KeyId, KeyVersion), Fault> {
         suspended: cells.get("suspended")?,
         compromise: compromise(&cells)?,
         takes_over: takes_over(&cells)?,
+        cross_signature: cells.get::<Option<String>>("cross_signature")?.map(Into::into),
         destroyed_at: cells.parse_some("destroyed_at_us", instant)?,
     };
     Ok((cells.parse("key_id", parse_text)?, version))

@@ -18,14 +18,15 @@ pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>)
     let keys = written(
         "SELECT id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us, max_token_ttl_us,
             tokens_until_us, created_at_us, updated_at_us, revision, purpose, class, inherited, overlap_us,
-            destroy_after_us, claim_rules
+            destroy_after_us, claim_rules, bundles_until_us
          FROM keys WHERE generation > $1",
     )
     .await?;
     let versions = written(
         "SELECT key_id, number, cka_id, earlier_attempts, token_serial, created_at_us, spki, kid, published_at_us,
             activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us, suspended, compromised_at_us,
-            destroyed_at_us, maker, compromise_reason, at_once, asked_for_us
+            destroyed_at_us, maker, compromise_reason, at_once, asked_for_us,
+            cross_signature
          FROM key_versions WHERE key_id IN (SELECT id FROM keys WHERE generation > $1)
          ORDER BY key_id, number",
     )

@@ -48,6 +48,7 @@ pub(crate) const TABLES: [Table; 8] = [
             ("overlap_us", Int),
             ("destroy_after_us", Int),
             ("claim_rules", Text),
+            ("bundles_until_us", Int),
         ],
     },
     Table {
@@ -73,6 +74,7 @@ pub(crate) const TABLES: [Table; 8] = [
             ("compromise_reason", Text),
             ("at_once", Bool),
             ("asked_for_us", Int),
+            ("cross_signature", Text),
         ],
     },
     Table {

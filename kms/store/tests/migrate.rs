@@ -326,6 +326,7 @@ fn insert_with_version(id: &str) -> Vec<Write> {
         suspended: false,
         compromise: None,
         takes_over: TakeOver::AfterLead,
+        cross_signature: None,
         destroyed_at: None,
     };
     vec![Write::InsertKey(key.clone()), Write::InsertVersion(key.id, version)]

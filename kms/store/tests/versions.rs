@@ -112,6 +112,7 @@ fn on_its_way(number: u32) -> KeyVersion {
         suspended: false,
         compromise: None,
         takes_over: TakeOver::AfterLead,
+        cross_signature: None,
         destroyed_at: None,
     }
 }

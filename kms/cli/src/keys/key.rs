@@ -31,7 +31,8 @@ pub(super) struct Create {
     /// A label, for filters; may be repeated
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
-    /// jwt: signs tokens; signature: signs bytes, and no tokens [server's default: jwt]
+    /// jwt: signs tokens; signature: signs bytes, and no tokens; jwks-bundle: signs key sets, by `kms jwks bundle`
+    /// [server's default: jwt]
     #[arg(long, value_name = "PURPOSE", default_value = "", hide_default_value = true)]
     purpose: String,
     /// Which class gives the periods that are not named: root, jwt-signing, database, api, session or development

@@ -142,7 +142,8 @@ fn breaks(version: &v1::KeyVersion) -> String {
     format!(
         "{} signs now. Verifiers refuse its tokens until they have fetched the key set again: those that fetch on an \
          unknown kid at once, those that keep to max-age within {CACHED_MINUTES} minutes, others when their own interval \
-         is over. What the version before it signed still verifies.",
+         is over, and those that use a bundle when there is a new one: make it now (`kms jwks bundle`). What the version \
+         before it signed still verifies.",
         version.name
     )
 }
@@ -151,7 +152,8 @@ fn breaks(version: &v1::KeyVersion) -> String {
 fn next_steps(version: &v1::KeyVersion, successor: Option<&v1::KeyVersion>) -> Vec<String> {
     let mut steps = vec![format!(
         "{} is out of the JWKS and signs nothing more. Verifiers that have cached the key set accept it for up to \
-         {CACHED_MINUTES} minutes more; make those that keep it longer fetch again, and refuse kid {} where you can.",
+         {CACHED_MINUTES} minutes more, and those that use a bundle until it has expired; make those that keep it longer \
+         fetch again, and refuse kid {} where you can.",
         version.name, version.kid
     )];
     steps.push("Tokens that it signed no longer verify: their holders must get new ones.".to_owned());

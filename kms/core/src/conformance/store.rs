@@ -49,7 +49,8 @@ pub async fn run_shared<S: Store>(one: &S, other: &S) {
 async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
     let full = Key {
         tokens_until: Some(at(90)),
-        purpose: Purpose::Signature,
+        bundles_until: Some(at(91)),
+        purpose: Purpose::JwksBundle,
         class: ClassName::Session,
         inherited: Inherited { overlap: true, rotation_period: true, ..Inherited::default() },
         overlap: SignedDuration::from_secs(3),
@@ -65,6 +66,7 @@ async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
             suspended: true,
             compromise: Some(Compromise { at: at(70), reason: "found in a \"bucket\"".to_owned() }),
             takes_over: TakeOver::AtOnce,
+            cross_signature: Some("a.b.c".into()),
             destroyed_at: Some(at(80)),
             ..version(1, Some(timeline(Some(60))))
         },
@@ -357,6 +359,7 @@ fn version(number: u32, timeline: Option<Timeline>) -> KeyVersion {
         suspended: false,
         compromise: None,
         takes_over: TakeOver::AfterLead,
+        cross_signature: None,
         destroyed_at: None,
     }
 }

@@ -181,6 +181,7 @@ pub fn a_key(name: &str) -> Key {
         destroy_after: None,
         claim_rules: ClaimRules::default(),
         tokens_until: None,
+        bundles_until: None,
         created_at: at,
         updated_at: at,
         revision: 1,

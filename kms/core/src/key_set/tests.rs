@@ -87,6 +87,7 @@ impl Random {
             suspended: self.one_in(8),
             compromise: self.one_in(8).then(|| Compromise { at: self.time(), reason: String::new() }),
             takes_over: TakeOver::AfterLead,
+            cross_signature: None,
             destroyed_at: self.one_in(8).then(|| self.time()),
         }
     }

@@ -1,7 +1,8 @@
 //! Birth: how a key version comes to be, so that no crash loses one and none is served that cannot sign.
 //!
 //! Write-ahead, in five steps: (1) a CREATING row with a fresh random CKA_ID, durable; (2) generate in the HSM;
-//! (3) find by CKA_ID exactly one object of each class, compare the template, sign and verify a challenge;
+//! (3) find by CKA_ID exactly one object of each class, compare the template, sign and verify a challenge, and for a
+//! key of bundles let the version before it say that this one is next;
 //! (4) the row becomes live, durable; (5) answer. A crash in between leaves a CREATING row, from which a birth
 //! resumes: it searches before it generates, and an attempt that is given up keeps its CKA_ID on record, so that
 //! an object that arrives late is known as an orphan. Nothing is ever destroyed here. The row names its maker, the
@@ -69,8 +70,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             None => self.generate(grant, id, number, deadline).await?,
         };
         self.challenge(id, &pair, deadline).await?;
+        let cross_signature = self.cross_sign(id, number, &pair, deadline).await?;
         Failpoint::BirthChallenged.reached();
-        self.commit_birth(id, number, &pair, lease).await?;
+        self.commit_birth(id, number, &pair, cross_signature, lease).await?;
         Failpoint::BirthEnded.reached();
         Ok(())
     }
@@ -202,15 +204,16 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         id: &KeyId,
         number: u32,
         pair: &PublicKey,
+        cross_signature: Option<Arc<str>>,
         lease: Option<LeaseToken>,
     ) -> Result<(), Error> {
         for _ in 1..COMMIT_ATTEMPTS_MAX {
-            match self.try_commit_birth(id, number, pair, lease).await {
+            match self.try_commit_birth(id, number, pair, cross_signature.clone(), lease).await {
                 Err(error) if error.kind() == Kind::Conflict => {}
                 outcome => return outcome,
             }
         }
-        self.try_commit_birth(id, number, pair, lease).await
+        self.try_commit_birth(id, number, pair, cross_signature, lease).await
     }
 
     async fn try_commit_birth(
@@ -218,6 +221,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         id: &KeyId,
         number: u32,
         pair: &PublicKey,
+        cross_signature: Option<Arc<str>>,
         lease: Option<LeaseToken>,
     ) -> Result<(), Error> {
         let now = self.time_for_all().await?;
@@ -237,7 +241,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         let timeline = timeline::of_next(&entry, now, row.takes_over, self.sets_kept());
         let born = Born { spki: Arc::clone(pair.spki()), kid: pair.jwk().kid(), timeline };
-        let born = KeyVersion { born: Some(born), maker: None, ..row.clone() };
+        let born = KeyVersion { born: Some(born), maker: None, cross_signature, ..row.clone() };
         let changed = timeline::with(&entry, &[born], now);
         // A first version takes nothing from anybody; a later one takes over.
         match number {

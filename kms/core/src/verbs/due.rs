@@ -145,7 +145,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let entry = picture.entry(id)?;
             let Some(periods) = periods_due(&picture, entry) else { return Ok(()) };
             periods.check()?;
-            let key = with_periods(entry.key.clone(), periods, now);
+            let key = with_periods(entry.key.clone(), periods, self.bundles(&picture), now);
             let extended = extend_withdrawals(entry, &key, now);
             self.write_versions("follow a class", &key, extended, Some(lease)).await
         }

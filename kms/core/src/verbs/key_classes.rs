@@ -84,7 +84,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 continue;
             }
             theirs.check().map_err(|error| of_key(&entry.key, &error))?;
-            let key = with_periods(entry.key.clone(), theirs, now);
+            let key = with_periods(entry.key.clone(), theirs, self.bundles(&picture), now);
             let extended = extend_withdrawals(entry, &key, now);
             writes.extend(self.versions_written("", &key, extended, None::<LeaseToken>).writes);
         }

@@ -3,7 +3,7 @@
 use futures::future::join_all;
 
 use crate::{
-    Action, Admission, Algorithm, AuditLog, Caller, Clock, Error, Grant, Hsm, KeyId, Kid, Kms, Store,
+    Action, Admission, Algorithm, AuditLog, Caller, Clock, Error, Grant, Hsm, Key, KeyId, Kid, Kms, Store,
     Unsettled,
     catalog::{Entry, Version},
     hsm::SignInput,
@@ -112,7 +112,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         match self.catalog.entry(id).map(|entry| entry.key.purpose) {
             Ok(Purpose::Jwt) => Action::SignRaw,
             // Whether there is such a key is the gate's business.
-            Ok(Purpose::Signature) | Err(_) => Action::Sign,
+            Ok(Purpose::Signature | Purpose::JwksBundle) | Err(_) => Action::Sign,
         }
     }
 
@@ -124,9 +124,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<Unsettled<Signed>, Error> {
         let entry = self.catalog.entry(&request.id)?;
-        // It may have come since it was decided what this is.
-        if entry.key.purpose == Purpose::Jwt && admission.action() != Action::SignRaw {
-            return Err(Error::denied());
+        match entry.key.purpose {
+            // It may have come since it was decided what this is.
+            Purpose::Jwt if admission.action() != Action::SignRaw => return Err(Error::denied()),
+            // They could be a key set.
+            Purpose::JwksBundle => return Err(signs_only_bundles(&entry.key)),
+            Purpose::Jwt | Purpose::Signature => {}
         }
         let version = entry.signing_version(request.version, now)?;
         admission.uses_version(version.row.number);
@@ -165,6 +168,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             Err(Error::internal("the HSM gave a signature that does not verify; it was not released"))
         })
     }
+}
+
+/// Whoever asks.
+pub(super) fn signs_only_bundles(key: &Key) -> Error {
+    let text = format!("keys/{} signs bundles of key sets and nothing else; use another key", key.id);
+    Error::precondition("WRONG_PURPOSE", text)
 }
 
 fn log_fault(fault: &crate::hsm::Fault, entry: &Entry, version: &Version) {

@@ -10,6 +10,7 @@ use crate::{
     key::Purpose,
     signature,
     time::{Deadline, SignedDuration, Timestamp},
+    verbs::sign::signs_only_bundles,
 };
 
 /// Longest claims in bytes.
@@ -91,6 +92,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 fn check_purpose(key: &Key) -> Result<(), Error> {
     match key.purpose {
         Purpose::Jwt => Ok(()),
+        Purpose::JwksBundle => Err(signs_only_bundles(key)),
         Purpose::Signature => Err(Error::precondition(
             "WRONG_PURPOSE",
             format!("keys/{} signs bytes and no tokens; use a key whose purpose is jwt", key.id),
@@ -98,7 +100,7 @@ fn check_purpose(key: &Key) -> Result<(), Error> {
     }
 }
 
-fn header(alg: &str, kid: &Kid, typ: Option<&str>) -> Result<String, Error> {
+pub(super) fn header(alg: &str, kid: &Kid, typ: Option<&str>) -> Result<String, Error> {
     let typ = typ.unwrap_or("JWT");
     let is_media_type = |c: u8| c.is_ascii_alphanumeric() || b"+-./_".contains(&c);
     if typ.is_empty() || typ.len() > TYP_LEN_MAX || !typ.bytes().all(is_media_type) {

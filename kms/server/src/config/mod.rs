@@ -174,6 +174,10 @@ pub struct Keys {
     /// shorter. All replicas must agree on it. Default: 5m.
     #[serde(deserialize_with = "duration::between_seconds::<10, 300, _>")]
     pub jwks_max_age: Duration,
+    /// The longest that a signed bundle of key sets lives, at least 30 s: how long a revocation may take to reach whoever
+    /// verifies with one. Default: 1h.
+    #[serde(deserialize_with = "duration::at_least_seconds::<30, _>")]
+    pub bundle_ttl_max: Duration,
     /// From one audit of the attributes of all keys in the token to the next, at least 10 s; the first is at start.
     /// Default: 1h.
     #[serde(deserialize_with = "duration::at_least_seconds::<10, _>")]
@@ -276,8 +280,15 @@ impl Default for Keys {
         let destroy_delay = Duration::from_secs(30 * 24 * 60 * 60);
         let attribute_audit_period = Duration::from_secs(60 * 60);
         let jwks_max_age = Duration::from_secs(300);
-        let (verify_before_release, allow_destroy) = (true, false);
-        Self { verify_before_release, allow_destroy, destroy_delay, jwks_max_age, attribute_audit_period }
+        let bundle_ttl_max = Duration::from_secs(60 * 60);
+        Self {
+            verify_before_release: true,
+            allow_destroy: false,
+            destroy_delay,
+            jwks_max_age,
+            bundle_ttl_max,
+            attribute_audit_period,
+        }
     }
 }
 

@@ -5,10 +5,12 @@ ALTER TABLE keys ADD COLUMN inherited TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE keys ADD COLUMN overlap_us BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE keys ADD COLUMN destroy_after_us BIGINT;
 ALTER TABLE keys ADD COLUMN claim_rules TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE keys ADD COLUMN bundles_until_us BIGINT;
 
 ALTER TABLE key_versions ADD COLUMN compromise_reason TEXT;
 ALTER TABLE key_versions ADD COLUMN at_once BOOLEAN NOT NULL DEFAULT FALSE;
 ALTER TABLE key_versions ADD COLUMN asked_for_us BIGINT;
+ALTER TABLE key_versions ADD COLUMN cross_signature TEXT;
 
 CREATE TABLE key_classes (
     name               TEXT   NOT NULL PRIMARY KEY,
