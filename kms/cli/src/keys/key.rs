@@ -98,7 +98,6 @@ pub(super) struct Update {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
 struct Changes {
     /// Whom to ask about the key
     #[arg(long, value_name = "TEXT")]
@@ -187,6 +186,11 @@ impl Get {
 impl Update {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
         let paths = self.changes.paths();
+        if paths.is_empty() {
+            return Err(Failure::usage(
+                "nothing is to be changed; see kms keys update --help for what can be",
+            ));
+        }
         let key = v1::Key {
             name: self.name.to_string(),
             owner: self.changes.owner.unwrap_or_default(),
