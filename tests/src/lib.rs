@@ -7,6 +7,7 @@
 //! comes or its time is over.
 
 mod binary;
+mod cached_verifier;
 mod command;
 mod environment;
 mod fleet;
@@ -14,6 +15,7 @@ mod jwt;
 mod ledger;
 mod load;
 mod outcome;
+mod panel;
 mod pkcs11_tool;
 mod processes;
 mod promise;
@@ -29,6 +31,7 @@ mod until;
 mod verifiers;
 
 pub use binary::kms;
+pub use cached_verifier::CachedVerifier;
 pub use command::{Output, refused};
 pub use environment::Environment;
 pub use fleet::{Fleet, Replica};
@@ -36,6 +39,7 @@ pub use jwt::{Jwt, thumbprint};
 pub use ledger::{Record, records};
 pub use load::{Load, Report};
 pub use outcome::{Refusal, refusal};
+pub use panel::{Failed, Notes, Panel, Seat, Unsigned, sign_token};
 pub use pkcs11_tool::{pkcs11_tool, pkcs11_tool_without_pin};
 pub use processes::{Process, Tree, kill};
 pub use promise::Promise;

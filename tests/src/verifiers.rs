@@ -137,7 +137,7 @@ impl Verifier {
         Ok(verdicts)
     }
 
-    fn command(self) -> Vec<PathBuf> {
+    pub(crate) fn command(self) -> Vec<PathBuf> {
         let mut command = self.needs();
         match self {
             Self::PyJwt | Self::GoOidc => {}

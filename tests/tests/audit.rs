@@ -24,7 +24,7 @@ async fn denials_are_recorded_with_the_rule_that_denied() -> anyhow::Result<()> 
 
     let records = records(&service.dir())?;
     let record = records.iter().find(|r| r["outcome"] == "denied").context("the denial is not recorded")?;
-    ensure!(record["caller"] == "access-token:bob" && record["action"] == "sign", "{record}");
+    ensure!(record["caller"] == "access-token:bob" && record["action"] == "sign_raw", "{record}");
     ensure!(record["key"] == "sample-jwt" && record["reason"] == "KEY_OUT_OF_SCOPE", "{record}");
     ensure!(!denied.stderr.contains("KEY_OUT_OF_SCOPE"), "a stranger is told the rule: {}", denied.stderr);
     Ok(())
@@ -36,18 +36,24 @@ async fn every_verb_leaves_its_record_and_a_change_also_its_intent() -> anyhow::
     let secret = service.dir().join("carol").display().to_string();
     let publisher = ["keys", "create", "publisher", "--algorithm", "ES256", "--purpose", "jwks-bundle"];
     service.kms(publisher).await?.text()?;
-    let verbs: [(&str, bool, &[&str]); 13] = [
+    let verbs: [(&str, bool, &[&str]); 19] = [
         ("create_key", true, &["keys", "create", "orders", "--algorithm", "ES256"]),
         ("get_key", false, &["keys", "get", "orders"]),
         ("list_keys", false, &["keys", "list"]),
         ("update_key", true, &["keys", "update", "orders", "--owner", "somebody"]),
         ("rotate_key", true, &["keys", "rotate", "orders"]),
         ("get_public_key", false, &["keys", "public", "orders"]),
-        ("sign", false, &["sign", "orders", "--in", "/dev/null"]),
+        ("sign_raw", false, &["sign", "orders", "--in", "/dev/null"]),
+        ("create_key", true, &["keys", "create", "bytes", "--algorithm", "ES256", "--purpose", "signature"]),
+        ("sign", false, &["sign", "bytes", "--in", "/dev/null"]),
         ("sign_jwt", false, &["jwt", "sign", "orders", "--claims", "{}", "--ttl", "1m"]),
         ("sign_key_set_bundle", false, &["jwks", "bundle", "--key", "publisher", "--of", "orders"]),
         ("disable_key_version", true, &["keys", "disable", "orders", "--version", "2"]),
         ("enable_key_version", true, &["keys", "enable", "orders", "--version", "2"]),
+        ("emergency_rotate_key", true, &["keys", "rotate", "orders", "--emergency"]),
+        ("revoke_key_version", true, &["keys", "revoke", "orders", "--version", "1", "--reason", "r"]),
+        ("list_key_classes", false, &["keys", "classes"]),
+        ("update_key_class", true, &["keys", "class-update", "api", "--overlap", "2d"]),
         ("get_inventory", false, &["hsm", "inventory"]),
         (
             "create_access_token",
@@ -74,14 +80,14 @@ async fn every_verb_leaves_its_record_and_a_change_also_its_intent() -> anyhow::
     }
     let before = records(&service.dir())?.len();
     service.kms(["access-token", "revoke", "carol"]).await?.text()?;
-    service.kms(["keys", "disable", "orders", "--version", "1"]).await?.text()?;
+    service.kms(["keys", "disable", "orders", "--version", "2"]).await?.text()?;
     let told: Vec<_> = records(&service.dir())?
         .split_off(before)
         .iter()
         .map(|r| (r["action"].clone(), r["target"].clone(), r["version"].clone()))
         .collect();
     let revoked = (json!("revoke_access_token"), json!("carol"), json!(null));
-    let disabled = (json!("disable_key_version"), json!(null), json!(1));
+    let disabled = (json!("disable_key_version"), json!(null), json!(2));
     ensure!(told == [revoked.clone(), revoked, disabled.clone(), disabled], "{told:#?}");
     check_sequence(&records(&service.dir())?)
 }
@@ -104,7 +110,7 @@ async fn every_released_signature_has_a_record_of_its_own() -> anyhow::Result<()
     ensure!(report.refused.is_empty(), "{:?}", report.by_kind());
 
     let records = records(&service.dir())?;
-    let signed = records.iter().filter(|r| r["action"] == "sign" && r["outcome"] == "succeeded");
+    let signed = records.iter().filter(|r| r["action"] == "sign_raw" && r["outcome"] == "succeeded");
     ensure!(
         signed.clone().all(|r| r["key"] == "sample-jwt" && r["version"] == 1),
         "a record without its key"

@@ -170,7 +170,10 @@ async fn claims_that_make_no_token_are_refused() -> anyhow::Result<()> {
 async fn absent_and_forbidden_keys_look_alike_to_those_who_may_not_know() -> anyhow::Result<()> {
     let service = Service::start().await?;
     let administrator = service.client().await?;
-    service.kms(["keys", "create", "mine", "--algorithm", "ES256"]).await?.text()?;
+    service
+        .kms(["keys", "create", "mine", "--algorithm", "ES256", "--purpose", "signature"])
+        .await?
+        .text()?;
     let access_token =
         v1::AccessToken { role: "user".into(), keys: vec!["keys/mine".into()], ..Default::default() };
     let request = v1::CreateAccessTokenRequest {
@@ -249,8 +252,9 @@ async fn a_deadline_that_has_passed_is_answered_and_nothing_is_signed() -> anyho
         let late = answers.iter().all(|answer| answer.status == Code::DeadlineExceeded as i32);
         ensure!(late, "{timeout}: {answers:#?}");
     }
-    let signed =
-        records(&service.dir())?.into_iter().any(|r| r["action"] == "sign" && r["outcome"] == "succeeded");
+    let signed = records(&service.dir())?
+        .into_iter()
+        .any(|r| r["action"] == "sign_raw" && r["outcome"] == "succeeded");
     ensure!(!signed, "it signed after the deadline");
     still_works(&service.client().await?).await
 }

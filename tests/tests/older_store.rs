@@ -21,7 +21,8 @@ async fn a_restored_backup_signs_nothing_until_an_administrator_has_accepted_it(
     client.create_key(v1::CreateKeyRequest { key_id: "orders".into(), key, ..Default::default() }).await?;
     client.rotate_key(v1::RotateKeyRequest { name: "keys/orders".into(), ..Default::default() }).await?;
     let out = leaked.display().to_string();
-    let create = ["access-token", "create", "leaked", "--role", "user", "--key", "orders", "--out", &out];
+    let create =
+        ["access-token", "create", "leaked", "--role", "raw-signer", "--key", "orders", "--out", &out];
     server.kms(create).await?.text()?;
     sign(&server.with_token_file(&leaked)).await?;
     let jwks = server.get_json("/.well-known/jwks.json").await?;

@@ -64,7 +64,8 @@ async fn work_that_was_accepted_is_finished_when_the_service_is_asked_to_end() -
     let report = load.stop().await;
     ensure!(status.success(), "{status}");
     let records = kms_tests::records(&service.dir())?;
-    let recorded = records.iter().filter(|r| r["action"] == "sign" && r["outcome"] == "succeeded").count();
+    let recorded =
+        records.iter().filter(|r| r["action"] == "sign_raw" && r["outcome"] == "succeeded").count();
     // An answer may be lost on its way; a signature without its record may not be.
     ensure!(recorded as u64 >= report.signed, "{} signatures, {recorded} records", report.signed);
     // Every status of ours has a reason. One without is what tonic's own client makes of a connection that has

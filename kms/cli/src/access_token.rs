@@ -68,8 +68,10 @@ struct Scope {
 enum Role {
     /// Manages keys and access tokens, and may use keys
     Administrator,
-    /// Signs, verifies and reads
+    /// Signs, verifies and reads; with keys of tokens signs tokens only
     User,
+    /// The same, and signs bytes of its own choice with keys of tokens too
+    RawSigner,
 }
 
 /// List access tokens, revoked and expired ones included
@@ -175,6 +177,7 @@ impl Role {
         match self {
             Self::Administrator => "administrator",
             Self::User => "user",
+            Self::RawSigner => "raw-signer",
         }
     }
 }

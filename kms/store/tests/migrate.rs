@@ -223,7 +223,19 @@ async fn an_older_schema_is_brought_forward_and_a_newer_one_refused() {
     files.open().await.close().await;
     let mut connection = files.connect(&files.db()).await;
     // As the release before generations and makers left it.
+    let later = [
+        "keys purpose class inherited overlap_us destroy_after_us claim_rules bundles_until_us",
+        "key_versions compromise_reason at_once asked_for_us cross_signature",
+    ];
+    for added in later {
+        let (table, columns) = added.split_once(' ').expect("a table and its columns");
+        for column in columns.split(' ') {
+            let drop = format!("ALTER TABLE {table} DROP COLUMN {column}");
+            sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.expect(column);
+        }
+    }
     for statement in [
+        "DROP TABLE key_classes",
         "DROP INDEX keys_generation",
         "ALTER TABLE keys DROP COLUMN generation",
         "ALTER TABLE access_tokens DROP COLUMN generation",

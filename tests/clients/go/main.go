@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -25,7 +26,19 @@ type verdict struct {
 	Verdict string         `json:"verdict"`
 	Claims  map[string]any `json:"claims,omitempty"`
 	Detail  string         `json:"detail,omitempty"`
+	Fetches int64          `json:"fetches"`
 }
+
+// counted is the way to the JWKS, which counts how often it is gone.
+type counted struct{ fetches atomic.Int64 }
+
+func (c *counted) RoundTrip(request *http.Request) (*http.Response, error) {
+	c.fetches.Add(1)
+	return http.DefaultTransport.RoundTrip(request)
+}
+
+// timeout is how long one token may take, with a fetch.
+const timeout = time.Minute
 
 // errBadSignature is a signature that does not fit.
 var errBadSignature = errors.New("the signature does not fit")
@@ -51,15 +64,15 @@ func main() {
 		os.Exit(2)
 	}
 	url, issuer, audience := flag.Arg(0), flag.Arg(1), flag.Arg(2)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
+	var way counted
+	client := &http.Client{Transport: &way}
 
 	var verify verifier
 	switch *library {
 	case "go-oidc":
-		verify = withGoOIDC(ctx, url, issuer, audience)
+		verify = withGoOIDC(client, url, issuer, audience)
 	case "go-jose":
-		verify = withGoJose(url, issuer, audience)
+		verify = withGoJose(client, url, issuer, audience)
 	default:
 		fmt.Fprintf(os.Stderr, "verify_jwt: no library %q\n", *library)
 		os.Exit(2)
@@ -73,9 +86,11 @@ func main() {
 		alg, token, _ := strings.Cut(lines.Text(), " ")
 		claims, err := map[string]any(nil), errUnsupported
 		if slices.Contains(supported, jose.SignatureAlgorithm(alg)) {
+			ctx, cancel := context.WithTimeout(context.Background(), timeout)
 			claims, err = verify(ctx, token, alg)
+			cancel()
 		}
-		answer := verdict{Verdict: nameOf(err), Claims: claims}
+		answer := verdict{Verdict: nameOf(err), Claims: claims, Fetches: way.fetches.Load()}
 		if err != nil {
 			allVerified = false
 			answer.Detail = err.Error()
@@ -107,9 +122,10 @@ func nameOf(err error) string {
 	}
 }
 
-// withGoOIDC verifies ID tokens as an OpenID Connect client does.
-func withGoOIDC(ctx context.Context, url, issuer, audience string) verifier {
-	keys := oidc.NewRemoteKeySet(ctx, url)
+// withGoOIDC verifies ID tokens as an OpenID Connect client does. RemoteKeySet keeps the keys that it has until it meets
+// a kid that is not among them.
+func withGoOIDC(client *http.Client, url, issuer, audience string) verifier {
+	keys := oidc.NewRemoteKeySet(oidc.ClientContext(context.Background(), client), url)
 	return func(ctx context.Context, token, alg string) (map[string]any, error) {
 		config := &oidc.Config{ClientID: audience, SupportedSigningAlgs: []string{alg}}
 		idToken, err := oidc.NewVerifier(issuer, keys, config).Verify(ctx, token)
@@ -126,9 +142,9 @@ func withGoOIDC(ctx context.Context, url, issuer, audience string) verifier {
 }
 
 // withGoJose verifies with go-jose alone, which go-oidc stands on.
-func withGoJose(url, issuer, audience string) verifier {
+func withGoJose(client *http.Client, url, issuer, audience string) verifier {
 	return func(ctx context.Context, token, alg string) (map[string]any, error) {
-		keys, err := fetch(ctx, url)
+		keys, err := fetch(ctx, client, url)
 		if err != nil {
 			return nil, err
 		}
@@ -154,12 +170,12 @@ func withGoJose(url, issuer, audience string) verifier {
 	}
 }
 
-func fetch(ctx context.Context, url string) (*jose.JSONWebKeySet, error) {
+func fetch(ctx context.Context, client *http.Client, url string) (*jose.JSONWebKeySet, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := client.Do(request)
 	if err != nil {
 		return nil, err
 	}

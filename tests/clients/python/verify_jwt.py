@@ -1,5 +1,6 @@
 """Verifies tokens with PyJWT through a JWKS URL. What goes in and out: tests/clients/README.md."""
 
+import argparse
 import json
 import sys
 
@@ -27,18 +28,31 @@ def verdict_on(token: str, alg: str, keys: jwt.PyJWKClient, issuer: str, audienc
     return {"verdict": "verified", "claims": claims}
 
 
+class CountingClient(jwt.PyJWKClient):
+    """The library's, which also says how often it has fetched."""
+
+    fetches = 0
+
+    def fetch_data(self):
+        self.fetches += 1
+        return super().fetch_data()
+
+
 def main() -> int:
-    if len(sys.argv) != 4:
-        print("usage: verify_jwt.py JWKS_URL ISSUER AUDIENCE < LINES", file=sys.stderr)
-        return 2
-    url, issuer, audience = sys.argv[1:]
-    keys = jwt.PyJWKClient(url)
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--cache", type=float, metavar="SECONDS")
+    for name in ("url", "issuer", "audience"):
+        arguments.add_argument(name)
+    given = arguments.parse_args()
+    # PyJWKClient does not read Cache-Control: who uses it says how long a set is kept.
+    times = {} if given.cache is None else {"lifespan": given.cache, "cooldown_duration": given.cache}
+    keys = CountingClient(given.url, **times)
     all_verified = True
     for line in sys.stdin:
         alg, token = line.split()
-        verdict = verdict_on(token, alg, keys, issuer, audience)
+        verdict = verdict_on(token, alg, keys, given.issuer, given.audience)
         all_verified &= verdict["verdict"] == "verified"
-        print(json.dumps(verdict))
+        print(json.dumps({**verdict, "fetches": keys.fetches}), flush=True)
     return 0 if all_verified else 1
 
 

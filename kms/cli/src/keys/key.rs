@@ -98,13 +98,7 @@ pub(super) struct Update {
     etag: String,
 }
 
-// The group has to name what the flattened structs bring: of itself it does not count that.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = true, args = [
-    "owner", "labels", "no_labels", "class", "inherit", "no_claim_rules",
-    "rotation_period", "publish_lead", "max_token_ttl", "overlap", "destroy_after",
-    "issuers", "audiences", "required",
-])]
 struct Changes {
     /// Whom to ask about the key
     #[arg(long, value_name = "TEXT")]
@@ -193,6 +187,11 @@ impl Get {
 impl Update {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
         let paths = self.changes.paths();
+        if paths.is_empty() {
+            return Err(Failure::usage(
+                "nothing is to be changed; see kms keys update --help for what can be",
+            ));
+        }
         let key = v1::Key {
             name: self.name.to_string(),
             owner: self.changes.owner.unwrap_or_default(),
