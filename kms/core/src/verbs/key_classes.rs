@@ -14,6 +14,10 @@ use crate::{
 /// How often a change is tried again when one of the keys changes meanwhile.
 const COMMIT_ATTEMPTS_MAX: usize = 32;
 
+/// How many keys a change of their class reaches in its own transaction: it must not keep others from committing. The
+/// scheduler sees to the rest.
+const KEYS_AT_ONCE_MAX: usize = 2_000;
+
 /// A class to be changed.
 #[derive(Debug, Clone, Copy)]
 pub struct UpdateKeyClass {
@@ -34,7 +38,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         admission.settle(Ok(Unsettled::new(classes))).await
     }
 
-    /// Changes a class, and with it every key that has one of the periods from it: all of them or none.
+    /// Changes a class, and with it every key that has one of the periods from it, or none when it does not fit one of
+    /// them. Where there are very many keys, some follow later.
     pub async fn update_key_class(
         &self,
         caller: &Caller,
@@ -77,13 +82,17 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let (periods, _) = AskedPeriods::from(class.periods).changed(request.periods).under(&built_in);
         periods.check()?;
         let class = KeyClass { periods, revision: class.revision + 1, updated_at: Some(now), ..class };
-        let mut writes = vec![Write::PutClass(class)];
+        let (mut writes, mut keys) = (vec![Write::PutClass(class)], 0);
         for entry in picture.keys.values().filter(|entry| entry.key.class == class.name) {
             let (theirs, _) = AskedPeriods::of(&entry.key).under(&class.periods);
             if theirs == entry.key.periods() {
                 continue;
             }
             theirs.check().map_err(|error| of_key(&entry.key, &error))?;
+            keys += 1;
+            if keys > KEYS_AT_ONCE_MAX {
+                continue;
+            }
             let key = with_periods(entry.key.clone(), theirs, self.bundles(&picture), now);
             let extended = extend_withdrawals(entry, &key, now);
             writes.extend(self.versions_written("", &key, extended, None::<LeaseToken>).writes);
