@@ -83,3 +83,20 @@ fn a_longer_token_life_in_the_class_extends_the_withdrawal_of_versions_that_stan
         assert_eq!(published(&kms), 3);
     });
 }
+
+#[test]
+fn a_key_that_missed_a_change_of_its_class_follows_it_by_itself() {
+    block_on(async {
+        let (world, kms) = world_with(new("k")).await;
+        let key = || async { kms.get_key(&administrator(), &id("k")).await.expect("there").key };
+        assert_eq!(kms.run_due(soon()).await, 0, "it has them");
+        // As a server leaves it that did not know of the change yet.
+        let stale = key().await;
+        let stale = Key { max_token_ttl: DAY, revision: stale.revision + 1, ..stale };
+        let transaction = Transaction::new("a stale write", vec![Write::UpdateKey(stale)]);
+        world.store.commit(transaction).await.expect("written");
+        assert_eq!((kms.run_due(soon()).await, key().await.max_token_ttl), (1, HOUR));
+        assert!(key().await.tokens_until.is_some(), "tokens of a day may be out there");
+        assert_eq!(kms.run_due(soon()).await, 0);
+    });
+}

@@ -5,7 +5,7 @@
 
 use futures::executor::block_on;
 use kms_core::{
-    Action, Algorithm, Error, KeyId, KeyState,
+    Action, Algorithm, Error, Key, KeyId, KeyState, Store as _,
     audit::Outcome,
     caller::{Caller, KeyScope, Role},
     claim_rules::ClaimRules,
@@ -13,6 +13,7 @@ use kms_core::{
     fakes::{FakeKms, HsmFault, World, administrator, soon},
     key::{Purpose, TakeOver},
     kms::{Settings, VersionView},
+    store::{Transaction, Write},
     time::SignedDuration,
     verbs::{
         ChangeVersion, CreateKey, Encoding, Request, RevokeKeyVersion, Revoked, RotateKey, Sign, SignJwt,
