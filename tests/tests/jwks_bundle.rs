@@ -1,5 +1,5 @@
-//! A signed bundle of the key set, as a CDN would serve it: a verifier in Python that has pinned its key verifies tokens
-//! while the service does not run, and takes nothing else for a bundle.
+//! A signed bundle of the key set, as a CDN would serve it: a verifier in Python that has pinned its key verifies
+//! tokens while the service does not run, and takes nothing else for a bundle.
 
 use std::{
     fs,

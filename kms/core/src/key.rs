@@ -51,8 +51,8 @@ pub struct Key {
     /// When the last token has expired that was signed under a longer `max_token_ttl` than today's; `None`
     /// when it never was longer.
     pub tokens_until: Option<Timestamp>,
-    /// When the last key set bundle has expired that was made under a longer `publish_lead` than today's; `None` when it
-    /// never was longer.
+    /// When the last key set bundle has expired that was made under a longer `publish_lead` than today's; `None` when
+    /// it never was longer.
     pub bundles_until: Option<Timestamp>,
     /// When it was made.
     pub created_at: Timestamp,
@@ -71,8 +71,8 @@ pub enum Purpose {
     Jwt,
     /// Bytes of the caller's own choice, and no tokens.
     Signature,
-    /// Key sets, for caches that answer while we do not. Whoever takes its public half for a key of tokens would believe
-    /// a key set that is one: so it stands in no set.
+    /// Key sets, for caches that answer while we do not. Whoever took its public half for a key of tokens would take a
+    /// key set for one: so it stands in no set.
     JwksBundle,
 }
 

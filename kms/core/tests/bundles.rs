@@ -140,7 +140,7 @@ fn a_key_of_bundles_signs_nothing_else_whoever_asks_and_no_other_key_signs_one()
 }
 
 #[test]
-fn the_keys_of_bundles_stand_in_no_key_set() {
+fn only_keys_of_tokens_stand_in_a_bundle_and_keys_of_bundles_in_no_key_set() {
     block_on(async {
         let (_, kms) = world().await;
         rotate(&kms, "pub", TakeOver::AfterLead).await.expect("rotated");
@@ -150,7 +150,14 @@ fn the_keys_of_bundles_stand_in_no_key_set() {
         assert_eq!(kms.published_keys(Some(&id("pub"))), Ok(None));
         let (_, claims) = opened(&kms, &bundle(&kms).await.bundle, 1).await;
         assert_eq!(claims["keys"], set["keys"]);
-        assert_eq!(bundle_of(&kms, &["pub"], None).await.err().and_then(|error| error.field()), Some("keys"));
+        // Nor does what signs bytes, which could be a token.
+        create(&kms, new("bytes", Purpose::Signature, HOUR)).await;
+        let (_, claims) = opened(&kms, &bundle(&kms).await.bundle, 1).await;
+        assert_eq!(claims["keys"], set["keys"]);
+        for name in ["pub", "bytes"] {
+            let error = bundle_of(&kms, &["k", name], None).await.expect_err(name);
+            assert_eq!(error.field(), Some("keys"), "{name}");
+        }
         assert_eq!(reason(bundle_of(&kms, &["absent"], None).await), "NOT_FOUND");
     });
 }

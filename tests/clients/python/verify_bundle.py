@@ -1,5 +1,5 @@
-"""Verifies tokens with a signed bundle of key sets, without asking the service. docs/how-to/jwks-on-a-cdn.md numbers the
-steps. What goes in and out: tests/clients/README.md.
+"""Verifies tokens with a signed bundle of key sets, without asking the service. docs/how-to/jwks-on-a-cdn.md numbers
+the steps. What goes in and out: tests/clients/README.md.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def followed(pin: dict, chain: list, issuer: str) -> dict:
     return pin
 
 
-def accepted(document: dict, state: dict, issuer: str, subject: str, lifetime_max: int, now: float) -> tuple[list, dict]:
+def accepted(
+    document: dict, state: dict, issuer: str, subject: str, lifetime_max: int, now: float
+) -> tuple[list, dict]:
     """The keys of the bundle, and what is to be remembered."""
     pin = followed(state["pin"], document["chain"], issuer)
     claims = opened(document["bundle"], pin, BUNDLE_TYP)

@@ -1,11 +1,11 @@
 //! SignKeySetBundle: the key set as a JWS with an end, for a CDN or an object store, so that tokens verify while we are
 //! down.
 //!
-//! Whoever keeps a set cannot know what happens after it was made, so each set must hold until its end whatever happens,
-//! but for what an emergency announces. What a verifier must not miss is a version that begins to sign. That stands in
-//! every set for `publish_lead` before, and a bundle lives for half of that at most: so it has ended before a version
-//! signs that it lacks, without anybody knowing which bundles there are. Who shortens the lead later does not shorten it
-//! for bundles that are out there: see `Key::bundles_until`.
+//! Whoever keeps a set cannot know what happens after it was made, so each set must hold until its end whatever
+//! happens, but for what an emergency announces. What a verifier must not miss is a version that begins to sign. That
+//! stands in every set for `publish_lead` before, and a bundle lives for half of that at most: so it has ended before a
+//! version signs that it lacks, without anybody knowing which bundles there are. Who shortens the lead later does not
+//! shorten it for bundles that are out there: see `Key::bundles_until`.
 
 use std::sync::Arc;
 
@@ -156,8 +156,9 @@ fn check_purpose(key: &Key) -> Result<(), Error> {
     }
 }
 
-/// The keys whose versions are to stand in the set, by name, and what the set is called. Who signs bundles may learn
-/// which keys there are: the key sets are public.
+/// The keys whose versions are to stand in the set, by name, and what the set is called: keys of tokens alone, because a
+/// verifier takes whatever is signed by one of them for a token. Who signs bundles may learn which keys there are: the
+/// key sets are public.
 fn selected(picture: &Picture, mut names: Vec<KeyId>) -> Result<(String, Vec<&Entry>), Error> {
     if names.len() > BUNDLE_KEYS_MAX {
         return Err(Error::invalid("keys", format!("a bundle names at most {BUNDLE_KEYS_MAX} keys")));
@@ -173,7 +174,12 @@ fn selected(picture: &Picture, mut names: Vec<KeyId>) -> Result<(String, Vec<&En
     names.dedup();
     let entry = |name: &KeyId| match picture.keys.get(name) {
         Some(entry) if entry.key.purpose == Purpose::Jwt => Ok(&**entry),
-        Some(_) => Err(Error::invalid("keys", format!("keys/{name} stands in no key set; leave it out"))),
+        Some(_) => Err(Error::invalid(
+            "keys",
+            format!(
+                "keys/{name} signs no tokens, and verifiers would take what it signs for one; leave it out"
+            ),
+        )),
         None => Err(absent(name)),
     };
     let entries = names.iter().map(entry).collect::<Result<_, _>>()?;

@@ -101,9 +101,9 @@ impl UpdateKey {
     }
 }
 
-/// The key with other periods. Tokens of the life until now are out there, and need their key; and, where `bundles` live
-/// up to some time, those of the lead until now, which must end before a version signs that they lack. A replica may make
-/// some more until it knows.
+/// The key with other periods. Tokens of the life until now are out there, and need their key; and, where `bundles`
+/// live up to some time, those of the lead until now, which must end before a version signs that they lack. A replica
+/// may make some more until it knows.
 pub(super) fn with_periods(
     mut key: Key,
     periods: Periods,

@@ -174,8 +174,8 @@ pub struct Keys {
     /// shorter. All replicas must agree on it. Default: 5m.
     #[serde(deserialize_with = "duration::between_seconds::<10, 300, _>")]
     pub jwks_max_age: Duration,
-    /// The longest that a signed bundle of key sets lives, at least 30 s: how long a revocation may take to reach whoever
-    /// verifies with one. Default: 1h.
+    /// The longest that a signed bundle of key sets lives, at least 30 s: how long a revocation may take to reach
+    /// whoever verifies with one. Default: 1h.
     #[serde(deserialize_with = "duration::at_least_seconds::<30, _>")]
     pub bundle_ttl_max: Duration,
     /// From one audit of the attributes of all keys in the token to the next, at least 10 s; the first is at start.
