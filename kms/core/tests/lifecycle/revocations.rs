@@ -12,7 +12,7 @@ fn a_revoked_version_is_refused_everywhere_at_once_and_another_one_signs() {
         assert_eq!(states(&kms).await, [KeyState::Compromised, KeyState::Active]);
         assert_eq!((signer(&kms).await, published(&kms)), (Ok(2), 1));
         let enable = ChangeVersion { id: id("k"), number: 1, request: Request::default() };
-        let _ = kms.enable_key_version(&administrator(), enable, soon()).await;
+        assert_eq!(reason(kms.enable_key_version(&administrator(), enable, soon()).await), "COMPROMISED");
         assert_eq!(states(&kms).await[0], KeyState::Compromised, "for good");
         let row = &kms.list_key_versions(&administrator(), &id("k")).await.expect("listed")[0].row;
         assert_eq!(
