@@ -133,7 +133,7 @@ async fn what_is_no_bundle_of_today_by_the_pinned_key_is_refused() -> anyhow::Re
     cdn.put(&json!({"bundle": parts.join("."), "chain": []}))?;
     refuses(&cdn, &[], "InvalidSignature").await?;
 
-    // Rolled back: a change, a newer bundle, the older one again, until the newer one has expired.
+    // Rolled back: a change, a newer bundle of a shorter life, the older one again, also once the newer one has expired.
     server.kms(["keys", "disable", "api", "--version", "1"]).await?.text()?;
     cdn.publish(&server, &["--ttl", "5m"]).await?;
     let new = cdn.document()?;
@@ -141,6 +141,8 @@ async fn what_is_no_bundle_of_today_by_the_pinned_key_is_refused() -> anyhow::Re
     ensure!(seen["verdict"] == "accepted" && seen["seq"].as_i64() > Some(time("seq")?), "{seen}");
     cdn.put(&old)?;
     refuses(&cdn, &[], "it is older").await?;
+    let after_the_new_one = (time("nbf")? + 5 * 60 + 90).to_string();
+    refuses(&cdn, &["--now", &after_the_new_one], "it is older").await?;
     cdn.put(&new)?;
     ensure!(cdn.verify(&[], &[]).await?.0["verdict"] == "accepted", "the same one again");
 

@@ -142,7 +142,7 @@ async fn a_hung_hsm_makes_us_unready_and_not_dead_and_the_keys_stay_public() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_are_openmetrics_with_a_type_for_each_and_no_caller_or_key_in_them() -> anyhow::Result<()> {
+async fn metrics_are_openmetrics_with_a_type_for_each_and_no_caller_in_them() -> anyhow::Result<()> {
     let service = Service::start().await?;
     service.kms(["jwt", "sign", "sample-jwt", "--claims", "{}", "--ttl", "1m"]).await?.text()?;
     let response = service.get("/metrics").await?;
@@ -162,10 +162,12 @@ async fn metrics_are_openmetrics_with_a_type_for_each_and_no_caller_or_key_in_th
             ensure!(types.iter().any(|family| name.starts_with(family.as_str())), "no type: {line}");
         }
     }
-    ensure!(types.len() > 5 && types.iter().all(|name| name.starts_with("kms_")), "{types:?}");
-    for secret in ["sample-jwt", "access-token"] {
-        ensure!(!text.contains(secret), "{secret} is in a label");
-    }
+    // Two have the names that operators' rules have already.
+    let is_ours = |name: &String| {
+        name.starts_with("kms_") || ["key_rotation_success", "key_expiry_timestamp"].contains(&name.as_str())
+    };
+    ensure!(types.len() > 5 && types.iter().all(is_ours), "{types:?}");
+    ensure!(!text.contains("access-token"), "a caller is in a label");
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_yaml_ng::Value;
 
-use crate::failure::Failure;
+use crate::{clock, failure::Failure};
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -130,7 +130,8 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 /// Writes beside `path` and moves it there, so that a reader sees the old file or the new one, also after a crash.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.new", std::process::id()));
+    // A name that no other run has: one that was killed may have left its own behind.
+    beside.push(format!(".{}-{}.new", std::process::id(), clock::now().as_nanosecond()));
     let beside = Path::new(&beside);
     let write = || {
         let mut file = File::options().write(true).create_new(true).open(beside)?;

@@ -167,13 +167,6 @@ impl Periods {
             return Err(Error::invalid("destroy_after", "give whole seconds, at most ten years"));
         }
         let Some(period) = self.rotation_period else { return Ok(()) };
-        if self.overlap > period * OVERLAP_PERIODS_MAX {
-            let text = format!(
-                "an overlap is at most {OVERLAP_PERIODS_MAX} rotation periods: more versions would stand in the JWKS than \
-                 it holds"
-            );
-            return Err(Error::invalid("overlap", text));
-        }
         let least = self.publish_lead.saturating_add(self.max_token_ttl);
         if period < least || period > PERIOD_MAX || period.subsec_nanos() != 0 {
             return Err(Error::invalid(
@@ -184,6 +177,13 @@ impl Periods {
                     least.as_secs()
                 ),
             ));
+        }
+        if self.overlap > period * OVERLAP_PERIODS_MAX {
+            let text = format!(
+                "an overlap is at most {OVERLAP_PERIODS_MAX} rotation periods: more versions would stand in the JWKS than \
+                 it holds"
+            );
+            return Err(Error::invalid("overlap", text));
         }
         Ok(())
     }

@@ -55,11 +55,11 @@ def accepted(
         raise Refused("it has expired")
     if claims["exp"] - claims["nbf"] > lifetime_max:
         raise Refused("it lives for longer than a revocation may take")
-    # Once the newest bundle that was seen has expired, so has every older one.
+    # Every older bundle has ended when the newest that was seen has lived for as long as any may: its own end may come first.
     newest_seen = state["seq"] if now < state["until"] else 0
     if claims["seq"] < newest_seen:
         raise Refused(f"it is older (number {claims['seq']}) than one that was seen (number {newest_seen})")
-    until = max(claims["exp"], state["until"] if newest_seen else 0)
+    until = max(claims["nbf"] + lifetime_max, state["until"] if newest_seen else 0)
     return claims["keys"], {"pin": pin, "seq": claims["seq"], "until": until}
 
 

@@ -3,7 +3,7 @@
 //! Verifiers pin such a key out of band, and follow these statements from the version that they have pinned. Nobody is
 //! asked in an emergency: then the version before it may be in other hands, and the same hands could say as much of a
 //! key of their own. So verifiers pin anew after one. The statement is made before the row becomes live and becomes
-//! part of it with the same commit: a birth that is resumed makes another, of the same content.
+//! part of it with the same commit: a birth that is resumed makes another, about the same successor.
 
 use std::sync::Arc;
 

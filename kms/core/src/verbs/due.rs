@@ -144,8 +144,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let picture = self.catalog.now();
             let entry = picture.entry(id)?;
             let Some(periods) = periods_due(&picture, entry) else { return Ok(()) };
-            periods.check()?;
-            let key = with_periods(entry.key.clone(), periods, self.bundles(&picture), now);
+            let key = with_periods(entry.key.clone(), periods, Self::bundles(&picture), now);
             let extended = extend_withdrawals(entry, &key, now);
             self.write_versions("follow a class", &key, extended, Some(lease)).await
         }
@@ -187,10 +186,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 }
 
-/// The periods that a key should have from its class, if it has others.
+/// The periods that a key should have from its class, if it has others, and if they fit those of its own.
 fn periods_due(picture: &Picture, entry: &Entry) -> Option<Periods> {
     let (periods, _) = AskedPeriods::of(&entry.key).under(&picture.class(entry.key.class).periods);
-    (periods != entry.key.periods()).then_some(periods)
+    (periods != entry.key.periods() && periods.check().is_ok()).then_some(periods)
 }
 
 /// When the next version must begin to sign, once it is time to publish it.

@@ -82,6 +82,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let (periods, _) = AskedPeriods::from(class.periods).changed(request.periods).under(&built_in);
         periods.check()?;
         let class = KeyClass { periods, revision: class.revision + 1, updated_at: Some(now), ..class };
+        let bundles = Self::bundles(&picture);
         let (mut writes, mut keys) = (vec![Write::PutClass(class)], 0);
         for entry in picture.keys.values().filter(|entry| entry.key.class == class.name) {
             let (theirs, _) = AskedPeriods::of(&entry.key).under(&class.periods);
@@ -93,7 +94,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             if keys > KEYS_AT_ONCE_MAX {
                 continue;
             }
-            let key = with_periods(entry.key.clone(), theirs, self.bundles(&picture), now);
+            let key = with_periods(entry.key.clone(), theirs, bundles, now);
             let extended = extend_withdrawals(entry, &key, now);
             writes.extend(self.versions_written("", &key, extended, None::<LeaseToken>).writes);
         }

@@ -92,10 +92,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         admission.settle(result).await
     }
 
-    /// How long bundles live, where there may be any.
-    pub(super) fn bundles(&self, picture: &Picture) -> Option<SignedDuration> {
+    /// Whether there may be bundles.
+    pub(super) fn bundles(picture: &Picture) -> bool {
         let signs_them = |entry: &Arc<Entry>| entry.key.purpose == Purpose::JwksBundle;
-        picture.keys.values().any(signs_them).then_some(self.settings.bundle_ttl_max)
+        picture.keys.values().any(signs_them)
     }
 
     async fn sign_bundle_admitted(
@@ -105,6 +105,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Unsettled<KeySetBundle>, Error> {
+        // A clock that was just set forward must not date it ahead.
+        self.time_for_all().await?;
         // One picture for the set and its number.
         let picture = self.catalog.now();
         let entry = picture.keys.get(&request.id).ok_or_else(|| absent(&request.id))?;
@@ -177,7 +179,7 @@ fn selected(picture: &Picture, mut names: Vec<KeyId>) -> Result<(String, Vec<&En
         Some(_) => Err(Error::invalid(
             "keys",
             format!(
-                "keys/{name} signs no tokens, and verifiers would take what it signs for one; leave it out"
+                "keys/{name} is no key of tokens, and verifiers would take what it signs for one; leave it out"
             ),
         )),
         None => Err(absent(name)),

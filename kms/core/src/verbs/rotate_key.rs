@@ -110,9 +110,17 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                     return Err(rotated_meanwhile(id));
                 }
                 if at_once && made.takes_over != TakeOver::AtOnce && made.born.is_none() {
-                    // It is somebody's who has time.
-                    self.see_born(admission, id, number, deadline).await?;
-                    continue;
+                    // It is somebody's who has time: from now on it has none, and asks no predecessor.
+                    let hastened = KeyVersion { takes_over: TakeOver::AtOnce, ..made.clone() };
+                    match self
+                        .write_versions("hasten a birth", &entry.key, vec![hastened], None::<LeaseToken>)
+                        .await
+                    {
+                        Err(error) if error.kind() != Kind::Conflict || attempts >= COMMIT_ATTEMPTS_MAX => {
+                            return Err(error);
+                        }
+                        _ => continue,
+                    }
                 }
                 let Some(adopted) = remember(number) else {
                     admission.uses_version(number);

@@ -137,7 +137,10 @@ impl Rotations {
                     next_publish_at: due_since.or_else(planned),
                     next_activate_at: next_activate_at(entry, now, kept),
                     retires_at: primary.and_then(|born| born.timeline.retires_at),
-                    published: entry.versions.iter().filter(|version| version.row.is_published(now)).count(),
+                    published: match entry.key.purpose.is_published() {
+                        true => entry.versions.iter().filter(|version| version.row.is_published(now)).count(),
+                        false => 0,
+                    },
                     failures: failures.count,
                 });
             }
@@ -149,10 +152,13 @@ impl Rotations {
 /// Since when the next version should be being made, if it should. What is at work on it, and does not come to an end,
 /// changes nothing about that.
 fn due_since(entry: &Entry, now: Timestamp) -> Option<Timestamp> {
+    let compromised_at =
+        || entry.versions.iter().filter_map(|version| Some(version.row.compromise.as_ref()?.at)).max();
     let by_plan = timeline::planned(entry).and_then(|at| publish_at(&entry.key, at)).filter(|at| *at <= now);
+    // What was revoked does not count in the plan, which then lies far back.
+    let by_plan = by_plan.map(|at| at.max(compromised_at().unwrap_or(at)));
     let begun = unborn(entry).map(|row| row.created_at);
-    let revoked = lacks_successor(entry, now)
-        .then(|| entry.versions.iter().filter_map(|version| Some(version.row.compromise.as_ref()?.at)).max());
+    let revoked = lacks_successor(entry, now).then(compromised_at);
     by_plan.into_iter().chain(begun).chain(revoked.flatten()).min()
 }
 
@@ -191,5 +197,8 @@ fn lacks_active_version(entry: &Entry, now: Timestamp) -> bool {
         let destroys_at = row.born.as_ref().and_then(|born| born.timeline.destroys_at);
         row.destroyed_at.is_none() && destroys_at.is_none()
     };
-    entry.find_primary(now).is_none() && entry.versions.iter().any(|version| is_left(&version.row))
+    // A key that is being made has never signed.
+    newest(entry).is_some()
+        && entry.find_primary(now).is_none()
+        && entry.versions.iter().any(|version| is_left(&version.row))
 }

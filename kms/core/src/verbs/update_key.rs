@@ -7,11 +7,8 @@ use crate::{
     class::{AskedPeriods, ClassName, PeriodChanges, Periods},
     key::{Born, Labels, Timeline, later},
     kms::KeyView,
-    time::{SignedDuration, Timestamp},
-    verbs::{
-        key_set_bundle::longest_life,
-        requests::{Fingerprint, Request, label_text, rules_text},
-    },
+    time::Timestamp,
+    verbs::requests::{Fingerprint, Request, label_text, rules_text},
 };
 
 /// What is to change; `None` leaves a field as it is.
@@ -70,7 +67,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let asked = AskedPeriods::of(&key).changed(request.periods);
         let (periods, inherited) = asked.under(&picture.class(key.class).periods);
         periods.check()?;
-        let key = Key { inherited, ..with_periods(key, periods, self.bundles(&picture), now) };
+        let key = Key { inherited, ..with_periods(key, periods, Self::bundles(&picture), now) };
         let extended = extend_withdrawals(entry, &key, now);
         self.write_versions("update a key", &key, extended, remembered).await?;
         Ok(KeyView::of(&*self.catalog.entry(&id)?, now))
@@ -101,21 +98,13 @@ impl UpdateKey {
     }
 }
 
-/// The key with other periods. Tokens of the life until now are out there, and need their key; and, where `bundles`
-/// live up to some time, those of the lead until now, which must end before a version signs that they lack. A replica
-/// may make some more until it knows.
-pub(super) fn with_periods(
-    mut key: Key,
-    periods: Periods,
-    bundles: Option<SignedDuration>,
-    now: Timestamp,
-) -> Key {
-    if let Some(ttl_max) = bundles
-        && periods.publish_lead < key.publish_lead
-    {
+/// The key with other periods. Tokens of the life until now are out there, and need their key; and, where there are
+/// `bundles`, those of the lead until now, which must end before a version signs that they lack. A replica may make some
+/// more until it knows. How long bundles may live is a setting that may have been another: half of the lead bounds it.
+pub(super) fn with_periods(mut key: Key, periods: Periods, bundles: bool, now: Timestamp) -> Key {
+    if bundles && periods.publish_lead < key.publish_lead {
         let last_made = later(now, Key::FENCE + Key::CLOCKS_APART);
-        key.bundles_until =
-            key.bundles_until.max(Some(later(last_made, longest_life(key.publish_lead, ttl_max))));
+        key.bundles_until = key.bundles_until.max(Some(later(last_made, key.publish_lead / 2)));
     }
     if periods.max_token_ttl != key.max_token_ttl {
         key.tokens_until = key.tokens_until.max(Some(later(now, key.max_token_ttl)));

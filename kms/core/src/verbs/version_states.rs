@@ -169,7 +169,10 @@ fn resume(
 ) -> Result<KeyVersion, Error> {
     let row = version.row.clone();
     if row.compromise.is_some() {
-        return Err(Error::precondition("COMPROMISED", "this version was revoked; nothing can bring it back"));
+        return Err(Error::precondition(
+            "COMPROMISED",
+            "this version was revoked; nothing can bring it back",
+        ));
     }
     if row.born.as_ref().is_some_and(|born| born.timeline.destroys_at.is_some()) {
         return Err(Error::precondition(
