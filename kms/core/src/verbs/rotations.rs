@@ -197,8 +197,5 @@ fn lacks_active_version(entry: &Entry, now: Timestamp) -> bool {
         let destroys_at = row.born.as_ref().and_then(|born| born.timeline.destroys_at);
         row.destroyed_at.is_none() && destroys_at.is_none()
     };
-    // A key that is being made has never signed.
-    newest(entry).is_some()
-        && entry.find_primary(now).is_none()
-        && entry.versions.iter().any(|version| is_left(&version.row))
+    entry.find_primary(now).is_none() && entry.versions.iter().any(|version| is_left(&version.row))
 }
