@@ -65,7 +65,10 @@ async fn a_worker_that_hangs_shows_at_every_replica() -> anyhow::Result<()> {
     kill(worker, Signal::STOP)?;
     until("it is shown", PATIENCE, async || {
         let status = status(here).await?;
-        let shown = replicas(&status)?.iter().find(|replica| replica["id"] == id).context("not shown")?;
+        // It may not have been heard of yet.
+        let Some(shown) = replicas(&status)?.iter().find(|replica| replica["id"] == id) else {
+            return Ok(None);
+        };
         Ok(shown["hsm"]["workers_replaced"].as_u64().filter(|count| *count > 0))
     })
     .await?;

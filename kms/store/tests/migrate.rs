@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use kms_core::{
@@ -293,11 +293,13 @@ async fn cut_off_at(files: &Files, options: &PostgresOptions, reports: usize) ->
         }
     });
     // Asked first: the attempt is dropped where it next waits.
-    tokio::select! {
+    let is_through = tokio::select! {
         biased;
         () = enough.notified() => false,
         through = attempt => { through.expect("it moves"); true }
-    }
+    };
+    files.become_free().await;
+    is_through
 }
 
 /// A row of each sort that the suite does not leave behind.
@@ -378,6 +380,17 @@ impl Files {
 
     fn db(&self) -> PathBuf {
         self.0.path().join("kms.db")
+    }
+
+    /// Until the file's lock is free: what is dropped in this process lets go of it a moment later.
+    async fn become_free(&self) {
+        let lock = fs::File::options().create(true).append(true).open(self.0.path().join("kms.lock"));
+        let lock = lock.expect("the lock's file");
+        let began = Instant::now();
+        while lock.try_lock().is_err() {
+            assert!(began.elapsed() < Duration::from_secs(60), "the lock is not let go of");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn moved(&self) -> PathBuf {

@@ -113,6 +113,9 @@ struct Waiting {
     token: String,
 }
 
+/// The longest that passes from one step to the next.
+const STEP_MAX: SignedDuration = SignedDuration::from_secs(9);
+
 impl Run {
     /// So many steps, roughly, from one rotation to the next at least.
     const STEPS_MIN: usize = 400;
@@ -159,7 +162,8 @@ impl Run {
         // Denser around what happens, and never so long that a fence goes up.
         let lively = self.now() < later(self.activates_at, 330) && self.now() > later(self.activates_at, -30)
             || self.now() < later(self.published_at, 30);
-        let span_ms = if lively { self.random.below(1_500) } else { 1_000 + self.random.below(8_000) };
+        let longest = STEP_MAX.as_millis() as usize - 1_000;
+        let span_ms = if lively { self.random.below(1_500) } else { 1_000 + self.random.below(longest) };
         self.fleet.turn_clocks(Duration::from_millis(span_ms as u64));
         self.fleet.beat();
         self.disturb();
@@ -279,7 +283,8 @@ impl Run {
         // The harshest verifier's clock is behind ours: to it the token is still valid.
         let at = if self.random.below(2) == 0 {
             self.at_the_end += 1;
-            signed.expires_at.saturating_add(Key::CLOCK_SKEW).expect("a time")
+            // A step may go past it, and a moment later not even that verifier would take it.
+            signed.expires_at.saturating_add(Key::CLOCK_SKEW - STEP_MAX).expect("a time")
         } else {
             later(now, self.random.below(usize::try_from(ttl.as_secs()).expect("positive") + 1) as i64)
         };
