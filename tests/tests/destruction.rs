@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use kms_client::{Client, v1};
-use kms_tests::{Output, PATIENCE, Plan, Promise, Server, python, refused, until};
+use kms_tests::{Environment, Fleet, Output, PATIENCE, Plan, Promise, Server, python, refused, until};
 
 /// `keys.destroy_delay`: what is left of it when a destruction can no longer be called off is 10 s.
 const DELAY: Duration = Duration::from_secs(25);
@@ -75,7 +75,7 @@ async fn a_destruction_comes_when_it_is_due_unless_it_is_called_off_and_leaves_n
             doomed.push(Doomed { name: version.name, cka_id, at });
         }
     }
-    let latest = watch(&server, &doomed).await?;
+    let latest = watch(&server, &server.plan, &doomed).await?;
 
     let left = server.plan.token.private_key_ids()?;
     for version in &called_off {
@@ -98,6 +98,64 @@ async fn a_destruction_comes_when_it_is_due_unless_it_is_called_off_and_leaves_n
         format!(
             "{} destroyed, the latest {latest:.1?} after it was due: 0 early, 0 objects left in the token; {} called \
              off: 0 destroyed",
+            doomed.len(),
+            called_off.len()
+        ),
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destruction_is_as_delayed_and_as_real_when_the_replica_dies_that_would_do_it() -> anyhow::Result<()>
+{
+    let promise = Promise::begin(23, "destruction")?;
+    let mut plan = Plan::new()?;
+    plan.more.push(("keys", format!("allow_destroy = true\ndestroy_delay = \"{}s\"", DELAY.as_secs())));
+    let mut fleet = Fleet::start(plan, 3).await?;
+    let (mut doomed, mut called_off) = (vec![], vec![]);
+    for number in 0..4 {
+        let there = fleet.replicas[number % 3].environment()?;
+        let client = there.client().await?;
+        let key = Some(v1::Key { algorithm: "ES256".into(), ..Default::default() });
+        let key_id = format!("by-hand-{number}");
+        client.create_key(v1::CreateKeyRequest { key_id, key, ..Default::default() }).await?;
+        let asked = now();
+        let version = destroy(there, &client, number).await?;
+        let at = since_epoch(version.destroy_time)?;
+        ensure!(at >= asked + DELAY, "it is due {:?} after it was asked for", at - asked);
+        let cka_id = cka_id(there, &version.name).await?;
+        let list = if number % 2 == 0 { &mut doomed } else { &mut called_off };
+        list.push(Doomed { name: version.name, cka_id, at });
+    }
+    for Doomed { name, .. } in &called_off {
+        let elsewhere = fleet.replicas[2].environment()?;
+        elsewhere.kms(["keys", "restore", key_of(name), "--version", "1"]).await?.text()?;
+    }
+    let leads = until("one leads", PATIENCE, async || {
+        for (number, replica) in fleet.replicas.iter().enumerate() {
+            if replica.environment()?.metric("kms_lease_held").await? == 1.0 {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    })
+    .await?;
+    fleet.kill_replica(leads).await?;
+    let left = fleet.replicas[(leads + 1) % 3].environment()?.clone();
+    let latest = watch(&left, &fleet.plan, &doomed).await?;
+    let ids = fleet.plan.token.private_key_ids()?;
+    for version in &called_off {
+        ensure!(ids.contains(&version.cka_id), "{} was called off and is gone", version.name);
+        ensure!(now() > version.at, "the last one to be called off was due first");
+        left.kms(["keys", "enable", key_of(&version.name), "--version", "1"]).await?.text()?;
+    }
+    promise.kept(
+        format!(
+            "4 destructions at 3 replicas, PostgreSQL, a delay of {} s; the one that leads killed",
+            DELAY.as_secs()
+        ),
+        format!(
+            "{} destroyed, the latest {latest:.1?} after it was due: 0 early; {} called off: 0 destroyed",
             doomed.len(),
             called_off.len()
         ),
@@ -138,7 +196,7 @@ fn pass_a_day(python: &std::path::Path, plan: &Plan) -> anyhow::Result<()> {
 }
 
 /// Schedules the destruction of the version of a key of its own, by hand.
-async fn destroy(server: &Server, client: &Client, number: usize) -> anyhow::Result<v1::KeyVersion> {
+async fn destroy(server: &Environment, client: &Client, number: usize) -> anyhow::Result<v1::KeyVersion> {
     let name = version(client, "by-hand", number).await?.name;
     let confirm = |confirm: &str| v1::DestroyKeyVersionRequest {
         name: name.clone(),
@@ -158,11 +216,11 @@ async fn destroy(server: &Server, client: &Client, number: usize) -> anyhow::Res
 
 /// Looks at the token until all of them are gone; returns how long after it was due the latest was. None is ever gone
 /// before.
-async fn watch(server: &Server, doomed: &[Doomed]) -> anyhow::Result<Duration> {
+async fn watch(server: &Environment, plan: &Plan, doomed: &[Doomed]) -> anyhow::Result<Duration> {
     let mut latest = Duration::ZERO;
     let mut gone = vec![false; doomed.len()];
     until("all that is due is destroyed", PATIENCE, async || {
-        let ids = server.plan.token.private_key_ids()?;
+        let ids = plan.token.private_key_ids()?;
         let seen = now();
         for (doomed, gone) in doomed.iter().zip(&mut gone).filter(|(doomed, _)| !ids.contains(&doomed.cka_id))
         {
@@ -195,7 +253,7 @@ async fn version(client: &Client, kind: &str, number: usize) -> anyhow::Result<v
     versions.into_iter().next().context("a key without a version")
 }
 
-async fn cka_id(server: &Server, version: &str) -> anyhow::Result<String> {
+async fn cka_id(server: &Environment, version: &str) -> anyhow::Result<String> {
     let inventory = server.kms(["hsm", "inventory", "-o", "json"]).await?.json()?;
     let objects = inventory.as_array().context("a list")?;
     let object = objects.iter().find(|object| object["key_version"] == version);
