@@ -1,14 +1,14 @@
-//! The algorithm table: JOSE names and everything that core must know about each.
+//! The algorithm table: JOSE names and everything that core must know about each. Signatures, and key wraps.
 //!
-//! Names are those of the IANA "JSON Web Signature and Encryption Algorithms" registry (RFC 7518 §3.1,
+//! Names are those of the IANA "JSON Web Signature and Encryption Algorithms" registry (RFC 7518 §3.1 and §4.1,
 //! RFC 8037, RFC 9864). An RSA name may carry the modulus size: `RS256` is `RS256-2048`. Adding an algorithm
 //! is one row here and one in `kms/pkcs11/src/mechanism.rs`.
 
 use std::{fmt, str::FromStr};
 
-use crate::Error;
+use crate::{Error, hsm::Usage};
 
-/// A signature algorithm together with the kind of key that it needs.
+/// An algorithm of signatures or of key wraps, together with the kind of key that it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     /// ECDSA on P-256 with SHA-256.
@@ -33,6 +33,10 @@ pub enum Algorithm {
     Ed25519,
     /// EdDSA on Curve25519 under the older, polymorphic name (RFC 8037), for verifiers that know no other.
     EdDsa,
+    /// Key wrap with AES-256-GCM: the key-encryption key is a secret key in the token (RFC 7518 §4.7).
+    A256GcmKw,
+    /// Key wrap with RSAES-OAEP, SHA-256 and MGF1-SHA-256: whoever has the public half wraps (RFC 7518 §4.3).
+    RsaOaep256(Modulus),
 }
 
 /// Size of an RSA modulus in bits.
@@ -56,6 +60,8 @@ pub enum KeySpec {
     Rsa(Modulus),
     /// An Ed25519 pair.
     Ed25519,
+    /// A secret AES key of 256 bits.
+    Aes256,
 }
 
 /// A NIST prime curve (SP 800-186).
@@ -80,7 +86,7 @@ pub enum Hash {
     Sha512,
 }
 
-/// The signature scheme, apart from the key.
+/// What is done with the key, apart from the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
     /// ECDSA (FIPS 186-5 §6).
@@ -91,11 +97,38 @@ pub enum Scheme {
     Pss(Hash),
     /// Pure EdDSA: the token sees the whole message (RFC 8032 §5.1).
     EdDsa,
+    /// AES-GCM with an IV of 96 bits and a tag of 128 (SP 800-38D).
+    AesGcmKeyWrap,
+    /// RSAES-OAEP, MGF1 with the same hash (RFC 8017 §7.1).
+    RsaOaep(Hash),
 }
 
 impl Algorithm {
-    /// Every algorithm, in the order in which documents list them.
-    pub const ALL: [Self; 23] = {
+    /// Every algorithm, in the order in which documents list them: signatures, then key wraps.
+    pub const ALL: [Self; 27] = {
+        let mut all = [Self::A256GcmKw; 27];
+        let (mut i, mut j) = (0, 0);
+        while i < Self::SIGNATURES.len() {
+            all[i] = Self::SIGNATURES[i];
+            i += 1;
+        }
+        while j < Self::KEY_WRAPS.len() {
+            all[i + j] = Self::KEY_WRAPS[j];
+            j += 1;
+        }
+        all
+    };
+
+    /// Those that wrap keys.
+    pub const KEY_WRAPS: [Self; 4] = [
+        Self::A256GcmKw,
+        Self::RsaOaep256(Modulus::Bits2048),
+        Self::RsaOaep256(Modulus::Bits3072),
+        Self::RsaOaep256(Modulus::Bits4096),
+    ];
+
+    /// Those that sign.
+    pub const SIGNATURES: [Self; 23] = {
         use Algorithm::{Ed25519, EdDsa, Es256, Es384, Es512, Ps256, Ps384, Ps512, Rs256, Rs384, Rs512};
         use Modulus::{Bits2048, Bits3072, Bits4096};
         [
@@ -140,6 +173,8 @@ impl Algorithm {
             Self::Ps512(n) => ("PS512", KeySpec::Rsa(n), Scheme::Pss(Sha512)),
             Self::Ed25519 => ("Ed25519", KeySpec::Ed25519, Scheme::EdDsa),
             Self::EdDsa => ("EdDSA", KeySpec::Ed25519, Scheme::EdDsa),
+            Self::A256GcmKw => ("A256GCMKW", KeySpec::Aes256, Scheme::AesGcmKeyWrap),
+            Self::RsaOaep256(n) => ("RSA-OAEP-256", KeySpec::Rsa(n), Scheme::RsaOaep(Sha256)),
         }
     }
 
@@ -153,25 +188,41 @@ impl Algorithm {
         self.row().1
     }
 
-    /// The signature scheme.
+    /// What is done with the key.
     pub fn scheme(self) -> Scheme {
         self.row().2
     }
 
-    /// The hash, or `None` for EdDSA, which hashes inside.
-    pub fn hash(self) -> Option<Hash> {
+    /// Whether it wraps keys, and does not sign.
+    pub fn is_key_wrap(self) -> bool {
+        matches!(self.scheme(), Scheme::AesGcmKeyWrap | Scheme::RsaOaep(_))
+    }
+
+    /// What its private or secret key may do in the token.
+    pub fn usage(self) -> Usage {
         match self.scheme() {
-            Scheme::Ecdsa(h) | Scheme::Pkcs1(h) | Scheme::Pss(h) => Some(h),
-            Scheme::EdDsa => None,
+            Scheme::AesGcmKeyWrap => Usage::EncryptDecrypt,
+            Scheme::RsaOaep(_) => Usage::Decrypt,
+            Scheme::Ecdsa(_) | Scheme::Pkcs1(_) | Scheme::Pss(_) | Scheme::EdDsa => Usage::Sign,
         }
     }
 
-    /// Length in bytes of a signature as JOSE writes it (`r ‖ s` for ECDSA).
+    /// The hash of the message, or `None` for EdDSA, which hashes inside, and for key wraps.
+    pub fn hash(self) -> Option<Hash> {
+        match self.scheme() {
+            Scheme::Ecdsa(h) | Scheme::Pkcs1(h) | Scheme::Pss(h) => Some(h),
+            Scheme::EdDsa | Scheme::AesGcmKeyWrap | Scheme::RsaOaep(_) => None,
+        }
+    }
+
+    /// Length in bytes of a signature as JOSE writes it (`r ‖ s` for ECDSA); 0 where nothing signs.
     pub fn signature_len(self) -> usize {
         match self.key_spec() {
+            _ if self.is_key_wrap() => 0,
             KeySpec::Ec(curve) => 2 * curve.coordinate_len(),
             KeySpec::Rsa(modulus) => modulus.bits() / 8,
             KeySpec::Ed25519 => 64,
+            KeySpec::Aes256 => 0,
         }
     }
 }
@@ -180,7 +231,7 @@ impl fmt::Display for Algorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.key_spec() {
             KeySpec::Rsa(modulus) => write!(f, "{}-{}", self.jose_name(), modulus.bits()),
-            KeySpec::Ec(_) | KeySpec::Ed25519 => f.write_str(self.jose_name()),
+            KeySpec::Ec(_) | KeySpec::Ed25519 | KeySpec::Aes256 => f.write_str(self.jose_name()),
         }
     }
 }
@@ -202,8 +253,9 @@ impl FromStr for Algorithm {
             .ok_or_else(|| {
                 Error::invalid(
                     "algorithm",
-                    "unknown algorithm; use ES256, ES384, ES512, Ed25519, EdDSA, or RS256, RS384, RS512, \
-                     PS256, PS384, PS512 with -2048 (default), -3072 or -4096",
+                    "unknown algorithm; to sign use ES256, ES384, ES512, Ed25519, EdDSA, or RS256, RS384, RS512, \
+                     PS256, PS384, PS512 with -2048 (default), -3072 or -4096; to wrap keys A256GCMKW, or \
+                     RSA-OAEP-256 with the same sizes",
                 )
             })
     }
@@ -278,7 +330,18 @@ mod tests {
 
     #[test]
     fn none_hmac_and_near_misses_are_refused() {
-        for bad in ["none", "HS256", "es256", "ES256K", "RS256-1024", "ES256-2048", "", "RS256 "] {
+        for bad in [
+            "none",
+            "HS256",
+            "es256",
+            "ES256K",
+            "RS256-1024",
+            "ES256-2048",
+            "",
+            "RS256 ",
+            "A128GCMKW",
+            "RSA-OAEP",
+        ] {
             assert!(bad.parse::<Algorithm>().is_err(), "{bad:?} was taken");
         }
     }

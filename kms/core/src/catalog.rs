@@ -12,10 +12,11 @@ use crate::{
     class::{ClassName, KeyClass},
     epoch::Epoch,
     error::Kind,
-    key::later,
+    hsm::{KekRef, SecretKeyRef},
+    key::{Born, Material, Purpose, later},
     key_set::{Kept, KeySet},
     signature::PublicKey,
-    store::{AccessToken, Generation, QuarantinedObject, Snapshot},
+    store::{AccessToken, Generation, QuarantinedObject, Snapshot, UsageReport, VersionUse},
     time::{SignedDuration, Timestamp},
 };
 
@@ -32,6 +33,8 @@ pub(crate) struct Picture {
     access_tokens: HashMap<[u8; 32], Arc<AccessToken>>,
     pub(crate) epoch: Option<Epoch>,
     quarantined: Vec<QuarantinedObject>,
+    uses: BTreeMap<(KeyId, u32), VersionUse>,
+    usage_reports: BTreeMap<(KeyId, KeyId), UsageReport>,
     /// The set of all keys.
     pub(crate) kept: Kept,
 }
@@ -50,7 +53,7 @@ pub(crate) struct Entry {
 /// A version's row with what is derived from it.
 pub(crate) struct Version {
     pub(crate) row: KeyVersion,
-    /// Present exactly when the row is born.
+    /// The public half: present exactly when the row is born and of a pair.
     pub(crate) public: Option<Arc<PublicKey>>,
 }
 
@@ -117,7 +120,8 @@ impl Picture {
         let access_tokens = hashed(snapshot.access_tokens);
         let Snapshot { generation, epoch, quarantined, .. } = snapshot;
         let (classes, kept) = (by_name(snapshot.classes), Kept::default());
-        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, kept })
+        let (uses, usage_reports) = (by_version(snapshot.uses), by_consumer(snapshot.usage_reports));
+        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, uses, usage_reports, kept })
     }
 
     /// This picture with what a later snapshot has changed.
@@ -132,9 +136,12 @@ impl Picture {
         let known =
             |record: &QuarantinedObject| self.quarantined(&record.token_serial, &record.cka_id).is_some();
         quarantined.extend(changes.quarantined.into_iter().filter(|record| !known(record)));
+        let (mut uses, mut usage_reports) = (self.uses.clone(), self.usage_reports.clone());
+        uses.extend(by_version(changes.uses));
+        usage_reports.extend(by_consumer(changes.usage_reports));
         let epoch = changes.epoch.or(self.epoch);
         let (generation, kept) = (changes.generation, Kept::default());
-        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, kept })
+        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, uses, usage_reports, kept })
     }
 
     /// The record of a quarantined object.
@@ -150,6 +157,16 @@ impl Picture {
     /// A class: as it is built in, or as somebody has changed it.
     pub(crate) fn class(&self, name: ClassName) -> KeyClass {
         self.classes.get(&name).copied().unwrap_or_else(|| KeyClass::built_in(name))
+    }
+
+    /// How much a version was used; `None` for not at all.
+    pub(crate) fn use_of(&self, key: &KeyId, version: u32) -> Option<&VersionUse> {
+        self.uses.get(&(key.clone(), version))
+    }
+
+    /// What the consumers of a key said last, those that are no more among them.
+    pub(crate) fn usage_reports(&self, key: &KeyId) -> impl Iterator<Item = &UsageReport> {
+        self.usage_reports.values().filter(move |report| report.key == *key)
     }
 
     /// Every access token.
@@ -174,6 +191,14 @@ fn entries(rows: Rows, previous: Option<&Picture>) -> Result<BTreeMap<KeyId, Arc
 
 fn by_name(classes: Vec<KeyClass>) -> BTreeMap<ClassName, KeyClass> {
     classes.into_iter().map(|class| (class.name, class)).collect()
+}
+
+fn by_version(uses: Vec<VersionUse>) -> BTreeMap<(KeyId, u32), VersionUse> {
+    uses.into_iter().map(|used| ((used.key.clone(), used.version), used)).collect()
+}
+
+fn by_consumer(reports: Vec<UsageReport>) -> BTreeMap<(KeyId, KeyId), UsageReport> {
+    reports.into_iter().map(|report| ((report.key.clone(), report.consumer.clone()), report)).collect()
 }
 
 fn hashed(tokens: Vec<AccessToken>) -> HashMap<[u8; 32], Arc<AccessToken>> {
@@ -212,19 +237,19 @@ impl Entry {
 
     /// What `known` has parsed already is not parsed again.
     fn new(key: Key, rows: Vec<KeyVersion>, known: Option<&Self>) -> Result<Self, Error> {
-        let parsed = |row: &KeyVersion, spki: &Arc<[u8]>| {
+        let parsed = |row: &KeyVersion, spki: &[u8]| {
             let public = known?.version(row.number).ok()?.public.as_ref()?;
             (public.is(row.cka_id, spki)).then(|| Arc::clone(public))
         };
         let versions = rows
             .into_iter()
             .map(|row| {
-                let public = match &row.born {
-                    Some(born) => Some(match parsed(&row, &born.spki) {
+                let public = match row.born.as_ref().map(|born| &born.material) {
+                    Some(Material::Pair { spki, .. }) => Some(match parsed(&row, spki) {
                         Some(public) => public,
-                        None => Arc::new(PublicKey::from_spki(key.algorithm, row.cka_id, &born.spki)?),
+                        None => Arc::new(PublicKey::from_spki(key.algorithm, row.cka_id, spki)?),
                     }),
-                    None => None,
+                    Some(Material::Secret { .. }) | None => None,
                 };
                 Ok(Version { row, public })
             })
@@ -289,7 +314,12 @@ impl Entry {
     /// before the key's last change may carry the longest max-age, `kept`, and others half the publish lead; a replica
     /// that is cut off serves one on until it is fenced; and the clock of one that signs may be ahead of ours. Bundles
     /// live up to half of the lead that the key had when they were made.
+    ///
+    /// A version that wraps stands in no set: every replica must know it, and that is all.
     pub(crate) fn lead(&self, now: Timestamp, kept: SignedDuration) -> SignedDuration {
+        if self.key.purpose == Purpose::Wrap {
+            return Key::FENCE + Key::CLOCKS_APART;
+        }
         let changed_lately = later(self.key.updated_at, kept + Key::CLOCKS_APART) > now;
         let cached = if changed_lately { kept } else { SignedDuration::ZERO };
         let bundled = self.key.bundles_until.map_or(SignedDuration::ZERO, |at| at.duration_since(now));
@@ -324,13 +354,31 @@ impl Entry {
 }
 
 impl Version {
-    /// Its public key; a failed precondition while it is being made.
+    /// Its public key; a failed precondition while it is being made, and where it has none.
     pub(crate) fn public(&self) -> Result<&PublicKey, Error> {
+        self.born()?;
         self.public.as_deref().ok_or_else(|| {
+            Error::precondition("NO_PUBLIC_KEY", "this is a secret key: it has no public half")
+        })
+    }
+
+    /// What is known since its birth; a failed precondition while it is being made.
+    pub(crate) fn born(&self) -> Result<&Born, Error> {
+        self.row.born.as_ref().ok_or_else(|| {
             Error::precondition(
                 "PENDING_CREATION",
                 format!("version {} is still being made; retry in a moment", self.row.number),
             )
+        })
+    }
+
+    /// Where its key lives, for unwrapping.
+    pub(crate) fn kek(&self) -> Result<KekRef, Error> {
+        Ok(match &self.born()?.material {
+            Material::Pair { .. } => KekRef::Pair(self.public()?.key_ref().clone()),
+            Material::Secret { known_answer } => {
+                KekRef::Secret(SecretKeyRef::new(self.row.cka_id, known_answer.clone()))
+            }
         })
     }
 }

@@ -64,6 +64,15 @@ impl Error {
         Self::new(Kind::NotFound, "NOT_FOUND", format!("{what} does not exist"))
     }
 
+    /// What was to be decrypted does not open. One text for every reason, so that nobody learns anything by trying.
+    pub fn not_opened() -> Self {
+        Self::new(
+            Kind::InvalidArgument,
+            "NOT_OPENED",
+            "it does not open: check that the key, the encryption context and the bytes are those it was made with",
+        )
+    }
+
     /// The state of the key forbids it.
     pub fn precondition(reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Kind::FailedPrecondition, reason, message)

@@ -373,6 +373,11 @@ impl<T> Unsettled<T> {
         self.0
     }
 
+    /// Opens what our own work made, for a check of ours: it goes nowhere.
+    pub(crate) fn into_ours(self) -> T {
+        self.0
+    }
+
     /// Opens it without a record, for the conformance suites.
     #[cfg(feature = "conformance")]
     pub fn open_for_conformance(self) -> T {

@@ -6,7 +6,7 @@
 
 mod listing;
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 pub use listing::{
     CKA_ID_LEN_MAX, Cursor, Half, LABEL_LEN_MAX, Object, PAGE_OBJECTS_MAX, Page, SPKI_LEN_MAX, cut_text,
@@ -19,15 +19,16 @@ use crate::{
     error::Kind,
     time::Deadline,
 };
+use kms_envelope::SecretBytes;
 
 /// A PKCS#11 token, as core sees it. Absent keys, lost links and refusals are told apart by [`Fault`].
 pub trait Hsm: Send + Sync + 'static {
-    /// Makes a key pair as token objects under `new.id`. Returns when the token says that they exist.
-    /// Must not be retried with the same id: after a failure the object may still appear later.
+    /// Makes a key pair, or a secret key, as token objects under `new.id`. Returns when the token says that they
+    /// exist. Must not be retried with the same id: after a failure the object may still appear later.
     fn generate(
         &self,
         grant: &Grant,
-        new: &NewKeyPair,
+        new: &NewKey,
         deadline: Deadline,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
 
@@ -39,7 +40,7 @@ pub trait Hsm: Send + Sync + 'static {
         deadline: Deadline,
     ) -> impl Future<Output = Result<Found, Fault>> + Send;
 
-    /// The private and public key objects of the token, ours or not, from `after` on: one page. Read from the
+    /// The private, public and secret key objects of the token, ours or not, from `after` on: one page. Read from the
     /// token and never from a cache, but page by page, so what is missing may have come meanwhile: ask
     /// [`Hsm::find`] before anything is made of it.
     fn list(
@@ -60,7 +61,31 @@ pub trait Hsm: Send + Sync + 'static {
         deadline: Deadline,
     ) -> impl Future<Output = Result<Unsettled<Vec<u8>>, Fault>> + Send;
 
-    /// Destroys both objects of the pair. Succeeds when they are gone, also when they were gone before.
+    /// Encrypts a key under a secret key, A256GCMKW with `aad`: IV (12 bytes, drawn anew for every try, or made by the
+    /// HSM) ‖ ciphertext ‖ tag (16 bytes). Released only when the same handle has decrypted it back to what was given,
+    /// and, unless this is a birth, has opened the known answer of `key` after that.
+    fn wrap_key(
+        &self,
+        grant: &Grant,
+        key: &SecretKeyRef,
+        plaintext: SecretBytes,
+        aad: Vec<u8>,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<Unsettled<Vec<u8>>, Fault>> + Send;
+
+    /// Decrypts what [`Hsm::wrap_key`] gave, or what somebody encrypted to the public half of a pair (RSA-OAEP-256 with
+    /// `aad` as the label). [`Fault::NotOpened`] whatever is wrong with `wrapped` or `aad`, and only when the key itself
+    /// has just proved to be the one on record.
+    fn unwrap_key(
+        &self,
+        grant: &Grant,
+        key: &KekRef,
+        wrapped: Vec<u8>,
+        aad: Vec<u8>,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<Unsettled<SecretBytes>, Fault>> + Send;
+
+    /// Destroys every object of the key. Succeeds when they are gone, also when they were gone before.
     fn destroy(
         &self,
         grant: &Grant,
@@ -103,15 +128,53 @@ pub struct KeyRef {
     pub spki_sha256: [u8; 32],
 }
 
+/// Where a secret key lives, and by what it is known again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SecretKeyRef {
+    /// Its CKA_ID.
+    pub id: CkaId,
+    /// What it made of [`KnownAnswer::TEXT`] at its birth: opened when a handle is resolved, before its first use. `None`
+    /// only in that birth: then whatever lies under the CKA_ID is used, if it is one object, and no handle is kept.
+    pub known_answer: Option<KnownAnswer>,
+}
+
+/// A key that unwraps.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum KekRef {
+    /// A secret key, by A256GCMKW.
+    Secret(SecretKeyRef),
+    /// A pair, by RSA-OAEP-256.
+    Pair(KeyRef),
+}
+
+/// [`KnownAnswer::TEXT`] under a secret key: tells the key from every other, and nothing about it. Not a hash: there is
+/// nothing public of a secret key that could be hashed.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct KnownAnswer(Arc<[u8]>);
+
 /// What to generate.
 #[derive(Debug, Clone)]
-pub struct NewKeyPair {
-    /// CKA_ID of both objects.
+pub struct NewKey {
+    /// CKA_ID of every object of it.
     pub id: CkaId,
-    /// CKA_LABEL of both objects: readable by stock tools, never used to find anything.
+    /// CKA_LABEL of them: readable by stock tools, never used to find anything.
     pub label: String,
     /// Kind and size.
     pub spec: KeySpec,
+    /// What it may do, and nothing else.
+    pub usage: Usage,
+}
+
+/// What a key in the token may do: one thing, so that no two uses together give it away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Usage {
+    /// A private key that signs: CKA_SIGN.
+    Sign,
+    /// A private key that opens what was encrypted to its public half: CKA_DECRYPT. The public half has CKA_ENCRYPT.
+    Decrypt,
+    /// A secret key that wraps keys as data: CKA_ENCRYPT and CKA_DECRYPT, and never CKA_WRAP or CKA_UNWRAP, which
+    /// together with CKA_DECRYPT would let whoever has the PIN read other keys.
+    EncryptDecrypt,
 }
 
 /// What is to be signed.
@@ -127,14 +190,16 @@ pub enum SignInput {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
     /// One entry per private key object.
-    pub private: Vec<PrivateObject>,
+    pub private: Vec<KeyObject>,
     /// One SubjectPublicKeyInfo (DER) per public key object; empty where that is of no kind that is ours.
     pub public: Vec<Vec<u8>>,
+    /// One entry per secret key object.
+    pub secret: Vec<KeyObject>,
 }
 
-/// The attributes of a private key object that decide whether we may trust it (docs/ARCHITECTURE.md, "Birth").
+/// The attributes of a private or secret key object that decide whether we may trust it (docs/ARCHITECTURE.md, "Birth").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PrivateObject {
+pub struct KeyObject {
     /// CKA_TOKEN: it outlives the session.
     pub token: bool,
     /// CKA_PRIVATE: invisible before login.
@@ -155,7 +220,11 @@ pub struct PrivateObject {
     pub copyable: Option<bool>,
     /// CKA_SIGN.
     pub sign: bool,
-    /// Any of CKA_DECRYPT, CKA_UNWRAP, CKA_DERIVE, CKA_SIGN_RECOVER. Must be false.
+    /// CKA_ENCRYPT. Always false for a private key.
+    pub encrypt: bool,
+    /// CKA_DECRYPT.
+    pub decrypt: bool,
+    /// Any of CKA_WRAP, CKA_UNWRAP, CKA_DERIVE, CKA_SIGN_RECOVER, and for a secret key CKA_VERIFY. Must be false.
     pub other_use: bool,
 }
 
@@ -201,6 +270,9 @@ pub enum Fault {
     /// The token has a key under that id, but not the one that we know: nothing was signed.
     #[error("the key in the HSM is not the one on record: {0}")]
     KeyMismatch(String),
+    /// What was to be unwrapped does not open under this key with this AAD. The one reason for every such failure.
+    #[error("it does not open")]
+    NotOpened,
     /// The token lacks the mechanism.
     #[error("the HSM does not support this: {0}")]
     Unsupported(String),
@@ -212,9 +284,14 @@ pub enum Fault {
     Failed(String),
 }
 
-impl PrivateObject {
-    /// What differs from the template that every signing key must show, or `None` when all is as it must be.
-    pub fn deviation(&self) -> Option<&'static str> {
+impl KeyObject {
+    /// What differs from the template that every key of that use must show, or `None` when all is as it must be.
+    pub fn deviation(&self, usage: Usage) -> Option<&'static str> {
+        let (sign, encrypt, decrypt) = match usage {
+            Usage::Sign => (true, false, false),
+            Usage::Decrypt => (false, false, true),
+            Usage::EncryptDecrypt => (false, true, true),
+        };
         [
             (self.token, "CKA_TOKEN is false"),
             (self.private, "CKA_PRIVATE is false"),
@@ -225,8 +302,13 @@ impl PrivateObject {
             (self.local, "CKA_LOCAL is false"),
             (!self.modifiable, "CKA_MODIFIABLE is true"),
             (self.copyable != Some(true), "CKA_COPYABLE is true"),
-            (self.sign, "CKA_SIGN is false"),
-            (!self.other_use, "a use other than CKA_SIGN is allowed"),
+            (self.sign || !sign, "CKA_SIGN is false"),
+            (self.encrypt || !encrypt, "CKA_ENCRYPT is false"),
+            (self.decrypt || !decrypt, "CKA_DECRYPT is false"),
+            (
+                !self.other_use && (self.sign, self.encrypt, self.decrypt) == (sign, encrypt, decrypt),
+                "a use other than its own is allowed",
+            ),
         ]
         .into_iter()
         .find_map(|(holds, text)| (!holds).then_some(text))
@@ -239,6 +321,51 @@ impl KeyRef {
         let mut spki_sha256 = [0; 32];
         spki_sha256.copy_from_slice(Hash::Sha256.digest(spki).as_ref());
         Self { id, spki_sha256 }
+    }
+}
+
+impl SecretKeyRef {
+    /// The key under `id` that gave `known_answer` at its birth.
+    pub fn new(id: CkaId, known_answer: KnownAnswer) -> Self {
+        Self { id, known_answer: Some(known_answer) }
+    }
+}
+
+impl KekRef {
+    /// Its CKA_ID.
+    pub fn id(&self) -> CkaId {
+        match self {
+            Self::Secret(key) => key.id,
+            Self::Pair(key) => key.id,
+        }
+    }
+}
+
+impl KnownAnswer {
+    /// What is encrypted. Begins with a NUL, so that no caller's key looks like it.
+    pub const TEXT: &[u8; 32] = b"\0kms known answer for secret key";
+    /// Length in bytes: IV, text and tag.
+    pub const LEN: usize = 12 + Self::TEXT.len() + 16;
+
+    /// The AAD under which [`KnownAnswer::TEXT`] is encrypted: no wrap of a caller's key has one that begins so.
+    pub fn aad(id: CkaId) -> Vec<u8> {
+        [&b"\0kms known answer\0"[..], id.as_bytes()].concat()
+    }
+
+    /// What [`Hsm::wrap_key`] gave for the text; `None` when it has another length.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() == Self::LEN).then(|| Self(bytes.into()))
+    }
+
+    /// IV ‖ ciphertext ‖ tag.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KnownAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KnownAnswer(..)")
     }
 }
 
@@ -302,6 +429,7 @@ impl From<Fault> for Error {
                 "the HSM holds another key than the one on record; nothing was released; \
                  an operator must run `kms hsm inventory`",
             ),
+            Fault::NotOpened => Self::not_opened(),
             Fault::Unsupported(_) => Self::precondition(
                 "UNSUPPORTED_BY_HSM",
                 "the HSM does not support this algorithm; `kms doctor` lists what it has",

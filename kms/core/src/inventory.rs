@@ -10,9 +10,10 @@ use std::{
 };
 
 use crate::{
-    Error, KeyId, KeyVersion,
+    Error, Key, KeyId, KeyVersion,
     catalog::Picture,
-    hsm::{CkaId, Found, Half, Object},
+    hsm::{CkaId, Found, Half, KeyObject, Object, Usage},
+    key::Material,
     store::QuarantinedObject,
 };
 
@@ -49,6 +50,8 @@ pub struct Item {
     pub private: usize,
     /// Public key objects.
     pub public: usize,
+    /// Secret key objects.
+    pub secret: usize,
     /// The version whose row names this CKA_ID, or did.
     pub version: Option<(KeyId, u32)>,
     /// What is wrong with the objects of a version.
@@ -64,12 +67,14 @@ pub enum Finding {
     Deviates(&'static str),
     /// The one public key there is not the one on record.
     OtherKey,
-    /// There is not exactly one object of each class.
+    /// There is not exactly one object of each class that there should be, or one of another class.
     NotWhole {
         /// Private key objects.
         private: usize,
         /// Public key objects.
         public: usize,
+        /// Secret key objects.
+        secret: usize,
     },
 }
 
@@ -98,29 +103,38 @@ struct Group {
 
 /// The version that names a CKA_ID.
 struct Owner<'a> {
-    key: &'a KeyId,
+    key: &'a Key,
     row: &'a KeyVersion,
     /// Whether it is an attempt that was given up.
     given_up: bool,
 }
 
-/// Compares what lies under the CKA_ID of a born version with its template and with its public key on record.
+/// Compares what lies under the CKA_ID of a born version with its template, and with its public key on record if it is a
+/// pair. That a secret key is the right one is seen when it is used.
 ///
 /// A session without the PIN can add objects whose CKA_PRIVATE is false. One that is *additional* is told, as a pair
 /// that is not whole, and is no difference: else anybody who reaches the token could end every key.
-pub(crate) fn examine(spki: &[u8], found: &Found) -> Option<Finding> {
-    let behind_the_pin = found.private.iter().any(|private| private.private);
-    let mut judged = found.private.iter().filter(|private| private.private || !behind_the_pin);
-    if let Some(deviation) = judged.find_map(|private| private.deviation()) {
+pub(crate) fn examine(usage: Usage, material: &Material, found: &Found) -> Option<Finding> {
+    let (judged, whole) = match material {
+        Material::Pair { .. } => (&found.private, (1, 1, 0)),
+        Material::Secret { .. } => (&found.secret, (0, 0, 1)),
+    };
+    if let Some(deviation) = deviation(judged, usage) {
         return Some(Finding::Deviates(deviation));
     }
-    if matches!(found.public.as_slice(), [public] if public != spki) {
+    if let Material::Pair { spki, .. } = material
+        && matches!(found.public.as_slice(), [public] if *public != **spki)
+    {
         return Some(Finding::OtherKey);
     }
-    match (found.private.len(), found.public.len()) {
-        (1, 1) => None,
-        (private, public) => Some(Finding::NotWhole { private, public }),
-    }
+    let (private, public, secret) = (found.private.len(), found.public.len(), found.secret.len());
+    ((private, public, secret) != whole).then_some(Finding::NotWhole { private, public, secret })
+}
+
+fn deviation(objects: &[KeyObject], usage: Usage) -> Option<&'static str> {
+    let behind_the_pin = objects.iter().any(|object| object.private);
+    let mut judged = objects.iter().filter(|object| object.private || !behind_the_pin);
+    judged.find_map(|object| object.deviation(usage))
 }
 
 /// Takes the account of the token of that serial number.
@@ -154,7 +168,7 @@ fn owners(picture: &Picture) -> HashMap<&[u8], Owner<'_>> {
     let rows = picture
         .keys
         .values()
-        .flat_map(|entry| entry.versions.iter().map(|version| (&entry.key.id, &version.row)));
+        .flat_map(|entry| entry.versions.iter().map(|version| (&entry.key, &version.row)));
     for (key, row) in rows {
         for id in &row.earlier_attempts {
             owners.insert(&id.as_bytes()[..], Owner { key, row, given_up: true });
@@ -182,7 +196,7 @@ impl Item {
             Some(owner) => match &owner.row.born {
                 None => State::Resuming,
                 Some(born) => {
-                    finding = examine(&born.spki, &group.found);
+                    finding = examine(owner.key.algorithm.usage(), &born.material, &group.found);
                     finding.map_or(State::Live, Finding::state)
                 }
             },
@@ -193,7 +207,8 @@ impl Item {
             label: group.label,
             private: group.found.private.len(),
             public: group.found.public.len(),
-            version: owner.map(|owner| (owner.key.clone(), owner.row.number)),
+            secret: group.found.secret.len(),
+            version: owner.map(|owner| (owner.key.id.clone(), owner.row.number)),
             finding,
             quarantine: None,
         }
@@ -237,6 +252,7 @@ impl Contents {
             match half {
                 Half::Private(private) => group.found.private.push(private),
                 Half::Public(spki) => group.found.public.push(spki.unwrap_or_default()),
+                Half::Secret(secret) => group.found.secret.push(secret),
             }
         }
     }
@@ -279,10 +295,12 @@ impl fmt::Display for Finding {
         match self {
             Self::Deviates(deviation) => f.write_str(deviation),
             Self::OtherKey => f.write_str("the public key is not the one on record"),
-            Self::NotWhole { private: 0, public: 0 } => f.write_str("the pair is not in the token"),
-            Self::NotWhole { private, public } => {
-                write!(f, "{private} private and {public} public objects instead of one of each")
-            }
+            Self::NotWhole { private: 0, public: 0, secret: 0 } => f.write_str("the key is not in the token"),
+            Self::NotWhole { private, public, secret } => write!(
+                f,
+                "{private} private, {public} public and {secret} secret objects, instead of one of each half of a pair or \
+                 one secret key"
+            ),
         }
     }
 }

@@ -23,7 +23,7 @@ const ID_ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112")
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Kid(Arc<str>);
 
-/// A public signing key as verifiers fetch it: `kty` and its members, then `kid`, `use` and `alg`.
+/// A public key as verifiers, or those who wrap, fetch it: `kty` and its members, then `kid`, `use` and `alg`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Jwk {
     #[serde(flatten)]
@@ -51,7 +51,8 @@ impl Jwk {
             Error::internal(format!("a public key is not a well-formed key for {algorithm}"))
         })?;
         let kid = members.thumbprint()?;
-        Ok(Self { members, kid, purpose: "sig", alg: algorithm.jose_name() })
+        let purpose = if algorithm.is_key_wrap() { "enc" } else { "sig" };
+        Ok(Self { members, kid, purpose, alg: algorithm.jose_name() })
     }
 
     /// Its kid.
@@ -92,7 +93,7 @@ impl Members {
                     n: base64url(key.modulus.as_bytes()),
                 })
             }
-            KeySpec::Ec(_) | KeySpec::Ed25519 | KeySpec::Rsa(_) => None,
+            KeySpec::Ec(_) | KeySpec::Ed25519 | KeySpec::Rsa(_) | KeySpec::Aes256 => None,
         }
     }
 

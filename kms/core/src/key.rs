@@ -11,7 +11,7 @@ use crate::{
     Algorithm, Error,
     claim_rules::ClaimRules,
     class::{ClassName, Inherited},
-    hsm::CkaId,
+    hsm::{CkaId, KnownAnswer},
     jwk::Kid,
     replica::ReplicaId,
     time::{SignedDuration, Timestamp},
@@ -24,7 +24,7 @@ pub struct Key {
     pub id: KeyId,
     /// 128 random bits, for ties that must survive everything else.
     pub uid: KeyUid,
-    /// What it signs with. Never changes.
+    /// What it signs or wraps with. Never changes.
     pub algorithm: Algorithm,
     /// What it is for. Never changes.
     pub purpose: Purpose,
@@ -48,6 +48,8 @@ pub struct Key {
     pub destroy_after: Option<SignedDuration>,
     /// What it asks of the claims of its tokens.
     pub claim_rules: ClaimRules,
+    /// Names that the encryption context of each of its wraps must have: at most [`Key::REQUIRED_CONTEXT_MAX`], sorted.
+    pub required_context: Vec<String>,
     /// When the last token has expired that was signed under a longer `max_token_ttl` than today's; `None`
     /// when it never was longer.
     pub tokens_until: Option<Timestamp>,
@@ -74,6 +76,8 @@ pub enum Purpose {
     /// Key sets, for caches that answer while we do not. Whoever took its public half for a key of tokens would take a
     /// key set for one: so it stands in no set.
     JwksBundle,
+    /// Keys of others, which it wraps and unwraps.
+    Wrap,
 }
 
 /// Labels of a key, sorted.
@@ -133,22 +137,38 @@ pub struct Compromise {
 /// A version whose key exists and has proved itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Born {
-    /// SubjectPublicKeyInfo, DER (RFC 5280 §4.1.2.7).
-    pub spki: Arc<[u8]>,
-    /// RFC 7638 thumbprint.
-    pub kid: Kid,
+    /// By what the key is known again.
+    pub material: Material,
     /// Its times.
     pub timeline: Timeline,
 }
 
-/// Absolute times of a signing version: `published ≤ activates ≤ retires ≤ withdrawn ≤ destroys`.
+/// What is on record of a version's key. No secret is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Material {
+    /// A pair: its public half.
+    Pair {
+        /// SubjectPublicKeyInfo, DER (RFC 5280 §4.1.2.7).
+        spki: Arc<[u8]>,
+        /// RFC 7638 thumbprint.
+        kid: Kid,
+    },
+    /// A secret key.
+    Secret {
+        /// What it made of a text that everybody knows.
+        known_answer: KnownAnswer,
+    },
+}
+
+/// Absolute times of a version: `published ≤ activates ≤ retires ≤ withdrawn ≤ destroys`. One that wraps keys is never
+/// withdrawn, and destroyed only when somebody asks for that: it unwraps for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeline {
-    /// From here on it stands in the JWKS.
+    /// From here on it stands in the JWKS, if it signs; every replica knows it.
     pub published_at: Timestamp,
-    /// From here on it signs.
+    /// From here on it signs, or wraps.
     pub activates_at: Timestamp,
-    /// From here on it no longer signs. `None` until a successor is live: nothing retires without one.
+    /// From here on it does so no longer. `None` until a successor is live: nothing retires without one.
     pub retires_at: Option<Timestamp>,
     /// From here on it no longer stands in the JWKS.
     pub withdrawn_at: Option<Timestamp>,
@@ -187,6 +207,8 @@ impl Key {
     pub const OWNER_LEN_MAX: usize = 256;
     /// Most labels on one key.
     pub const LABELS_MAX: usize = 64;
+    /// Most names that an encryption context must have.
+    pub const REQUIRED_CONTEXT_MAX: usize = 16;
     /// How far clocks of issuer and verifier may lie apart; part of every withdrawal.
     pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
     /// A change of phase lies at least this long after its commit: the fence between replicas.
@@ -199,6 +221,16 @@ impl Key {
     pub fn withdrawal_after(&self, retires_at: Timestamp) -> Timestamp {
         let last_token = later(retires_at, self.max_token_ttl).max(self.tokens_until.unwrap_or(retires_at));
         later(later(later(last_token, Self::CLOCK_SKEW), self.publish_lead), self.overlap)
+    }
+}
+
+impl Material {
+    /// The thumbprint of a pair.
+    pub fn kid(&self) -> Option<&Kid> {
+        match self {
+            Self::Pair { kid, .. } => Some(kid),
+            Self::Secret { .. } => None,
+        }
     }
 }
 
@@ -294,12 +326,17 @@ pub(crate) fn later(at: Timestamp, span: SignedDuration) -> Timestamp {
 }
 
 impl Purpose {
+    /// What a key of that algorithm is for, if nobody says more.
+    pub fn of(algorithm: Algorithm) -> Self {
+        if algorithm.is_key_wrap() { Self::Wrap } else { Self::Jwt }
+    }
+
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Jwt, Self::Signature, Self::JwksBundle];
+    pub const ALL: [Self; 4] = [Self::Jwt, Self::Signature, Self::JwksBundle, Self::Wrap];
 
     /// Whether the public halves of such a key stand in the key sets.
     pub fn is_published(self) -> bool {
-        self != Self::JwksBundle
+        !matches!(self, Self::JwksBundle | Self::Wrap)
     }
 
     /// Its name.
@@ -308,6 +345,7 @@ impl Purpose {
             Self::Jwt => "jwt",
             Self::Signature => "signature",
             Self::JwksBundle => "jwks-bundle",
+            Self::Wrap => "wrap",
         }
     }
 }
@@ -323,7 +361,7 @@ impl FromStr for Purpose {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let purpose = Self::ALL.into_iter().find(|purpose| purpose.as_str() == text);
-        purpose.ok_or_else(|| Error::invalid("purpose", "a purpose is jwt, signature or jwks-bundle"))
+        purpose.ok_or_else(|| Error::invalid("purpose", "a purpose is jwt, signature, jwks-bundle or wrap"))
     }
 }
 

@@ -69,7 +69,8 @@ impl PublicKey {
 
     /// Whether `signature` (as JOSE writes it) is one over `input`. Anything malformed is simply not valid.
     pub(crate) fn verifies(&self, input: &SignInput, signature: &[u8]) -> bool {
-        signature.len() == self.algorithm.signature_len()
+        !self.algorithm.is_key_wrap()
+            && signature.len() == self.algorithm.signature_len()
             && match (input, self.algorithm.hash()) {
                 (SignInput::Digest(bytes), Some(hash)) => Digest::import_less_safe(bytes, hash.aws_lc())
                     .and_then(|digest| self.parsed.verify_digest_sig(&digest, signature))
@@ -128,9 +129,14 @@ fn verification(algorithm: Algorithm) -> &'static dyn VerificationAlgorithm {
         Scheme::Ecdsa(_) => match algorithm.key_spec() {
             KeySpec::Ec(Curve::P384) => &lc::ECDSA_P384_SHA384_FIXED,
             KeySpec::Ec(Curve::P521) => &lc::ECDSA_P521_SHA512_FIXED,
-            KeySpec::Ec(Curve::P256) | KeySpec::Rsa(_) | KeySpec::Ed25519 => &lc::ECDSA_P256_SHA256_FIXED,
+            KeySpec::Ec(Curve::P256) | KeySpec::Rsa(_) | KeySpec::Ed25519 | KeySpec::Aes256 => {
+                &lc::ECDSA_P256_SHA256_FIXED
+            }
         },
-        Scheme::Pkcs1(Hash::Sha256) => &lc::RSA_PKCS1_2048_8192_SHA256,
+        // A pair that wraps verifies nothing, and its public half is parsed like any other.
+        Scheme::Pkcs1(Hash::Sha256) | Scheme::RsaOaep(_) | Scheme::AesGcmKeyWrap => {
+            &lc::RSA_PKCS1_2048_8192_SHA256
+        }
         Scheme::Pkcs1(Hash::Sha384) => &lc::RSA_PKCS1_2048_8192_SHA384,
         Scheme::Pkcs1(Hash::Sha512) => &lc::RSA_PKCS1_2048_8192_SHA512,
         Scheme::Pss(Hash::Sha256) => &lc::RSA_PSS_2048_8192_SHA256,

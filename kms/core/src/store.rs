@@ -3,7 +3,7 @@
 //! Core decides what is written; a store only writes it, all or nothing, when the rows are still as core saw
 //! them. Implemented by `kms/store`; passes `conformance::store`.
 
-use std::{future::Future, time::Duration};
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use crate::{
     Error, Key, KeyId, KeyVersion,
@@ -91,6 +91,10 @@ pub struct Snapshot {
     pub epoch: Option<Epoch>,
     /// Objects in the token that are to be left alone, in the order of token and CKA_ID.
     pub quarantined: Vec<QuarantinedObject>,
+    /// How much versions that wrap were used, in the order of key and number.
+    pub uses: Vec<VersionUse>,
+    /// What consumers said last, in the order of key and consumer.
+    pub usage_reports: Vec<UsageReport>,
 }
 
 /// A named set of writes that happen together or not at all.
@@ -153,6 +157,31 @@ pub enum Write {
         /// What the token holds.
         value: u64,
     },
+    /// Takes wraps of a version out of its budget: `reserved` becomes `to`, whose stored value must be `from`, 0 for a
+    /// version that was never used; else [`Fault::Changed`].
+    ReserveWraps {
+        /// The key.
+        key: KeyId,
+        /// The version.
+        version: u32,
+        /// What was reserved before.
+        from: u64,
+        /// What is reserved from now on.
+        to: u64,
+    },
+    /// That a version was used: each of the times that is later than the stored one is kept, and the others are left.
+    NoteUse {
+        /// The key.
+        key: KeyId,
+        /// The version.
+        version: u32,
+        /// When it wrapped last; `None` for not at all.
+        wrapped_at: Option<Timestamp>,
+        /// When it unwrapped last; `None` for not at all.
+        unwrapped_at: Option<Timestamp>,
+    },
+    /// What a consumer says now, in the place of what it said before.
+    PutUsageReport(UsageReport),
     /// Puts an object in the token on record. Fails with [`Fault::Exists`] when it is already.
     Quarantine(QuarantinedObject),
 }
@@ -206,6 +235,38 @@ pub struct QuarantinedObject {
     pub by: String,
     /// When.
     pub at: Timestamp,
+}
+
+/// How much a version that wraps keys was used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionUse {
+    /// The key.
+    pub key: KeyId,
+    /// The version.
+    pub version: u32,
+    /// Wraps that were taken out of its budget, by all replicas together: at least as many as it made.
+    pub reserved: u64,
+    /// When it wrapped last, give or take a minute.
+    pub wrapped_at: Option<Timestamp>,
+    /// When it unwrapped last, give or take a minute.
+    pub unwrapped_at: Option<Timestamp>,
+}
+
+/// What a consumer of a key, a store that holds envelopes, said last about them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageReport {
+    /// The key.
+    pub key: KeyId,
+    /// The consumer, by the name that it gave itself: as [`KeyId`]s are.
+    pub consumer: KeyId,
+    /// How many envelopes it holds under each version. A version that is not named has none.
+    pub envelopes: BTreeMap<u32, u64>,
+    /// Canonical name of the caller that said so.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// When somebody said that there is no such consumer any more: then nothing waits for it.
+    pub removed_at: Option<Timestamp>,
 }
 
 /// Why the store did not do it. Nothing was written, except after [`Fault::Unknown`].

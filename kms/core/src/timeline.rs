@@ -7,7 +7,7 @@
 use crate::{
     Key, KeyState, KeyVersion,
     catalog::Entry,
-    key::{Born, TakeOver, Timeline, later},
+    key::{Born, Purpose, TakeOver, Timeline, later},
     time::{SignedDuration, Timestamp},
 };
 
@@ -128,7 +128,10 @@ fn retimed(key: &Key, row: &KeyVersion, all: &[&KeyVersion], now: Timestamp) -> 
         let retires_at = takes_over.map(|at| at.max(now));
         if born.timeline.retires_at != retires_at {
             born.timeline.retires_at = retires_at;
-            born.timeline.withdrawn_at = retires_at.map(|at| key.withdrawal_after(at));
+            // What was wrapped is unwrapped for ever.
+            let is_withdrawn = key.purpose != Purpose::Wrap;
+            born.timeline.withdrawn_at =
+                retires_at.filter(|_| is_withdrawn).map(|at| key.withdrawal_after(at));
         }
     }
     row

@@ -12,7 +12,7 @@ use kms_core::{
     caller::{KeyScope, Role},
     error::Kind,
     fakes::{FakeKms, HsmFault, World, administrator, soon},
-    hsm::{self, CkaId, Half, Object, PrivateObject},
+    hsm::{self, CkaId, Half, KeyObject, Object},
     inventory::{Finding, Inventory, Item, State},
     kms::Settings,
     store::{Fault, QuarantinedObject, Transaction, Write},
@@ -82,7 +82,7 @@ fn quarantine(cka_id: &[u8]) -> Quarantine {
 }
 
 fn planted(cka_id: &[u8], label: &str) -> Object {
-    let half = Half::Private(PrivateObject::AS_IT_MUST_BE);
+    let half = Half::Private(KeyObject::AS_IT_MUST_BE);
     Object { cka_id: cka_id.to_vec(), label: label.to_owned(), half }
 }
 
@@ -302,7 +302,7 @@ fn a_token_that_shows_nothing_takes_no_version_out_of_service() {
 }
 
 /// Makes a private key differ from its template.
-type Mutation = fn(&mut PrivateObject);
+type Mutation = fn(&mut KeyObject);
 
 #[test]
 fn a_version_whose_objects_differ_is_taken_out_of_service_for_good_and_on_record() {
@@ -340,7 +340,7 @@ fn a_version_whose_objects_differ_is_taken_out_of_service_for_good_and_on_record
             let refused = refused.expect_err("the deviation stands");
             assert_eq!((refused.kind(), refused.reason()), (Kind::FailedPrecondition, "ATTRIBUTES_DEVIATE"));
             assert!(refused.to_string().contains(text), "{refused}");
-            world.hsm.tamper(cka_id, |object| *object = PrivateObject::AS_IT_MUST_BE);
+            world.hsm.tamper(cka_id, |object| *object = KeyObject::AS_IT_MUST_BE);
             kms.enable_key_version(&administrator(), change("k", 1), soon())
                 .await
                 .expect("it is as it must be");
@@ -351,7 +351,7 @@ fn a_version_whose_objects_differ_is_taken_out_of_service_for_good_and_on_record
 
 #[test]
 fn an_object_that_somebody_without_the_pin_adds_raises_an_alarm_and_suspends_nothing() {
-    let public = PrivateObject { private: false, local: false, ..PrivateObject::AS_IT_MUST_BE };
+    let public = KeyObject { private: false, local: false, ..KeyObject::AS_IT_MUST_BE };
     let additions = [
         (Half::Public(Some(b"another key".to_vec())), (1, 2)),
         (Half::Public(None), (1, 2)),

@@ -11,7 +11,7 @@ use crate::{
     epoch::{Epoch, Installation},
     fakes::{a_key, entropy},
     hsm::CkaId,
-    key::{Born, Compromise, Purpose, TakeOver, Timeline},
+    key::{Born, Compromise, Material, Purpose, TakeOver, Timeline},
     pin_latch::{Holder, Place, State, Try},
     replica::ReplicaId,
     store::{AccessToken, Fault, QuarantinedObject, RememberedRequest, Transaction, Write},
@@ -20,6 +20,7 @@ use crate::{
 
 mod beats;
 mod since;
+mod uses;
 
 /// Runs the suite on an empty store.
 pub async fn run<S: Store>(store: &S) {
@@ -36,6 +37,10 @@ pub async fn run<S: Store>(store: &S) {
     an_object_is_quarantined_once_and_stays_so(store).await;
     a_pin_latch_comes_back_as_it_was_written_and_only_over_what_was_expected(store).await;
     of_two_that_take_a_pin_latch_at_once_one_wins(store).await;
+    uses::of_two_that_reserve_wraps_at_once_one_wins(store).await;
+    uses::the_last_use_of_a_version_never_goes_back(store).await;
+    uses::a_consumers_report_takes_the_place_of_its_last_one(store).await;
+    uses::a_version_of_a_secret_key_comes_back_as_it_was_written(store).await;
     since::what_was_written_since_comes_alone_and_whole(store).await;
     beats::a_pulse_shows_the_beat_the_generation_and_the_lease(store).await;
 }
@@ -55,6 +60,7 @@ async fn every_field_comes_back_as_it_was_written<S: Store>(store: &S) {
         inherited: Inherited { overlap: true, rotation_period: true, ..Inherited::default() },
         overlap: SignedDuration::from_secs(3),
         destroy_after: Some(SignedDuration::from_hours(7)),
+        required_context: vec!["table".to_owned(), "tenant \"x\"".to_owned()],
         claim_rules: ClaimRules { issuers: vec!["https://i\"".to_owned()], ..ClaimRules::default() },
         ..a_key("full.key_1-x")
     };
@@ -352,8 +358,7 @@ fn version(number: u32, timeline: Option<Timeline>) -> KeyVersion {
         token_serial: "5eri4l".to_owned(),
         created_at: at(1),
         born: timeline.map(|timeline| Born {
-            spki: Arc::from(&b"spki"[..]),
-            kid: Kid::from_stored("kid"),
+            material: Material::Pair { spki: Arc::from(&b"spki"[..]), kid: Kid::from_stored("kid") },
             timeline,
         }),
         suspended: false,

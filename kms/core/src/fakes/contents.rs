@@ -1,9 +1,12 @@
 //! What lies in the token in memory: listing it, and tampering with it as somebody with the PIN could.
 
-use super::hsm::{SoftHsm, State, generate};
+use super::{
+    aes::SecretKey,
+    hsm::{SoftHsm, State, generate},
+};
 use crate::{
     algorithm::KeySpec,
-    hsm::{CkaId, Cursor, Found, Half, Object, PAGE_OBJECTS_MAX, Page, PrivateObject},
+    hsm::{CkaId, Cursor, Found, Half, KeyObject, Object, PAGE_OBJECTS_MAX, Page},
 };
 
 impl SoftHsm {
@@ -12,30 +15,40 @@ impl SoftHsm {
         self.lock().planted.push(object);
     }
 
-    /// Removes both halves of a pair behind our back.
+    /// Removes a key behind our back.
     pub fn lose(&self, id: CkaId) {
-        self.lock().pairs.remove(&id);
+        let mut state = self.lock();
+        state.pairs.remove(&id);
+        state.secrets.remove(&id);
     }
 
-    /// Changes the attributes of a private key behind our back.
-    pub fn tamper(&self, id: CkaId, change: impl FnOnce(&mut PrivateObject)) {
-        if let Some(pair) = self.lock().pairs.get_mut(&id) {
+    /// Changes the attributes of a private or secret key behind our back.
+    pub fn tamper(&self, id: CkaId, change: impl FnOnce(&mut KeyObject)) {
+        let mut state = self.lock();
+        if let Some(pair) = state.pairs.get_mut(&id) {
             change(&mut pair.object);
+        } else if let Some(secret) = state.secrets.get_mut(&id) {
+            change(&mut secret.object);
         }
     }
 
-    /// Puts another pair of the right template in the place of one.
+    /// Puts another key of the right template in the place of one.
     #[expect(clippy::expect_used, reason = "a fake: generating works")]
     pub fn replace(&self, id: CkaId, spec: KeySpec) {
+        if let Some(secret) = self.lock().secrets.get_mut(&id) {
+            *secret = SecretKey::generate(secret.label.clone(), secret.object).expect("a key");
+            return;
+        }
         let (key, spki) = generate(spec).expect("a pair");
         if let Some(pair) = self.lock().pairs.get_mut(&id) {
             (pair.key, pair.public) = (key, vec![spki]);
         }
     }
 
-    /// Every CKA_ID of a pair, in order.
+    /// Every CKA_ID, in order.
     pub fn ids(&self) -> Vec<CkaId> {
-        let mut ids: Vec<_> = self.lock().pairs.keys().copied().collect();
+        let state = self.lock();
+        let mut ids: Vec<_> = state.pairs.keys().chain(state.secrets.keys()).copied().collect();
         ids.sort_unstable();
         ids
     }
@@ -48,6 +61,7 @@ impl State {
             match object.half {
                 Half::Private(private) => found.private.push(private),
                 Half::Public(spki) => found.public.push(spki.unwrap_or_default()),
+                Half::Secret(secret) => found.secret.push(secret),
             }
         }
         found
@@ -70,6 +84,11 @@ impl State {
             objects.push(object(Half::Private(pair.object)));
             objects.extend(pair.public.iter().map(|spki| object(Half::Public(Some(spki.clone())))));
         }
+        objects.extend(self.secrets.iter().map(|(id, secret)| Object {
+            cka_id: id.as_bytes().to_vec(),
+            label: secret.label.clone(),
+            half: Half::Secret(secret.object),
+        }));
         objects
     }
 }

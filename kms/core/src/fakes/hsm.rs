@@ -13,12 +13,17 @@ use aws_lc_rs::{
     signature::{self as lc, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaEncoding},
 };
 
-use super::store::yield_once;
+use kms_envelope::SecretBytes;
+
+use super::{aes, store::yield_once};
 use crate::{
     Algorithm, Grant, Hsm, Unsettled,
     algorithm::{Curve, Hash, KeySpec, Modulus, Scheme},
     epoch::{Mark, Step},
-    hsm::{CkaId, Cursor, Fault, Found, Health, KeyRef, NewKeyPair, Object, Page, PrivateObject, SignInput},
+    hsm::{
+        CkaId, Cursor, Fault, Found, Health, KekRef, KeyObject, KeyRef, NewKey, Object, Page, SecretKeyRef,
+        SignInput, Usage,
+    },
     time::Deadline,
 };
 
@@ -29,6 +34,7 @@ pub struct SoftHsm(Mutex<State>);
 #[derive(Default)]
 pub(super) struct State {
     pub(super) pairs: HashMap<CkaId, Pair>,
+    pub(super) secrets: HashMap<CkaId, aes::SecretKey>,
     /// Objects that were not generated here; none of them signs.
     pub(super) planted: Vec<Object>,
     marks: BTreeSet<Mark>,
@@ -63,6 +69,10 @@ pub enum HsmFault {
     SignWaits,
     /// Sign flips one bit.
     SignFlipsBit,
+    /// Wrap fails.
+    WrapFails,
+    /// Unwrap fails.
+    UnwrapFails,
     /// Reading the marks fails.
     EpochReadFails,
     /// A mark is not made.
@@ -76,7 +86,7 @@ pub enum HsmFault {
 pub(super) struct Pair {
     pub(super) key: PrivateKey,
     pub(super) label: String,
-    pub(super) object: PrivateObject,
+    pub(super) object: KeyObject,
     pub(super) public: Vec<Vec<u8>>,
 }
 
@@ -151,16 +161,25 @@ impl SoftHsm {
 }
 
 impl Hsm for Arc<SoftHsm> {
-    async fn generate(&self, _: &Grant, new: &NewKeyPair, deadline: Deadline) -> Result<(), Fault> {
+    async fn generate(&self, _: &Grant, new: &NewKey, deadline: Deadline) -> Result<(), Fault> {
         self.others_turn(Some(HsmFault::GenerateWaits)).await;
         let mut state = self.reach(deadline)?;
         if state.takes(HsmFault::GenerateFails) {
             return Err(Fault::Unavailable("set by the test".to_owned()));
         }
-        let (key, spki) = generate(new.spec)?;
         let extractable = state.takes(HsmFault::GenerateExtractable);
+        let object = KeyObject { extractable, ..KeyObject::as_it_must_be(new.usage) };
+        if new.spec == KeySpec::Aes256 {
+            let key = aes::SecretKey::generate(new.label.clone(), object)?;
+            state.secrets.insert(new.id, key);
+            state.generated += 1;
+            return match state.takes(HsmFault::GenerateLosesAnswer) {
+                true => Err(Fault::Unavailable("the answer was lost".to_owned())),
+                false => Ok(()),
+            };
+        }
+        let (key, spki) = generate(new.spec)?;
         let public = if state.takes(HsmFault::GenerateHalf) { vec![] } else { vec![spki] };
-        let object = PrivateObject { extractable, ..PrivateObject::AS_IT_MUST_BE };
         state.pairs.insert(new.id, Pair { key, label: new.label.clone(), object, public });
         state.generated += 1;
         if state.takes(HsmFault::GenerateLosesAnswer) {
@@ -203,19 +222,54 @@ impl Hsm for Arc<SoftHsm> {
             return Err(Fault::Failed("C_Sign: CKR_DEVICE_ERROR, set by the test".to_owned()));
         }
         let flips = state.takes(HsmFault::SignFlipsBit);
-        let pair = state.pairs.get(&key.id).ok_or(Fault::KeyNotFound)?;
-        if !pair.public.iter().any(|spki| KeyRef::new(key.id, spki) == *key) {
-            return Err(Fault::KeyMismatch("another public key".to_owned()));
-        }
-        let mut signature = pair.key.sign(algorithm, &input)?;
+        let mut signature = state.pair(key)?.key.sign(algorithm, &input)?;
         if flips && let Some(byte) = signature.last_mut() {
             *byte ^= 1;
         }
         Ok(Unsettled::new(signature))
     }
 
+    async fn wrap_key(
+        &self,
+        _: &Grant,
+        key: &SecretKeyRef,
+        plaintext: SecretBytes,
+        aad: Vec<u8>,
+        deadline: Deadline,
+    ) -> Result<Unsettled<Vec<u8>>, Fault> {
+        self.others_turn(None).await;
+        let mut state = self.reach(deadline)?;
+        if state.takes(HsmFault::WrapFails) {
+            return Err(Fault::Failed("C_Encrypt: CKR_DEVICE_ERROR, set by the test".to_owned()));
+        }
+        let secret = state.secret(key)?;
+        Ok(Unsettled::new(secret.wrap(&plaintext, &aad)?))
+    }
+
+    async fn unwrap_key(
+        &self,
+        _: &Grant,
+        key: &KekRef,
+        wrapped: Vec<u8>,
+        aad: Vec<u8>,
+        deadline: Deadline,
+    ) -> Result<Unsettled<SecretBytes>, Fault> {
+        self.others_turn(None).await;
+        let mut state = self.reach(deadline)?;
+        if state.takes(HsmFault::UnwrapFails) {
+            return Err(Fault::Failed("C_Decrypt: CKR_DEVICE_ERROR, set by the test".to_owned()));
+        }
+        let plaintext = match key {
+            KekRef::Secret(key) => state.secret(key)?.unwrap(wrapped, &aad)?,
+            KekRef::Pair(key) => state.pair(key)?.key.oaep_decrypt(&wrapped, &aad)?,
+        };
+        Ok(Unsettled::new(plaintext))
+    }
+
     async fn destroy(&self, _: &Grant, id: CkaId, deadline: Deadline) -> Result<(), Fault> {
-        self.reach(deadline)?.pairs.remove(&id);
+        let mut state = self.reach(deadline)?;
+        state.pairs.remove(&id);
+        state.secrets.remove(&id);
         Ok(())
     }
 
@@ -258,8 +312,8 @@ impl Hsm for Arc<SoftHsm> {
     }
 }
 
-impl PrivateObject {
-    /// A private key as its template asks for.
+impl KeyObject {
+    /// A private key that signs, as its template asks for.
     pub const AS_IT_MUST_BE: Self = Self {
         token: true,
         private: true,
@@ -271,11 +325,41 @@ impl PrivateObject {
         modifiable: false,
         copyable: Some(false),
         sign: true,
+        encrypt: false,
+        decrypt: false,
         other_use: false,
     };
+
+    /// A key of that use, as its template asks for.
+    pub const fn as_it_must_be(usage: Usage) -> Self {
+        let (sign, encrypt, decrypt) = match usage {
+            Usage::Sign => (true, false, false),
+            Usage::Decrypt => (false, false, true),
+            Usage::EncryptDecrypt => (false, true, true),
+        };
+        Self { sign, encrypt, decrypt, ..Self::AS_IT_MUST_BE }
+    }
 }
 
 impl State {
+    fn pair(&self, key: &KeyRef) -> Result<&Pair, Fault> {
+        let pair = self.pairs.get(&key.id).ok_or(Fault::KeyNotFound)?;
+        if !pair.public.iter().any(|spki| KeyRef::new(key.id, spki) == *key) {
+            return Err(Fault::KeyMismatch("another public key".to_owned()));
+        }
+        Ok(pair)
+    }
+
+    fn secret(&self, key: &SecretKeyRef) -> Result<&aes::SecretKey, Fault> {
+        let secret = self.secrets.get(&key.id).ok_or(Fault::KeyNotFound)?;
+        match &key.known_answer {
+            Some(answer) if !secret.gave(answer, key.id) => {
+                Err(Fault::KeyMismatch("another secret key".to_owned()))
+            }
+            Some(_) | None => Ok(secret),
+        }
+    }
+
     fn takes(&mut self, fault: HsmFault) -> bool {
         let place = self.faults.iter().position(|set| *set == fault);
         place.map(|place| self.faults.remove(place)).is_some()
@@ -308,10 +392,16 @@ pub(super) fn generate(spec: KeySpec) -> Result<(PrivateKey, Vec<u8>), Fault> {
             let spki = spki.as_ref().to_vec();
             (PrivateKey::Ed25519(pair), spki)
         }
+        KeySpec::Aes256 => return Err(Fault::Failed("a secret key is no pair".to_owned())),
     })
 }
 
 impl PrivateKey {
+    fn oaep_decrypt(&self, wrapped: &[u8], label: &[u8]) -> Result<SecretBytes, Fault> {
+        let Self::Rsa(pair) = self else { return Err(Fault::Failed("no RSA key".to_owned())) };
+        aes::oaep_decrypt(pair, wrapped, label)
+    }
+
     fn sign(&self, algorithm: Algorithm, input: &SignInput) -> Result<Vec<u8>, Fault> {
         let refused = || Fault::Failed("C_Sign: CKR_DATA_LEN_RANGE".to_owned());
         let digest = || match (input, algorithm.hash()) {
@@ -350,7 +440,11 @@ fn rsa(algorithm: Algorithm) -> &'static dyn RsaEncoding {
         Scheme::Pss(Hash::Sha256) => &lc::RSA_PSS_SHA256,
         Scheme::Pss(Hash::Sha384) => &lc::RSA_PSS_SHA384,
         Scheme::Pss(Hash::Sha512) => &lc::RSA_PSS_SHA512,
-        Scheme::Pkcs1(Hash::Sha256) | Scheme::Ecdsa(_) | Scheme::EdDsa => &lc::RSA_PKCS1_SHA256,
+        Scheme::Pkcs1(Hash::Sha256)
+        | Scheme::Ecdsa(_)
+        | Scheme::EdDsa
+        | Scheme::AesGcmKeyWrap
+        | Scheme::RsaOaep(_) => &lc::RSA_PKCS1_SHA256,
     }
 }
 

@@ -2,6 +2,7 @@
 //! that is turned by hand and faults that are set by hand. They pass the same conformance suites as the real
 //! implementations, and refuse to compile into a release.
 
+mod aes;
 mod audit;
 mod contents;
 mod hsm;
@@ -180,6 +181,7 @@ pub fn a_key(name: &str) -> Key {
         overlap: SignedDuration::ZERO,
         destroy_after: None,
         claim_rules: ClaimRules::default(),
+        required_context: Vec::new(),
         tokens_until: None,
         bundles_until: None,
         created_at: at,

@@ -8,7 +8,10 @@ use crate::{
     epoch::Epoch,
     pin_latch::{Place, State},
     replica::{Beat, LIVE_MAX, Lease, LeaseToken, Pulse, Replica, ReplicaId},
-    store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Snapshot, Write},
+    store::{
+        AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Snapshot, UsageReport,
+        VersionUse, Write,
+    },
     time::{SignedDuration, Timestamp},
 };
 
@@ -19,6 +22,8 @@ pub(super) struct Rows {
     classes: BTreeMap<ClassName, KeyClass>,
     access_tokens: Vec<AccessToken>,
     quarantined: BTreeMap<(String, Vec<u8>), QuarantinedObject>,
+    uses: BTreeMap<(KeyId, u32), VersionUse>,
+    usage_reports: BTreeMap<(KeyId, KeyId), UsageReport>,
     pub(super) requests: HashMap<String, RememberedRequest>,
     epoch: Option<Epoch>,
     /// Which generation wrote a row last.
@@ -41,6 +46,8 @@ enum Row {
     Class(ClassName),
     AccessToken(String),
     Quarantined(String, Vec<u8>),
+    Use(KeyId, u32),
+    Report(KeyId, KeyId),
     Epoch,
 }
 
@@ -54,6 +61,9 @@ impl Rows {
         let quarantined = self.quarantined.iter();
         let quarantined =
             quarantined.filter(|((token, id), _)| changed(Row::Quarantined(token.clone(), id.clone())));
+        let uses = self.uses.values().filter(|used| changed(Row::Use(used.key.clone(), used.version)));
+        let reports = self.usage_reports.values();
+        let reports = reports.filter(|said| changed(Row::Report(said.key.clone(), said.consumer.clone())));
         Snapshot {
             generation: self.generation,
             keys: keys.cloned().collect(),
@@ -61,6 +71,8 @@ impl Rows {
             access_tokens: tokens.cloned().collect(),
             epoch: self.epoch.filter(|_| changed(Row::Epoch)),
             quarantined: quarantined.map(|(_, object)| object.clone()).collect(),
+            uses: uses.cloned().collect(),
+            usage_reports: reports.cloned().collect(),
         }
     }
 
@@ -198,6 +210,24 @@ impl Rows {
                 }
                 _ => Err(Fault::Changed("the epoch".to_owned())),
             },
+            Write::ReserveWraps { key, version, from, to } => {
+                let row = self.version_use(key, version);
+                if row.reserved != from {
+                    return Err(Fault::Changed(format!("the budget of keys/{}/versions/{version}", row.key)));
+                }
+                row.reserved = to;
+                Ok(())
+            }
+            Write::NoteUse { key, version, wrapped_at, unwrapped_at } => {
+                let row = self.version_use(key, version);
+                row.wrapped_at = row.wrapped_at.max(wrapped_at);
+                row.unwrapped_at = row.unwrapped_at.max(unwrapped_at);
+                Ok(())
+            }
+            Write::PutUsageReport(report) => {
+                self.usage_reports.insert((report.key.clone(), report.consumer.clone()), report);
+                Ok(())
+            }
             Write::Quarantine(object) => {
                 let place = (object.token_serial.clone(), object.cka_id.clone());
                 if self.quarantined.contains_key(&place) {
@@ -207,6 +237,12 @@ impl Rows {
                 Ok(())
             }
         }
+    }
+
+    fn version_use(&mut self, key: KeyId, version: u32) -> &mut VersionUse {
+        let unused =
+            VersionUse { key: key.clone(), version, reserved: 0, wrapped_at: None, unwrapped_at: None };
+        self.uses.entry((key, version)).or_insert(unused)
     }
 
     fn versions(&mut self, id: &KeyId) -> Result<&mut Vec<KeyVersion>, Fault> {
@@ -225,6 +261,10 @@ impl Row {
             Write::PutClass(class) => Self::Class(class.name),
             Write::InsertAccessToken(token) => Self::AccessToken(token.name.clone()),
             Write::RevokeAccessToken { name, .. } => Self::AccessToken(name.clone()),
+            Write::ReserveWraps { key, version, .. } | Write::NoteUse { key, version, .. } => {
+                Self::Use(key.clone(), *version)
+            }
+            Write::PutUsageReport(report) => Self::Report(report.key.clone(), report.consumer.clone()),
             Write::InsertEpoch(_) | Write::MoveEpoch { .. } | Write::ConfirmEpoch { .. } => Self::Epoch,
             Write::Quarantine(object) => {
                 Self::Quarantined(object.token_serial.clone(), object.cka_id.clone())

@@ -4,7 +4,7 @@
 //! a token's objects each in an order of their own, and objects come and go between two pages. So the pages of one
 //! listing may come from any worker, and what is there all the time is listed exactly once.
 
-use super::PrivateObject;
+use super::KeyObject;
 
 /// Most objects of one page.
 pub const PAGE_OBJECTS_MAX: usize = 192;
@@ -15,24 +15,26 @@ pub const LABEL_LEN_MAX: usize = 128;
 /// Longest SubjectPublicKeyInfo that is told, in bytes; that of RSA-4096 has 550.
 pub const SPKI_LEN_MAX: usize = 600;
 
-/// A private or public key object of the token.
+/// A private, public or secret key object of the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
     /// CKA_ID, 0 to [`CKA_ID_LEN_MAX`] bytes: it need not be ours.
     pub cka_id: Vec<u8>,
     /// CKA_LABEL, at most [`LABEL_LEN_MAX`] bytes, with U+FFFD for what is no UTF-8.
     pub label: String,
-    /// Which half of a pair it is.
+    /// Which part of a key it is.
     pub half: Half,
 }
 
-/// Which half of a pair an object is, and what is read of it.
+/// Which half of a pair an object is, or a whole secret key, and what is read of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Half {
     /// A private key.
-    Private(PrivateObject),
+    Private(KeyObject),
     /// A public key: its SubjectPublicKeyInfo (DER), or `None` when it is of no kind that is ours.
     Public(Option<Vec<u8>>),
+    /// A secret key.
+    Secret(KeyObject),
 }
 
 /// A part of a listing.

@@ -120,7 +120,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let Some(born) = row.born.as_ref().filter(|_| row.suspended && row.destroyed_at.is_none()) else {
             return Ok(());
         };
-        match examine(&born.spki, &self.hsm.find(grant, row.cka_id, deadline).await?) {
+        let found = self.hsm.find(grant, row.cka_id, deadline).await?;
+        match examine(entry.key.algorithm.usage(), &born.material, &found) {
             None => Ok(()),
             Some(finding) => Err(Error::precondition(
                 finding.reason(),

@@ -15,7 +15,7 @@ use crate::{
         birth::Attempt,
         requests::{Fingerprint, Request, label_text, rules_text},
         resumption::still_being_made,
-        update_key::{check_labels, check_owner},
+        update_key::{check_labels, check_owner, check_required_context},
     },
 };
 
@@ -24,7 +24,7 @@ use crate::{
 pub struct CreateKey {
     /// Its name.
     pub id: KeyId,
-    /// What it signs with, for ever.
+    /// What it signs or wraps with, for ever.
     pub algorithm: Algorithm,
     /// What it is for, for ever.
     pub purpose: Purpose,
@@ -38,6 +38,8 @@ pub struct CreateKey {
     pub periods: AskedPeriods,
     /// What its tokens must say.
     pub claim_rules: ClaimRules,
+    /// Names that the encryption context of each of its wraps must have.
+    pub required_context: Vec<String>,
     /// The guards.
     pub request: Request,
 }
@@ -102,6 +104,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         request: CreateKey,
         fingerprint: &Fingerprint,
     ) -> Result<(), Error> {
+        check_purpose(request.purpose, request.algorithm)?;
         // Before the name is taken: a birth that can never succeed should not be begun.
         if !self.hsm.supports(request.algorithm) {
             return Err(Fault::Unsupported(request.algorithm.to_string()).into());
@@ -125,6 +128,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             overlap: periods.overlap,
             destroy_after: periods.destroy_after,
             claim_rules: request.claim_rules,
+            required_context: check_required_context(request.required_context)?,
             tokens_until: None,
             bundles_until: None,
             created_at: now,
@@ -159,17 +163,18 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 }
 
 impl CreateKey {
-    /// A key of tokens, all as its class has it, that nobody owns.
+    /// A key of tokens, or one that wraps if its algorithm does: all as its class has it, and nobody owns it.
     pub fn new(id: KeyId, algorithm: Algorithm) -> Self {
         Self {
             id,
             algorithm,
-            purpose: Purpose::default(),
+            purpose: Purpose::of(algorithm),
             class: ClassName::default(),
             owner: String::new(),
             labels: Labels::new(),
             periods: AskedPeriods::default(),
             claim_rules: ClaimRules::default(),
+            required_context: Vec::new(),
             request: Request::default(),
         }
     }
@@ -186,7 +191,17 @@ impl CreateKey {
                 &label_text(&self.labels),
                 &self.periods.text(),
                 &rules_text(&self.claim_rules),
+                &format!("{:?}", self.required_context),
             ],
         )
     }
+}
+
+/// What signs must not wrap, and the other way round: what a key opens must never be taken for what it has signed.
+fn check_purpose(purpose: Purpose, algorithm: Algorithm) -> Result<(), Error> {
+    if (purpose == Purpose::Wrap) == algorithm.is_key_wrap() {
+        return Ok(());
+    }
+    let text = "keys of purpose wrap, and they alone, have the algorithm A256GCMKW or RSA-OAEP-256";
+    Err(Error::invalid("purpose", text))
 }

@@ -54,14 +54,17 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             return Ok(Some(item));
         }
         let found = self.hsm.find(grant, id, deadline).await?;
-        (item.private, item.public) = (found.private.len(), found.public.len());
+        (item.private, item.public, item.secret) =
+            (found.private.len(), found.public.len(), found.secret.len());
         if item.state == State::Orphan {
-            let is_there = item.private + item.public > 0;
+            let is_there = item.private + item.public + item.secret > 0;
             return Ok(is_there.then_some(item));
         }
         let entry = picture.keys.get(&key);
         let born = entry.and_then(|entry| entry.version(number).ok()?.row.born.as_ref());
-        item.finding = born.and_then(|born| examine(&born.spki, &found));
+        item.finding = entry
+            .zip(born)
+            .and_then(|(entry, born)| examine(entry.key.algorithm.usage(), &born.material, &found));
         item.state = item.finding.map_or(State::Live, Finding::state);
         Ok(Some(item))
     }

@@ -151,7 +151,7 @@ impl SignKeySetBundle {
 fn check_purpose(key: &Key) -> Result<(), Error> {
     match key.purpose {
         Purpose::JwksBundle => Ok(()),
-        Purpose::Jwt | Purpose::Signature => Err(Error::precondition(
+        Purpose::Jwt | Purpose::Signature | Purpose::Wrap => Err(Error::precondition(
             "WRONG_PURPOSE",
             format!("keys/{} signs no key sets; use a key whose purpose is jwks-bundle", key.id),
         )),
@@ -261,7 +261,7 @@ fn chain(entry: &Entry, signer: &Version) -> Vec<Arc<str>> {
 }
 
 fn is(version: &Version, kid: &Kid) -> bool {
-    version.row.born.as_ref().is_some_and(|born| born.kid == *kid)
+    version.row.born.as_ref().is_some_and(|born| born.material.kid() == Some(kid))
 }
 
 /// Whose statement it is.

@@ -117,7 +117,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 /// once, and whose retirement follows.
 fn revoked(entry: &Entry, number: u32, reason: &str, now: Timestamp) -> Result<Vec<KeyVersion>, Error> {
     let version = entry.version(number)?;
-    version.public()?;
+    version.born()?;
     let row = &version.row;
     match row.state(now) {
         KeyState::Destroyed => {

@@ -112,7 +112,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         match self.catalog.entry(id).map(|entry| entry.key.purpose) {
             Ok(Purpose::Jwt) => Action::SignRaw,
             // Whether there is such a key is the gate's business.
-            Ok(Purpose::Signature | Purpose::JwksBundle) | Err(_) => Action::Sign,
+            Ok(Purpose::Signature | Purpose::JwksBundle | Purpose::Wrap) | Err(_) => Action::Sign,
         }
     }
 
@@ -129,6 +129,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             Purpose::Jwt if admission.action() != Action::SignRaw => return Err(Error::denied()),
             // They could be a key set.
             Purpose::JwksBundle => return Err(signs_only_bundles(&entry.key)),
+            Purpose::Wrap => return Err(wraps_only_keys(&entry.key)),
             Purpose::Jwt | Purpose::Signature => {}
         }
         let version = entry.signing_version(request.version, now)?;
@@ -173,6 +174,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 /// Whoever asks.
 pub(super) fn signs_only_bundles(key: &Key) -> Error {
     let text = format!("keys/{} signs bundles of key sets and nothing else; use another key", key.id);
+    Error::precondition("WRONG_PURPOSE", text)
+}
+
+/// Whoever asks.
+pub(super) fn wraps_only_keys(key: &Key) -> Error {
+    let text = format!("keys/{} wraps keys and signs nothing; use another key", key.id);
     Error::precondition("WRONG_PURPOSE", text)
 }
 

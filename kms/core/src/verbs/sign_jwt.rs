@@ -10,7 +10,7 @@ use crate::{
     key::Purpose,
     signature,
     time::{Deadline, SignedDuration, Timestamp},
-    verbs::sign::signs_only_bundles,
+    verbs::sign::{signs_only_bundles, wraps_only_keys},
 };
 
 /// Longest claims in bytes.
@@ -93,6 +93,7 @@ fn check_purpose(key: &Key) -> Result<(), Error> {
     match key.purpose {
         Purpose::Jwt => Ok(()),
         Purpose::JwksBundle => Err(signs_only_bundles(key)),
+        Purpose::Wrap => Err(wraps_only_keys(key)),
         Purpose::Signature => Err(Error::precondition(
             "WRONG_PURPOSE",
             format!("keys/{} signs bytes and no tokens; use a key whose purpose is jwt", key.id),

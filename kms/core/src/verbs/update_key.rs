@@ -1,5 +1,7 @@
 //! UpdateKey, and the limits on what a key's fields may say.
 
+use kms_envelope::EncryptionContext;
+
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
     catalog::Entry,
@@ -27,6 +29,8 @@ pub struct UpdateKey {
     pub periods: PeriodChanges,
     /// All claim rules anew.
     pub claim_rules: Option<ClaimRules>,
+    /// All names anew that the encryption context of each of its wraps must have. What is wrapped already opens as before.
+    pub required_context: Option<Vec<String>>,
     /// The guards.
     pub request: Request,
 }
@@ -63,6 +67,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             rules.check()?;
             key.claim_rules = rules;
         }
+        if let Some(names) = request.required_context {
+            key.required_context = check_required_context(names)?;
+        }
         key.class = request.class.unwrap_or(key.class);
         let asked = AskedPeriods::of(&key).changed(request.periods);
         let (periods, inherited) = asked.under(&picture.class(key.class).periods);
@@ -84,6 +91,7 @@ impl UpdateKey {
             class: None,
             periods: PeriodChanges::default(),
             claim_rules: None,
+            required_context: None,
             request: Request::default(),
         }
     }
@@ -157,4 +165,18 @@ pub(super) fn check_labels(labels: Labels) -> Result<Labels, Error> {
         ));
     }
     Ok(labels)
+}
+
+/// Sorted and without repetition.
+pub(super) fn check_required_context(mut names: Vec<String>) -> Result<Vec<String>, Error> {
+    names.sort();
+    names.dedup();
+    let len_max = EncryptionContext::NAME_LEN_MAX;
+    let is_name = |name: &String| (1..=len_max).contains(&name.len()) && !name.chars().any(char::is_control);
+    if names.len() > Key::REQUIRED_CONTEXT_MAX || !names.iter().all(is_name) {
+        let most = Key::REQUIRED_CONTEXT_MAX;
+        let text = format!("at most {most} names of 1 to {len_max} bytes without control characters");
+        return Err(Error::invalid("required_context", text));
+    }
+    Ok(names)
 }

@@ -138,7 +138,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             request.request.remember(caller, &fingerprint, &request.id, Some(request.number), now);
         request.request.check_etag(&entry.key)?;
         let version = entry.version(request.number)?;
-        version.public()?;
+        version.born()?;
         if version.row.state(now) == KeyState::Destroyed {
             return Err(Error::precondition(
                 "DESTROYED",
