@@ -1,32 +1,26 @@
-//! Placeholder until the format lands: the one type that the HSM port needs.
-use std::fmt;
+//! Envelopes: payloads under data keys, and data keys under keys that never leave an HSM.
+//!
+//! A payload of any size is encrypted under a key of its own, derived from a data key; the data key travels in the
+//! envelope's header, wrapped. Whoever rotates the wrapping key replaces that header and touches no payload. The format is
+//! documented byte by byte in `docs/reference/envelope-format.md`.
+//!
+//! A leaf: formats and software cryptography, no network, no clock, and no randomness but what the caller gives. Core seals and
+//! opens small payloads with it, the SDK those of any size.
 
-use zeroize::Zeroizing;
+mod context;
+mod header;
+mod open;
+mod payload;
+mod seal;
+mod secret;
+mod stream;
+mod wrapped_key;
 
-/// Secret bytes: zeroized when dropped, and never shown.
-pub struct SecretBytes(Zeroizing<Vec<u8>>);
-
-impl SecretBytes {
-    /// Takes the bytes.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
-    }
-
-    /// The bytes.
-    pub fn expose_secret(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SecretBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SecretBytes(..)")
-    }
-}
-
-/// Placeholder.
-pub struct EncryptionContext;
-impl EncryptionContext {
-    /// Longest name in bytes.
-    pub const NAME_LEN_MAX: usize = 128;
-}
+pub use context::{ContextError, EncryptionContext, EnvelopeContext};
+pub use header::{Header, HeaderError, Purpose};
+pub use open::{Envelope, OpenError};
+pub use payload::CHUNK_LEN;
+pub use seal::{SealError, SealHeader, seal};
+pub use secret::{DataKey, SecretBytes, WrongLength};
+pub use stream::{Opener, Sealer};
+pub use wrapped_key::{DataKeyId, WrapAlgorithm, WrapHeader, WrappedKey};
