@@ -22,7 +22,7 @@ pub(crate) fn parse_wrap(request: v1::WrapKeyRequest) -> Result<WrapKey, Error> 
     check_crc("plaintext_crc32c", request.plaintext_crc32c, &request.plaintext)?;
     let data_key_id = match request.data_key_id.as_slice() {
         [] => None,
-        id => Some(DataKeyId::from_bytes(
+        id => Some(DataKeyId(
             id.try_into().map_err(|_| Error::invalid("data_key_id", "a data key's id has 16 bytes"))?,
         )),
     };

@@ -1,13 +1,16 @@
-//! Envelopes: payloads under data keys, and data keys under keys that never leave an HSM.
+//! Envelopes: the bytes in which everything that does not live in the HSM is stored, and the software cryptography in
+//! them. `docs/reference/envelope-format.md` has every byte, `docs/decisions/0013-one-envelope-suite.md` the reasons.
 //!
-//! A payload of any size is encrypted under a key of its own, derived from a data key; the data key travels in the
-//! envelope's header, wrapped. Whoever rotates the wrapping key replaces that header and touches no payload. The format is
-//! documented byte by byte in `docs/reference/envelope-format.md`.
+//! A **data key** (32 bytes) encrypts a payload and is itself wrapped by a version of a key in the HSM. A [`WrappedKey`]
+//! names that version; an [`Envelope`] carries one wrapped key per recipient and then the payload. Moving to another
+//! version replaces the wrapped keys ([`rewrapped`]) and no byte of the payload.
 //!
-//! A leaf: formats and software cryptography, no network, no clock, and no randomness but what the caller gives. Core seals and
-//! opens small payloads with it, the SDK those of any size.
+//! Nothing here knows the network, the HSM or the clock, and randomness is an argument. Start reading at [`seal()`] and
+//! [`open()`]; [`Sealer`] and [`Opener`] do the same for streams of any length.
+#![forbid(unsafe_code)]
 
 mod context;
+mod error;
 mod header;
 mod open;
 mod payload;
@@ -16,11 +19,14 @@ mod secret;
 mod stream;
 mod wrapped_key;
 
-pub use context::{ContextError, EncryptionContext, EnvelopeContext};
-pub use header::{Header, HeaderError, Purpose};
-pub use open::{Envelope, OpenError};
-pub use payload::CHUNK_LEN;
-pub use seal::{SealError, SealHeader, seal};
-pub use secret::{DataKey, SecretBytes, WrongLength};
-pub use stream::{Opener, Sealer};
-pub use wrapped_key::{DataKeyId, WrapAlgorithm, WrapHeader, WrappedKey};
+pub use self::{
+    context::{ContextError, EncryptionContext, EnvelopeContext},
+    error::{Malformed, OpenError, RandomError, RecipientsError, SealError},
+    header::Header,
+    open::{Envelope, open},
+    payload::CHUNK_LEN,
+    seal::{RewrapError, SealHeader, rewrapped, seal},
+    secret::{DataKey, DataKeyId, DataKeyLenError, SecretBytes},
+    stream::{Opener, Sealer},
+    wrapped_key::{Purpose, WrapAlgorithm, WrapHeader, WrappedKey},
+};

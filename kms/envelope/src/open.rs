@@ -1,84 +1,72 @@
-//! Opening an envelope that is in memory, and giving it other recipients.
-
-use zeroize::Zeroizing;
+//! Opening what is in memory.
 
 use crate::{
-    context::EnvelopeContext,
-    header::{Header, HeaderError, Purpose},
-    payload::{CHUNK_LEN, Chunks, Failed, TAG_LEN},
-    secret::{DataKey, SecretBytes},
-    wrapped_key::WrappedKey,
+    DataKey, EnvelopeContext, Purpose, SecretBytes,
+    error::{Malformed, OpenError},
+    header::Header,
+    payload::{SEALED_CHUNK_LEN, TAG_LEN, unlock},
 };
 
-/// An envelope whose header is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An envelope that was read as far as that goes without its data key.
+#[derive(Debug, Clone)]
 pub struct Envelope<'a> {
-    /// Its header.
-    pub header: Header,
-    /// The chunks.
+    header: Header,
     payload: &'a [u8],
 }
 
-/// Why an envelope did not open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
-    /// It is no envelope of ours, or of a newer kind.
-    #[error(transparent)]
-    Header(#[from] HeaderError),
-    /// It does not open. One reason for everything: another data key, context or door, or any bit of it.
-    #[error("it does not open: check the key and the contexts; if they are right, it was changed or cut")]
-    NotOpened,
-}
-
 impl<'a> Envelope<'a> {
-    /// Reads the header.
-    pub fn parse(envelope: &'a [u8]) -> Result<Self, HeaderError> {
-        let (header, payload) = Header::parse(envelope)?;
-        Ok(Self { header, payload })
+    /// Splits an envelope into header and payload. Nothing of it is proven yet.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let mut payload = bytes;
+        match Header::read(&mut payload) {
+            Ok(header) => Ok(Self { header, payload }),
+            Err(OpenError::Malformed(malformed)) => Err(malformed),
+            // Reading from memory does not fail otherwise.
+            Err(OpenError::NotOpened | OpenError::Io(_)) => Err(Malformed::Cut("header of the envelope")),
+        }
     }
 
-    /// Opens it. `purpose` is the door at which it is opened.
+    /// Whom to ask for the data key.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The encrypted chunks.
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+
+    /// The plaintext: all of it, or nothing.
     pub fn open(
         &self,
         data_key: &DataKey,
-        purpose: Purpose,
+        expected: Purpose,
         context: &EnvelopeContext,
     ) -> Result<SecretBytes, OpenError> {
-        if self.header.purpose != purpose {
+        let mut chunks = unlock(&self.header, data_key, expected, context)?;
+        let count = self.payload.len().div_ceil(SEALED_CHUNK_LEN);
+        let len = self.payload.len().checked_sub(count * TAG_LEN).ok_or(OpenError::NotOpened)?;
+        if count == 0 {
             return Err(OpenError::NotOpened);
         }
-        let mut chunks = Chunks::of(&self.header, data_key, context)?;
-        // Cut out from under one buffer, so that no copy of the plaintext is left behind.
-        let mut plaintext = Zeroizing::new(Vec::with_capacity(self.payload.len()));
-        let mut chunk = Zeroizing::new(Vec::with_capacity(self.payload.len().min(CHUNK_LEN + TAG_LEN)));
-        let mut rest = self.payload;
-        loop {
-            let is_last = rest.len() <= CHUNK_LEN + TAG_LEN;
-            let (sealed, behind) = rest.split_at(rest.len().min(CHUNK_LEN + TAG_LEN));
-            chunk.clear();
-            chunk.extend_from_slice(sealed);
-            let opened = chunks.open(&mut chunk, is_last)?;
-            if is_last && opened.is_empty() && !plaintext.is_empty() {
-                return Err(OpenError::NotOpened);
-            }
-            plaintext.extend_from_slice(opened);
-            if is_last {
-                return Ok(SecretBytes::new(std::mem::take(&mut *plaintext)));
-            }
-            rest = behind;
+        let mut plaintext = zeroize::Zeroizing::new(vec![0; len]);
+        let mut rest = &mut plaintext[..];
+        for (number, sealed) in (1..).zip(self.payload.chunks(SEALED_CHUNK_LEN)) {
+            let len = sealed.len().checked_sub(TAG_LEN).ok_or(OpenError::NotOpened)?;
+            let (plain, after) = rest.split_at_mut(len);
+            chunks.open(sealed, plain, number == count)?;
+            rest = after;
         }
-    }
-
-    /// The same envelope for other recipients: every byte of its payload, and what it is bound to, stays as it is.
-    pub fn rewrapped(&self, recipients: Vec<WrappedKey>) -> Result<Vec<u8>, HeaderError> {
-        let header = Header { recipients, ..self.header.clone() };
-        header.fits()?;
-        Ok([&header.to_bytes(), self.payload].concat())
+        Ok(SecretBytes::new(std::mem::take(&mut plaintext)))
     }
 }
 
-impl From<Failed> for OpenError {
-    fn from(_: Failed) -> Self {
-        Self::NotOpened
-    }
+/// The plaintext of `envelope`, if it was sealed under `data_key` for the door `expected` with this `context`.
+pub fn open(
+    data_key: &DataKey,
+    envelope: &[u8],
+    expected: Purpose,
+    context: &EnvelopeContext,
+) -> Result<SecretBytes, OpenError> {
+    Envelope::parse(envelope)?.open(data_key, expected, context)
 }

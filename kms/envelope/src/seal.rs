@@ -1,91 +1,79 @@
-//! Sealing a payload that is in memory.
+//! Sealing what is in memory, and rewrapping.
 
 use crate::{
-    context::EnvelopeContext,
-    header::{Header, HeaderError, Purpose},
-    payload::{CHUNK_LEN, Chunks, Failed, TAG_LEN},
-    secret::DataKey,
-    wrapped_key::{DataKeyId, WrappedKey},
+    DataKey, DataKeyId, Envelope, EnvelopeContext, Purpose, WrappedKey,
+    error::{Malformed, RandomError, RecipientsError, SealError},
+    header::Header,
+    payload::{Binding, CHUNK_LEN, Chunks, TAG_LEN},
 };
 
-/// What the header of a new envelope is to say.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// For whom an envelope is.
+#[derive(Debug, Clone)]
 pub struct SealHeader {
-    /// The data key, wrapped for each of them: 1 to [`Header::RECIPIENTS_MAX`].
+    /// The data key, wrapped once for each: 1 to [`Header::RECIPIENTS_MAX`].
     pub recipients: Vec<WrappedKey>,
-    /// Through which door.
+    /// The door through which it may leave.
     pub purpose: Purpose,
-    /// The data key: the one in every recipient's header.
+    /// The data key.
     pub data_key_id: DataKeyId,
 }
 
-/// Why nothing was sealed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SealError {
-    /// The recipients do not fit the data key or the door, or there are too many or none.
-    #[error(
-        "an envelope has 1 to {} recipients, each with its data key and of its door",
-        Header::RECIPIENTS_MAX
-    )]
-    Recipients,
-    /// There is no randomness to be had.
-    #[error("no random bytes are to be had")]
-    Random,
-    /// The payload has more chunks than can be counted.
-    #[error("the payload is too long")]
-    TooLong,
-}
-
-/// Seals `plaintext`. `random` fills a buffer with bytes that never come again.
-pub fn seal<E>(
+/// Puts `plaintext` into an envelope. `random` gives the 32 bytes of the salt: they must be fresh for every envelope.
+pub fn seal(
     data_key: &DataKey,
-    header: SealHeader,
+    seal_header: SealHeader,
     context: &EnvelopeContext,
     plaintext: &[u8],
-    random: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    random: impl FnOnce(&mut [u8]) -> Result<(), RandomError>,
 ) -> Result<Vec<u8>, SealError> {
-    let (header, mut chunks) = begin(data_key, header, context, random)?;
+    let (header, mut chunks) = begin(data_key, seal_header, context, random)?;
     let mut envelope = header.to_bytes();
-    envelope.reserve(plaintext.len() + (plaintext.len() / CHUNK_LEN + 1) * TAG_LEN);
-    let mut rest = plaintext;
-    loop {
-        let is_last = rest.len() <= CHUNK_LEN;
-        let (chunk, behind) = rest.split_at(rest.len().min(CHUNK_LEN));
-        let mut sealed = Vec::with_capacity(chunk.len() + TAG_LEN);
-        sealed.extend_from_slice(chunk);
-        chunks.seal(&mut sealed, is_last)?;
-        envelope.extend_from_slice(&sealed);
-        if is_last {
-            return Ok(envelope);
-        }
-        rest = behind;
+    let count = plaintext.len().div_ceil(CHUNK_LEN).max(1);
+    let mut written = envelope.len();
+    envelope.resize(written + plaintext.len() + count * TAG_LEN, 0);
+    for number in 1..=count {
+        let plain = &plaintext[(number - 1) * CHUNK_LEN..plaintext.len().min(number * CHUNK_LEN)];
+        let end = written + plain.len() + TAG_LEN;
+        chunks.seal(plain, &mut envelope[written..end], number == count)?;
+        written = end;
     }
+    Ok(envelope)
 }
 
-/// The whole header, and what seals the chunks behind it.
-pub(crate) fn begin<E>(
+/// The header of a new envelope, and the key of its payload.
+pub(crate) fn begin(
     data_key: &DataKey,
-    header: SealHeader,
+    seal_header: SealHeader,
     context: &EnvelopeContext,
-    random: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    random: impl FnOnce(&mut [u8]) -> Result<(), RandomError>,
 ) -> Result<(Header, Chunks), SealError> {
-    let SealHeader { recipients, purpose, data_key_id } = header;
+    let SealHeader { recipients, purpose, data_key_id } = seal_header;
     let mut salt = [0; 32];
-    random(&mut salt).map_err(|_| SealError::Random)?;
-    let (chunks, commitment) = Chunks::begin(data_key, purpose, &data_key_id, &salt, context)?;
-    let header = Header { purpose, data_key_id, salt, commitment, recipients };
-    header.fits()?;
+    random(&mut salt)?;
+    let (chunks, commitment) = Binding { purpose, data_key_id, salt: &salt, context }.derive(data_key)?;
+    let header = Header::new(purpose, data_key_id, salt, commitment, recipients)?;
+    if *header.context_digest() != context.key.digest() {
+        return Err(RecipientsError::Context.into());
+    }
     Ok((header, chunks))
 }
 
-impl From<Failed> for SealError {
-    fn from(_: Failed) -> Self {
-        Self::TooLong
-    }
+/// Why an envelope was not rewrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RewrapError {
+    /// It is none.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The recipients are another envelope's.
+    #[error(transparent)]
+    Recipients(#[from] RecipientsError),
 }
 
-impl From<HeaderError> for SealError {
-    fn from(_: HeaderError) -> Self {
-        Self::Recipients
-    }
+/// The same envelope for other `recipients`. Every other byte is kept, and no key is needed. For a file of any length:
+/// [`Header::read`], [`Header::with_recipients`], [`Header::write`], and copy what follows.
+pub fn rewrapped(envelope: &[u8], recipients: Vec<WrappedKey>) -> Result<Vec<u8>, RewrapError> {
+    let envelope = Envelope::parse(envelope)?;
+    let mut bytes = envelope.header().with_recipients(recipients)?.to_bytes();
+    bytes.extend(envelope.payload());
+    Ok(bytes)
 }

@@ -1,32 +1,27 @@
-//! Bytes that nobody else may see: zeroized when they are dropped, never shown, never copied unasked.
+//! Bytes that nobody else may see, and the data key. Memory is overwritten when they are dropped (zeroize); they stand on
+//! the heap, so that moving them leaves no copy behind.
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// Secret bytes of any length. Whoever reads them says so: `expose_secret` is there to be searched for.
+use crate::error::RandomError;
+
+/// Secret bytes. No `Clone`, no serialisation, and [`SecretBytes::expose_secret`] is the only way to them.
 pub struct SecretBytes(Zeroizing<Vec<u8>>);
 
-/// A data key: 256 bits, from which the key of each payload is derived.
-pub struct DataKey(Zeroizing<[u8; 32]>);
-
-/// A data key has another length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a data key has 32 bytes")]
-pub struct WrongLength;
-
 impl SecretBytes {
-    /// Takes the bytes.
+    /// Takes `bytes` over.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// The bytes.
+    /// The bytes themselves.
     pub fn expose_secret(&self) -> &[u8] {
         &self.0
     }
 
-    /// How many there are.
+    /// How many they are.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -37,62 +32,55 @@ impl SecretBytes {
     }
 }
 
-impl DataKey {
-    /// Draws one. `random` fills a buffer with bytes that nobody can guess.
-    pub fn generate<E>(random: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
-        let mut bytes = Zeroizing::new([0; 32]);
-        random(&mut *bytes)?;
-        Ok(Self(bytes))
-    }
-
-    /// From its 32 bytes.
-    pub fn from_secret(secret: SecretBytes) -> Result<Self, WrongLength> {
-        let mut bytes = Zeroizing::new([0; 32]);
-        if secret.len() != bytes.len() {
-            return Err(WrongLength);
-        }
-        bytes.copy_from_slice(secret.expose_secret());
-        Ok(Self(bytes))
-    }
-
-    /// The 32 bytes.
-    pub fn expose_secret(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
 impl fmt::Debug for SecretBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SecretBytes([{} bytes])", self.len())
+        f.write_str("SecretBytes(..)")
     }
 }
 
-impl fmt::Debug for DataKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DataKey(..)")
+/// The 32 bytes under which payloads are sealed. One may serve many envelopes: each has a key of its own derived from it.
+#[derive(Debug)]
+pub struct DataKey(SecretBytes);
+
+/// A data key has exactly 32 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a data key has 32 bytes, this secret has {0}; pass what UnwrapKey or GenerateDataKey answered")]
+pub struct DataKeyLenError(pub usize);
+
+impl DataKey {
+    /// In bytes.
+    pub const LEN: usize = 32;
+
+    /// A new one. `random` fills a buffer from a generator that is fit for keys.
+    pub fn generate(random: impl FnOnce(&mut [u8]) -> Result<(), RandomError>) -> Result<Self, RandomError> {
+        let mut bytes = SecretBytes::new(vec![0; Self::LEN]);
+        random(&mut bytes.0)?;
+        Ok(Self(bytes))
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn debug_shows_no_secret() {
-        let text = format!("{:?} {:?}", SecretBytes::new(vec![171; 4]), DataKey(Zeroizing::new([171; 32])));
-        assert_eq!(text, "SecretBytes([4 bytes]) DataKey(..)");
-    }
-
-    #[test]
-    fn a_data_key_has_32_bytes() {
-        for len in [0, 16, 31, 33, 64] {
-            assert_eq!(
-                DataKey::from_secret(SecretBytes::new(vec![1; len])).err(),
-                Some(WrongLength),
-                "{len}"
-            );
+    /// What was unwrapped.
+    pub fn from_secret(secret: SecretBytes) -> Result<Self, DataKeyLenError> {
+        match secret.len() {
+            Self::LEN => Ok(Self(secret)),
+            other => Err(DataKeyLenError(other)),
         }
-        let key = DataKey::from_secret(SecretBytes::new(vec![1; 32])).expect("32 bytes");
-        assert_eq!(key.expose_secret(), &[1; 32]);
+    }
+
+    /// The 32 bytes themselves, to have them wrapped.
+    pub fn expose_secret(&self) -> &[u8] {
+        self.0.expose_secret()
+    }
+}
+
+/// Names a data key: 128 random bits, which are no secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DataKeyId(pub [u8; 16]);
+
+impl DataKeyId {
+    /// A new one.
+    pub fn generate(random: impl FnOnce(&mut [u8]) -> Result<(), RandomError>) -> Result<Self, RandomError> {
+        let mut id = [0; 16];
+        random(&mut id)?;
+        Ok(Self(id))
     }
 }

@@ -1,152 +1,205 @@
-//! Sealing and opening payloads of any size, in constant memory.
-//!
-//! What an [`Opener`] gives is authentic, and is the beginning of the payload until it says that this is the end: whoever
-//! writes it somewhere gives that its name only then. A cut, prolonged or reordered envelope fails before its end is said.
+//! Sealing and opening streams of any length in constant memory: two buffers of one chunk each.
 
 use std::io::{self, Read, Write};
 
 use zeroize::Zeroizing;
 
 use crate::{
-    context::EnvelopeContext,
-    header::{Header, Purpose},
-    open::OpenError,
-    payload::{CHUNK_LEN, Chunks, TAG_LEN},
-    seal::{SealError, SealHeader, begin},
-    secret::DataKey,
+    DataKey, EnvelopeContext, Purpose,
+    error::{OpenError, RandomError, SealError},
+    header::Header,
+    payload::{CHUNK_LEN, Chunks, SEALED_CHUNK_LEN, TAG_LEN, unlock},
+    seal::{SealHeader, begin},
 };
 
-/// Seals what is written to it. Without [`Sealer::finish`] the envelope has no end, and does not open.
-pub struct Sealer<W: Write> {
-    out: W,
+/// Writes an envelope. [`Sealer::finish`] writes its end; without that, what was written does not open.
+pub struct Sealer<W> {
+    inner: W,
     chunks: Chunks,
-    /// The next chunk: it is sealed when there is more, or at the end.
-    chunk: Zeroizing<Vec<u8>>,
-}
-
-/// Gives the payload of an envelope that it reads.
-pub struct Opener<R: Read> {
-    source: R,
-    chunks: Chunks,
-    /// The chunk that is given out, from `at` on.
-    opened: Zeroizing<Vec<u8>>,
-    at: usize,
-    /// What was read of the next chunk: one byte more than a chunk has tells that it is not the last.
-    ahead: Vec<u8>,
-    begun: bool,
-    ended: bool,
-    /// Nothing behind a chunk that does not open is given out: it could be opened by its number alone.
-    failed: bool,
+    /// What waits, because the last chunk is marked: more must be known to follow before it may go.
+    held: Zeroizing<Vec<u8>>,
+    sealed: Vec<u8>,
+    /// A chunk was written in part, or not at all: nothing that follows could be opened.
+    broken: bool,
 }
 
 impl<W: Write> Sealer<W> {
-    /// Writes the header to `out`. `random` fills a buffer with bytes that never come again.
-    pub fn new<E>(
+    /// Writes the header. `random` gives the 32 bytes of the salt: they must be fresh for every envelope.
+    pub fn new(
+        mut inner: W,
         data_key: &DataKey,
-        header: SealHeader,
+        seal_header: SealHeader,
         context: &EnvelopeContext,
-        random: impl FnOnce(&mut [u8]) -> Result<(), E>,
-        mut out: W,
-    ) -> io::Result<Self> {
-        let (header, chunks) = begin(data_key, header, context, random).map_err(sealing)?;
-        out.write_all(&header.to_bytes())?;
-        Ok(Self { out, chunks, chunk: Zeroizing::new(Vec::with_capacity(CHUNK_LEN + TAG_LEN)) })
+        random: impl FnOnce(&mut [u8]) -> Result<(), RandomError>,
+    ) -> Result<Self, SealError> {
+        let (header, chunks) = begin(data_key, seal_header, context, random)?;
+        header.write(&mut inner)?;
+        let held = Zeroizing::new(Vec::with_capacity(CHUNK_LEN));
+        Ok(Self { inner, chunks, held, sealed: vec![0; SEALED_CHUNK_LEN], broken: false })
     }
 
-    /// Seals the last chunk, and gives back what it wrote to.
-    pub fn finish(mut self) -> io::Result<W> {
-        self.seal_chunk(true)?;
-        self.out.flush()?;
-        Ok(self.out)
+    /// Writes the last chunk and flushes.
+    pub fn finish(mut self) -> Result<W, SealError> {
+        self.usable()?;
+        let held = std::mem::take(&mut self.held);
+        self.write_chunk(&held, true)?;
+        self.inner.flush()?;
+        Ok(self.inner)
     }
 
-    fn seal_chunk(&mut self, is_last: bool) -> io::Result<()> {
-        self.chunks.seal(&mut self.chunk, is_last).map_err(|failed| sealing(failed.into()))?;
-        self.out.write_all(&self.chunk)?;
-        self.chunk.clear();
+    fn write_chunk(&mut self, plain: &[u8], last: bool) -> Result<(), SealError> {
+        self.broken = true;
+        let sealed = &mut self.sealed[..plain.len() + TAG_LEN];
+        self.chunks.seal(plain, sealed, last)?;
+        self.inner.write_all(sealed)?;
+        self.broken = false;
         Ok(())
+    }
+
+    fn usable(&self) -> io::Result<()> {
+        match self.broken {
+            false => Ok(()),
+            true => {
+                Err(io::Error::other("an earlier write failed, so this envelope has no end; seal it anew"))
+            }
+        }
     }
 }
 
 impl<W: Write> Write for Sealer<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Whether a full chunk is the last is known only when there is more.
-        if self.chunk.len() == CHUNK_LEN && !bytes.is_empty() {
-            self.seal_chunk(false)?;
+        self.usable()?;
+        if bytes.is_empty() {
+            return Ok(0);
         }
-        let len = bytes.len().min(CHUNK_LEN - self.chunk.len());
-        self.chunk.extend_from_slice(&bytes[..len]);
-        Ok(len)
+        if self.held.len() == CHUNK_LEN {
+            let mut held = std::mem::take(&mut self.held);
+            self.write_chunk(&held, false).map_err(into_io)?;
+            // Its memory is used again; what stands in it is overwritten or zeroized at the end.
+            held.clear();
+            self.held = held;
+        }
+        if self.held.is_empty() && bytes.len() > CHUNK_LEN {
+            self.write_chunk(&bytes[..CHUNK_LEN], false).map_err(into_io)?;
+            return Ok(CHUNK_LEN);
+        }
+        let taken = bytes.len().min(CHUNK_LEN - self.held.len());
+        self.held.extend_from_slice(&bytes[..taken]);
+        Ok(taken)
     }
 
-    /// What is sealed already is passed on; a chunk is sealed when it is full.
+    /// Flushes what is below. A chunk that is not full stays here: chunks have one length.
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        self.usable()?;
+        self.inner.flush()
     }
 }
 
+fn into_io(error: SealError) -> io::Error {
+    match error {
+        SealError::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+/// Reads an envelope's payload. Every byte that it gives is authentic and in its place; but only its end (`Ok(0)`) says
+/// that this was everything. Until then what came may be the beginning of an envelope that was cut off: put it where
+/// nobody takes it for the whole, and throw it away when an error comes.
+pub struct Opener<R> {
+    inner: R,
+    chunks: Chunks,
+    /// One byte more than a chunk: whether that byte comes says whether the chunk is the last.
+    sealed: Vec<u8>,
+    sealed_len: usize,
+    plain: Zeroizing<Vec<u8>>,
+    /// What of `plain` was not given out yet.
+    ready: std::ops::Range<usize>,
+    state: State,
+}
+
+#[derive(PartialEq)]
+enum State {
+    Open,
+    Ended,
+    Failed,
+}
+
 impl<R: Read> Opener<R> {
-    /// For an envelope whose header was read from `source` (see [`Header::read`]). `purpose` is the door at which it is
-    /// opened.
+    /// Opens what follows `header` in `inner`, if it was sealed under `data_key` for the door `expected` with this
+    /// `context`. No chunk has been looked at yet.
     pub fn new(
+        inner: R,
         header: &Header,
         data_key: &DataKey,
-        purpose: Purpose,
+        expected: Purpose,
         context: &EnvelopeContext,
-        source: R,
     ) -> Result<Self, OpenError> {
-        if header.purpose != purpose {
-            return Err(OpenError::NotOpened);
-        }
-        let chunks = Chunks::of(header, data_key, context)?;
-        let opened = Zeroizing::new(Vec::with_capacity(CHUNK_LEN + TAG_LEN));
-        let ahead = Vec::with_capacity(CHUNK_LEN + TAG_LEN + 1);
-        Ok(Self { source, chunks, opened, at: 0, ahead, begun: false, ended: false, failed: false })
+        Ok(Self {
+            inner,
+            chunks: unlock(header, data_key, expected, context)?,
+            sealed: vec![0; SEALED_CHUNK_LEN + 1],
+            sealed_len: 0,
+            plain: Zeroizing::new(vec![0; CHUNK_LEN]),
+            ready: 0..0,
+            state: State::Open,
+        })
     }
 
-    fn open_chunk(&mut self) -> io::Result<()> {
-        if std::mem::replace(&mut self.failed, true) {
-            return Err(not_opened());
+    /// Opens the next chunk into `plain`, or into our own buffer. An error from below may be tried again; one of ours is
+    /// final.
+    fn next_chunk(&mut self, direct: Option<&mut [u8]>) -> io::Result<usize> {
+        let last = self.fill()?;
+        self.state = State::Failed;
+        let sealed = &self.sealed[..self.sealed_len.min(SEALED_CHUNK_LEN)];
+        let len = sealed.len().checked_sub(TAG_LEN).ok_or_else(not_opened)?;
+        let plain = direct.unwrap_or(&mut self.plain);
+        self.chunks.open(sealed, &mut plain[..len], last).map_err(|_| not_opened())?;
+        if last {
+            self.state = State::Ended;
+        } else {
+            self.sealed[0] = self.sealed[SEALED_CHUNK_LEN];
+            self.sealed_len = 1;
+            self.state = State::Open;
         }
-        let wanted = (CHUNK_LEN + TAG_LEN + 1).saturating_sub(self.ahead.len());
-        let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
-        (&mut self.source).take(wanted).read_to_end(&mut self.ahead)?;
-        let is_last = self.ahead.len() <= CHUNK_LEN + TAG_LEN;
-        let len = self.ahead.len().min(CHUNK_LEN + TAG_LEN);
-        self.opened.clear();
-        self.opened.extend_from_slice(&self.ahead[..len]);
-        let opened = self.chunks.open(&mut self.opened, is_last).map(|opened| opened.len());
-        let Ok(opened) = opened else {
-            self.opened.clear();
-            return Err(not_opened());
-        };
-        self.opened.truncate(opened);
-        if is_last && self.begun && opened == 0 {
-            return Err(not_opened());
+        Ok(len)
+    }
+
+    /// Reads a chunk and a byte; true if the end came first.
+    fn fill(&mut self) -> io::Result<bool> {
+        while self.sealed_len < self.sealed.len() {
+            match self.inner.read(&mut self.sealed[self.sealed_len..]) {
+                Ok(0) => return Ok(true),
+                Ok(len) => self.sealed_len += len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
-        self.ahead.drain(..len);
-        (self.at, self.begun, self.ended, self.failed) = (0, true, is_last, false);
-        Ok(())
+        Ok(false)
     }
 }
 
 impl<R: Read> Read for Opener<R> {
-    /// After a failure there is nothing more to be had: what was given before it is no payload.
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.opened.len() && !self.ended && !buffer.is_empty() {
-            self.open_chunk()?;
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
         }
-        let len = buffer.len().min(self.opened.len() - self.at);
-        buffer[..len].copy_from_slice(&self.opened[self.at..self.at + len]);
-        self.at += len;
+        if self.ready.is_empty() {
+            match self.state {
+                State::Ended => return Ok(0),
+                State::Failed => return Err(not_opened()),
+                // Without a copy where it fits. Only the last chunk can be empty, and then the end is what is reported.
+                State::Open if bytes.len() >= CHUNK_LEN => return self.next_chunk(Some(bytes)),
+                State::Open => self.ready = 0..self.next_chunk(None)?,
+            }
+        }
+        let len = bytes.len().min(self.ready.len());
+        bytes[..len].copy_from_slice(&self.plain[self.ready.start..self.ready.start + len]);
+        self.ready.start += len;
         Ok(len)
     }
 }
 
-fn sealing(error: SealError) -> io::Error {
-    io::Error::other(error)
-}
-
+/// [`OpenError::NotOpened`], as `Read` wants it.
 fn not_opened() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, OpenError::NotOpened)
 }

@@ -82,9 +82,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let entry = self.catalog.entry(id)?;
         check_purpose(&entry.key)?;
         let (_, wrapped) = recipient(&entry, envelope)?;
-        let version = wrapped.header.key_version;
+        let version = wrapped.header().key_version.get();
         admission.uses_version(version);
-        check_header(&wrapped.header, Door::Native, Some(&context.key))?;
+        check_header(wrapped.header(), Door::Native, Some(&context.key))?;
         let data_key = self.unwrap_with(admission, &entry, wrapped, now, deadline).await?;
         let is_primary = entry.is_primary(version, now);
         data_key.try_map(|data_key| {
@@ -111,6 +111,6 @@ pub(super) fn recipient<'a>(
     entry: &Entry,
     envelope: &'a Envelope<'_>,
 ) -> Result<(usize, &'a WrappedKey), Error> {
-    let mut recipients = envelope.header.recipients.iter().enumerate();
-    recipients.find(|(_, wrapped)| wrapped.header.key_uid == entry.key.uid.0).ok_or_else(Error::not_opened)
+    let mut recipients = envelope.header().recipients().iter().enumerate();
+    recipients.find(|(_, wrapped)| wrapped.header().key_uid == entry.key.uid.0).ok_or_else(Error::not_opened)
 }

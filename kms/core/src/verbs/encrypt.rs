@@ -1,6 +1,8 @@
 //! Encrypt: a small payload into an envelope of its own, under a data key that is used once.
 
-use kms_envelope::{DataKey, DataKeyId, EnvelopeContext, Purpose as Door, SealHeader, SecretBytes};
+use kms_envelope::{
+    DataKey, DataKeyId, EnvelopeContext, Purpose as Door, RandomError, SealHeader, SecretBytes,
+};
 
 use crate::{
     Action, Admission, AuditLog, Caller, Clock, Error, Hsm, KeyId, Kms, Store, Unsettled,
@@ -95,20 +97,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let unusable = |_| Error::internal("a data key has the wrong length");
         let data_key =
             DataKey::from_secret(SecretBytes::new(bytes.expose_secret().to_vec())).map_err(unusable)?;
-        let data_key_id = DataKeyId::from_bytes(self.random()?);
+        let data_key_id = DataKeyId(self.random()?);
         let terms = Terms { data_key_id, door: Door::Native, context_digest: context.key.digest() };
         let wrapped = self.wrap_with(admission, &entry, version, &terms, bytes, deadline).await?;
-        let mut failed = None;
-        let envelope = wrapped.try_map(|wrapped| {
+        wrapped.try_map(|wrapped| {
             let header = SealHeader { recipients: vec![wrapped.wrapped], purpose: Door::Native, data_key_id };
-            kms_envelope::seal(&data_key, header, &context, plaintext.expose_secret(), |bytes| {
-                (self.entropy)(bytes).map_err(|error| failed = Some(error))
-            })
-        });
-        let envelope = envelope.map_err(|error| Error::internal(format!("cannot seal: {error}")));
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(envelope?.map(|envelope| Encrypted { key: id, version: number, envelope })),
-        }
+            let random = |bytes: &mut [u8]| (self.entropy)(bytes).map_err(|_| RandomError);
+            let envelope = kms_envelope::seal(&data_key, header, &context, plaintext.expose_secret(), random);
+            let envelope = envelope.map_err(|error| Error::internal(format!("cannot seal: {error}")))?;
+            Ok(Encrypted { key: id, version: number, envelope })
+        })
     }
 }

@@ -91,7 +91,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let key = self.random_secret(request.len)?;
         let copy = request.with_plaintext.then(|| SecretBytes::new(key.expose_secret().to_vec()));
         let terms = Terms {
-            data_key_id: DataKeyId::from_bytes(self.random()?),
+            data_key_id: DataKeyId(self.random()?),
             door: Door::Native,
             context_digest: request.context.digest(),
         };

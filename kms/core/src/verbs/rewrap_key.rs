@@ -95,12 +95,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Item<A, Rewrapped<WrappedKey>> {
         let RewrapKey { id, wrapped } = request;
-        let action = self.unwrap_action(&id, &wrapped.header, Action::RewrapKey);
+        let action = self.unwrap_action(&id, wrapped.header(), Action::RewrapKey);
         let mut admission = self.gate.admit(caller, action, Some(&id), now).await?;
         let result = async {
             let entry = self.catalog.entry(&id)?;
             let moved = self.rewrap_admitted(&mut admission, &entry, &wrapped, now, deadline).await?;
-            let from = wrapped.header.key_version;
+            let from = wrapped.header().key_version.get();
             Ok(moved.map(|Wrapped { key, version, wrapped }| Rewrapped {
                 key,
                 from,
@@ -129,12 +129,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let (parsed, entry) = (parsed?, self.catalog.entry(&id)?);
             let (place, wrapped) = recipient(&entry, &parsed)?;
             let moved = self.rewrap_admitted(&mut admission, &entry, wrapped, now, deadline).await?;
-            let from = wrapped.header.key_version;
+            let from = wrapped.header().key_version.get();
             moved.try_map(|Wrapped { key, version, wrapped }| {
-                let mut recipients = parsed.header.recipients.clone();
+                let mut recipients = parsed.header().recipients().to_vec();
                 recipients[place] = wrapped;
-                let moved = parsed
-                    .rewrapped(recipients)
+                let moved = kms_envelope::rewrapped(&envelope, recipients)
                     .map_err(|_| Error::internal("a moved envelope is malformed"))?;
                 Ok(Rewrapped { key, from, version, moved })
             })
@@ -153,8 +152,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<Unsettled<Wrapped>, Error> {
         check_purpose(&entry.key)?;
-        let header = &wrapped.header;
-        admission.uses_version(header.key_version);
+        let header = wrapped.header();
+        admission.uses_version(header.key_version.get());
         check_header(header, Door::Native, None)?;
         let data_key = self.unwrap_with(admission, entry, wrapped, now, deadline).await?.into_ours();
         let version = entry.primary(now)?;
@@ -173,6 +172,6 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         envelope: Option<&Envelope<'_>>,
     ) -> Option<kms_envelope::WrapHeader> {
         let entry = self.catalog.entry(id).ok()?;
-        recipient(&entry, envelope?).ok().map(|(_, wrapped)| wrapped.header.clone())
+        recipient(&entry, envelope?).ok().map(|(_, wrapped)| *wrapped.header())
     }
 }

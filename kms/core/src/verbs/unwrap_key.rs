@@ -64,7 +64,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         now: Timestamp,
         deadline: Deadline,
     ) -> Item<A, Opened> {
-        let action = self.unwrap_action(&request.id, &request.wrapped.header, Action::UnwrapKey);
+        let action = self.unwrap_action(&request.id, request.wrapped.header(), Action::UnwrapKey);
         let mut admission = self.gate.admit(caller, action, Some(&request.id), now).await?;
         let result = self.unwrap_admitted(&mut admission, request, now, deadline).await;
         Ok((admission, result))
@@ -79,11 +79,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<Unsettled<Opened>, Error> {
         let entry = self.catalog.entry(&request.id)?;
         check_purpose(&entry.key)?;
-        let header = &request.wrapped.header;
-        admission.uses_version(header.key_version);
+        let header = request.wrapped.header();
+        admission.uses_version(header.key_version.get());
         check_header(header, Door::Native, Some(&request.context))?;
         let opened = self.unwrap_with(admission, &entry, &request.wrapped, now, deadline).await?;
-        let version = header.key_version;
+        let version = header.key_version.get();
         let is_primary = entry.is_primary(version, now);
         Ok(opened.map(|plaintext| Opened { key: request.id, version, plaintext, is_primary }))
     }

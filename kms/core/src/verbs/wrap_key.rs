@@ -72,7 +72,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let terms = Terms {
             data_key_id: match request.data_key_id {
                 Some(id) => id,
-                None => DataKeyId::from_bytes(self.random()?),
+                None => DataKeyId(self.random()?),
             },
             door: Door::Native,
             context_digest: request.context.digest(),

@@ -1,5 +1,7 @@
 //! What every verb of keys that wrap shares: which version wraps, which one unwraps, and the two steps in the HSM.
 
+use std::num::NonZeroU32;
+
 use kms_envelope::{
     DataKeyId, EncryptionContext, Purpose as Door, SecretBytes, WrapAlgorithm, WrapHeader, WrappedKey,
 };
@@ -15,9 +17,9 @@ use crate::{
 };
 
 /// Shortest and longest key in bytes that is wrapped.
-pub const WRAPPED_LEN_MIN: usize = 16;
+pub const WRAPPED_LEN_MIN: usize = WrappedKey::KEY_LEN_MIN;
 /// See [`WRAPPED_LEN_MIN`].
-pub const WRAPPED_LEN_MAX: usize = 1_024;
+pub const WRAPPED_LEN_MAX: usize = WrappedKey::KEY_LEN_MAX;
 
 /// How long to wait for a version that this replica has not heard of yet.
 const NOT_KNOWN_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
@@ -45,7 +47,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// business.
     pub(super) fn unwrap_action(&self, id: &KeyId, header: &WrapHeader, action: Action) -> Action {
         let entry = self.catalog.entry(id);
-        let row = entry.as_ref().ok().and_then(|entry| entry.version(header.key_version).ok());
+        let row = entry.as_ref().ok().and_then(|entry| entry.version(header.key_version.get()).ok());
         match row {
             Some(version) if version.row.compromise.is_some() => Action::Recover,
             _ => action,
@@ -67,14 +69,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             algorithm: wrap_algorithm(&entry.key)?,
             purpose: terms.door,
             key_uid: entry.key.uid.0,
-            key_version: number,
+            key_version: NonZeroU32::new(number)
+                .ok_or_else(|| Error::internal("a version has the number 0"))?,
             data_key_id: terms.data_key_id,
             context_digest: terms.context_digest,
         };
-        let made = |wrapped| Wrapped {
-            key: id.clone(),
-            version: number,
-            wrapped: WrappedKey { header: header.clone(), wrapped },
+        let made = |wrapped| {
+            let wrapped = WrappedKey::new(header, wrapped);
+            let wrapped = wrapped.map_err(|_| Error::internal("the HSM wrapped a key to an odd length"))?;
+            Ok(Wrapped { key: id.clone(), version: number, wrapped })
         };
         let wrapped = match version.kek()? {
             // Whoever has the public half can do it, and nothing of the token can be wrong.
@@ -89,7 +92,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             }
         };
         self.uses.note_wrap(id, number, self.clock.now());
-        Ok(wrapped.map(made))
+        wrapped.try_map(made)
     }
 
     /// Unwraps under the version that the header names, if it is one of this key and may still unwrap.
@@ -101,12 +104,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Unsettled<SecretBytes>, Error> {
-        let header = &wrapped.header;
+        let header = wrapped.header();
         let version = unwrapping_version(entry, header, grant.action(), now)?;
         let key = version.kek()?;
-        let opened = self.hsm.unwrap_key(grant, &key, wrapped.wrapped.clone(), header.aad(), deadline).await;
+        let opened =
+            self.hsm.unwrap_key(grant, &key, wrapped.wrapped().to_vec(), header.aad(), deadline).await;
         let opened = opened.inspect_err(|fault| log_fault(fault, entry, version, "unwrapping"))?;
-        self.uses.note_unwrap(&entry.key.id, header.key_version, now);
+        self.uses.note_unwrap(&entry.key.id, header.key_version.get(), now);
         Ok(opened)
     }
 }
@@ -118,7 +122,7 @@ pub(super) fn wrapping_version<'a>(
     now: Timestamp,
 ) -> Result<&'a Version, Error> {
     check_purpose(&entry.key)?;
-    if let Some(missing) = entry.key.required_context.iter().find(|name| context.get(name).is_none()) {
+    if let Some(missing) = entry.key.required_context.iter().find(|name| context.value(name).is_none()) {
         let text = format!("keys/{} requires {missing:?} in the encryption context", entry.key.id);
         return Err(Error::invalid("encryption_context", text));
     }
@@ -132,7 +136,7 @@ fn unwrapping_version<'a>(
     action: Action,
     now: Timestamp,
 ) -> Result<&'a Version, Error> {
-    let (key, number) = (&entry.key, header.key_version);
+    let (key, number) = (&entry.key, header.key_version.get());
     if header.key_uid != key.uid.0 || header.algorithm != wrap_algorithm(key)? {
         return Err(Error::not_opened());
     }
