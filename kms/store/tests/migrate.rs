@@ -11,7 +11,7 @@ use kms_core::{
     KeyVersion, Kid, Store as _, conformance,
     fakes::a_key,
     hsm::CkaId,
-    key::{Born, TakeOver, Timeline},
+    key::{Born, Material, TakeOver, Timeline},
     pin_latch::{Place, State},
     store::{Fault, Generation, RememberedRequest, Transaction, Write},
     time::Timestamp,
@@ -329,13 +329,14 @@ fn insert_with_version(id: &str) -> Vec<Write> {
         withdrawn_at: None,
         destroys_at: None,
     };
+    let material = Material::Pair { spki: vec![7; 550].into(), kid: Kid::from_stored(id) };
     let version = KeyVersion {
         number: 1,
         cka_id: CkaId::from_bytes(cka_id),
         earlier_attempts: Vec::new(),
         token_serial: "1234".to_owned(),
         created_at: at,
-        born: Some(Born { spki: vec![7; 550].into(), kid: Kid::from_stored(id), timeline }),
+        born: Some(Born { material, timeline }),
         maker: None,
         suspended: false,
         compromise: None,

@@ -6,12 +6,7 @@ use kms_core::{
 };
 use sqlx::PgConnection;
 
-use crate::{
-    pulse,
-    rows::{self, Cells},
-    session::Session as _,
-    statement::Statement,
-};
+use crate::{cells::Cells, pulse, rows, session::Session as _, statement::Statement};
 
 /// One statement: the share lock on the generation first, which waits for a commit under way and keeps the next one
 /// waiting until the beat is written; then the beat, and the lease. What follows from `locked` is done after it. The

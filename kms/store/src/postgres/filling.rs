@@ -17,8 +17,9 @@ use tokio::time::timeout;
 
 use super::{LOCK, PostgresOptions, beats, fault, open::Door};
 use crate::{
-    MigrateError, rows,
-    rows::Cells,
+    MigrateError,
+    cells::Cells,
+    rows,
     session::Session as _,
     snapshot,
     statement::{Statement, Value},
