@@ -7,7 +7,8 @@ use kms_core::{
     class::{ClassName, Inherited},
     fakes::a_key,
     hsm::{CkaId, KnownAnswer},
-    key::{Born, Material, Purpose, TakeOver, Timeline},
+    key::{Born, Compromise, Material, Purpose, TakeOver, Timeline},
+    replica::{Beat, ReplicaId},
     store::{Fault, Generation, Transaction, Write},
     time::{SignedDuration, Timestamp},
 };
@@ -51,11 +52,22 @@ async fn a_sqlite_file_of_any_earlier_release_has_all_its_rows_and_rules() {
         ] {
             sqlx::query(sqlx::AssertSqlSafe(insert)).execute(&mut connection).await.expect("it is written");
         }
+        if known >= 7 {
+            for update in [
+                "UPDATE key_versions SET retires_at_us = 10, withdrawn_at_us = 11, destroys_at_us = 12,
+                    compromised_at_us = 13, compromise_reason = 'r', destroyed_at_us = 14, asked_for_us = 15,
+                    cross_signature = 'a.b.c' WHERE number = 1",
+                "UPDATE key_versions SET maker = 'm', at_once = 1 WHERE number = 2",
+            ] {
+                sqlx::query(update).execute(&mut connection).await.expect("it is written");
+            }
+        }
         connection.close().await.expect("it ends");
 
         let store = SqliteStore::open(&path).await.expect("it is brought forward");
         let rows = store.load(None).await.expect("it reads").keys;
-        assert_eq!(rows, [(the_key(), vec![the_born(), the_unborn()])], "from {known}");
+        let versions = if known < 7 { [the_born(), the_unborn()] } else { [the_full(), the_made()] };
+        assert_eq!(rows, [(the_key(), versions.to_vec())], "from {known}");
         the_rules_stand(&store).await;
     }
 }
@@ -106,7 +118,30 @@ async fn on_postgresql_the_release_before_goes_on_and_each_reads_what_the_other_
     before.do_as_it_does("UPDATE keys SET owner = 'p', revision = 7 WHERE id = 'k' AND revision = 7 - 1");
     let (key, _) = &store.load(None).await.expect("it reads").keys[0];
     assert_eq!((&key.required_context, key.owner.as_str()), (&required_context, "p"));
+
+    // A key that wraps would stop it: none is made while it is at work, and it is not started again after the first.
+    before.do_as_it_does(
+        "INSERT INTO replicas (id, seen_at_us, known, report)
+         VALUES ('before', (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::BIGINT, 1, '{}')",
+    );
+    let ours = Beat {
+        replica: ReplicaId::new("ours"),
+        generation: Some(Generation(1)),
+        leads: true,
+        report: "{}".to_owned(),
+    };
+    store.pulse(ours).await.expect("a pulse");
+    let generation = store.check().await.expect("it works");
+    let kek = Key { algorithm: Algorithm::A256GcmKw, purpose: Purpose::Wrap, ..a_key("too-early") };
+    let refused = store.commit(transaction(vec![Write::InsertKey(kek)])).await.expect_err("it would stop it");
+    assert!(matches!(&refused, Fault::Unavailable(why) if why.contains("replica before is")), "{refused}");
+    assert_eq!(store.check().await.expect("it works"), generation, "nothing was written");
+    store.commit(transaction(vec![Write::InsertKey(a_key("signs"))])).await.expect("it knows these");
+    let oldest = || cluster.sql(&database.name, "SELECT oldest_program FROM schema_compatibility");
+    assert_eq!(oldest().expect("it reads"), "1");
+    before.do_as_it_does("DELETE FROM replicas WHERE id = 'before'");
     the_rules_stand(&store).await;
+    assert_eq!(oldest().expect("it reads"), "4");
     let read = format!(
         "SELECT count(*) FROM (SELECT {} FROM key_versions) v",
         &VERSION_BEFORE[1..VERSION_BEFORE.len() - 1]
@@ -235,6 +270,27 @@ fn the_unborn() -> KeyVersion {
         compromise: None,
         destroyed_at: None,
     }
+}
+
+/// With all that the later releases added.
+fn the_full() -> KeyVersion {
+    let born = the_born().born.map(|born| {
+        let ends = [10, 11, 12].map(|micros| Some(at(micros)));
+        let [retires_at, withdrawn_at, destroys_at] = ends;
+        Born { timeline: Timeline { retires_at, withdrawn_at, destroys_at, ..born.timeline }, ..born }
+    });
+    KeyVersion {
+        born,
+        compromise: Some(Compromise { at: at(13), reason: "r".to_owned() }),
+        destroyed_at: Some(at(14)),
+        takes_over: TakeOver::At(at(15)),
+        cross_signature: Some("a.b.c".into()),
+        ..the_born()
+    }
+}
+
+fn the_made() -> KeyVersion {
+    KeyVersion { maker: Some(ReplicaId::new("m")), takes_over: TakeOver::AtOnce, ..the_unborn() }
 }
 
 fn at(micros: i64) -> Timestamp {

@@ -1,5 +1,5 @@
 -- As in SQLite: migrations/sqlite/0008_wrapping.sql says more. The program before this one goes on beside it: what it
--- writes fits, and it reads what it knows.
+-- writes fits, and it reads what it knows. A key that wraps would stop it, and is not made while it is at work.
 ALTER TABLE keys ADD COLUMN required_context TEXT NOT NULL DEFAULT '[]';
 
 ALTER TABLE key_versions ADD COLUMN known_answer BYTEA;
@@ -34,3 +34,6 @@ CREATE TABLE usage_reports (
     generation    BIGINT NOT NULL,
     PRIMARY KEY (key_id, consumer)
 );
+
+-- The newest migration that a replica's program knows; null: none after 3.
+ALTER TABLE replicas ADD COLUMN schema BIGINT;
