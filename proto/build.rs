@@ -8,22 +8,28 @@ use prost_types::FileDescriptorSet;
 use protox::file::{ChainFileResolver, DescriptorSetFileResolver, GoogleFileResolver, IncludeFileResolver};
 
 /// Every file of the package, relative to `proto/`.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "kms/v1/resources.proto",
     "kms/v1/key_service.proto",
     "kms/v1/crypto_service.proto",
+    "kms/v1/wrapping.proto",
     "kms/v1/access_service.proto",
     "kms/v1/hsm_service.proto",
     "kms/v1/status_service.proto",
 ];
 
 /// Messages that carry payloads or credentials. Their Debug is written by hand in `src/redacted.rs`.
-const REDACTED: [&str; 7] = [
+const REDACTED: [&str; 12] = [
     ".kms.v1.SignRequest",
     ".kms.v1.SignResponse",
     ".kms.v1.VerifyRequest",
     ".kms.v1.SignJwtRequest",
     ".kms.v1.SignJwtResponse",
+    ".kms.v1.WrapKeyRequest",
+    ".kms.v1.UnwrapKeyResponse",
+    ".kms.v1.GenerateDataKeyResponse",
+    ".kms.v1.EncryptRequest",
+    ".kms.v1.DecryptResponse",
     ".kms.v1.CreateAccessTokenResponse",
     ".kms.v1.AcceptOlderStoreRequest",
 ];

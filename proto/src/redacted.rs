@@ -6,8 +6,9 @@
 use std::fmt;
 
 use crate::v1::{
-    AcceptOlderStoreRequest, CreateAccessTokenResponse, SignJwtRequest, SignJwtResponse, SignRequest,
-    SignResponse, VerifyRequest, sign_request, verify_request,
+    AcceptOlderStoreRequest, CreateAccessTokenResponse, DecryptResponse, EncryptRequest,
+    GenerateDataKeyResponse, SignJwtRequest, SignJwtResponse, SignRequest, SignResponse, UnwrapKeyResponse,
+    VerifyRequest, WrapKeyRequest, sign_request, verify_request,
 };
 
 /// Stands for bytes that must not be shown.
@@ -87,6 +88,58 @@ impl fmt::Debug for SignJwtResponse {
             .field("name", &self.name)
             .field("kid", &self.kid)
             .field("expire_time", &self.expire_time)
+            .finish()
+    }
+}
+
+impl fmt::Debug for WrapKeyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WrapKeyRequest")
+            .field("name", &self.name)
+            .field("plaintext", &Redacted(self.plaintext.len()))
+            .field("encryption_context", &self.encryption_context.len())
+            .field("data_key_id", &Redacted(self.data_key_id.len()))
+            .finish()
+    }
+}
+
+impl fmt::Debug for UnwrapKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnwrapKeyResponse")
+            .field("name", &self.name)
+            .field("plaintext", &Redacted(self.plaintext.len()))
+            .field("primary", &self.primary)
+            .finish()
+    }
+}
+
+impl fmt::Debug for GenerateDataKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenerateDataKeyResponse")
+            .field("name", &self.name)
+            .field("plaintext", &Redacted(self.plaintext.len()))
+            .field("wrapped_key", &Redacted(self.wrapped_key.len()))
+            .finish()
+    }
+}
+
+impl fmt::Debug for EncryptRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EncryptRequest")
+            .field("name", &self.name)
+            .field("plaintext", &Redacted(self.plaintext.len()))
+            .field("encryption_context", &self.encryption_context.len())
+            .field("payload_context", &self.payload_context.len())
+            .finish()
+    }
+}
+
+impl fmt::Debug for DecryptResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DecryptResponse")
+            .field("name", &self.name)
+            .field("plaintext", &Redacted(self.plaintext.len()))
+            .field("primary", &self.primary)
             .finish()
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
     timeline,
+    uses::{Uses, WrapLimits},
     verbs::{AttributeAudits, Births, MAX_AGE_MAX, RotationFailures},
 };
 
@@ -44,6 +45,8 @@ pub struct Kms<H, S, A, C> {
     pub(crate) acceptance: Mutex<Option<AcceptanceCode>>,
     /// What attribute audits found.
     pub(crate) audits: Mutex<AttributeAudits>,
+    /// How often versions wrapped, and when they were used.
+    pub(crate) uses: Uses,
     /// Rotations that were due and failed.
     pub(crate) rotation_failures: Mutex<RotationFailures>,
 }
@@ -91,6 +94,10 @@ pub struct Settings {
     /// The longest that a bundle of key sets lives: how long a revocation may take to reach whoever verifies with one.
     /// Default: 1 hour.
     pub bundle_ttl_max: SignedDuration,
+    /// How long a version that wraps must not have unwrapped before it may be destroyed. Default: 30 days.
+    pub unwrap_quiet_period: SignedDuration,
+    /// How many wraps one version may make. The same at all replicas: an operator does not set it.
+    pub wrap_limits: WrapLimits,
     /// How much longer than its caller a birth may wait for the HSM. Default: 60 s (RSA-4096 is slow).
     pub birth_grace: std::time::Duration,
 }
@@ -145,6 +152,8 @@ impl Default for Settings {
             jwks_max_age: MAX_AGE_MAX,
             issuer: "https://localhost".to_owned(),
             bundle_ttl_max: SignedDuration::from_hours(1),
+            unwrap_quiet_period: SignedDuration::from_hours(30 * 24),
+            wrap_limits: WrapLimits::default(),
             birth_grace: std::time::Duration::from_secs(60),
         }
     }
@@ -176,6 +185,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             entropy,
             births: Mutex::default(),
             audits: Mutex::default(),
+            uses: Uses::default(),
             rotation_failures: Mutex::default(),
             following: futures::lock::Mutex::default(),
             acceptance: Mutex::default(),

@@ -45,6 +45,7 @@ mod beat;
 mod catalog;
 mod key_set;
 mod timeline;
+mod uses;
 
 pub use action::Action;
 pub use algorithm::Algorithm;
@@ -60,3 +61,4 @@ pub use kms::Kms;
 pub use pin_latch::PinLatch;
 pub use store::Store;
 pub use time::Clock;
+pub use uses::WrapLimits;

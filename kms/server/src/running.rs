@@ -104,6 +104,7 @@ impl Starting {
         let addresses = addresses::File::write(config.state_dir(), grpc_addr, http_addr)?;
         let mut background = JoinSet::new();
         background.spawn(scheduler::run(Arc::clone(service)));
+        background.spawn(scheduler::write_uses(Arc::clone(service)));
         let period = config.keys.attribute_audit_period;
         background.spawn(scheduler::audit_attributes(Arc::clone(service), period));
         for (_, pair) in certificates.all() {
