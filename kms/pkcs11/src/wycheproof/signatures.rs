@@ -13,7 +13,11 @@ use super::{
     Token, on_both,
     signature_sets::{self, Group},
 };
-use crate::{mechanism, profile::Profile, public_key::PublicKey};
+use crate::{
+    mechanism,
+    profile::{Profile, SOFTHSM},
+    public_key::PublicKey,
+};
 
 #[test]
 fn a_token_verifies_what_it_must_and_nothing_else() {
@@ -38,7 +42,7 @@ fn judged_by_the_token() {
             let input = signature::input_of(algorithm, &vector.message);
             let data = mechanism::sign_data(algorithm, &input).unwrap();
             let verified = token.makes(|session| {
-                session.verify(&mechanism::signing(algorithm), key, &data, &vector.signature)
+                session.verify(&mechanism::signing(algorithm).unwrap(), key, &data, &vector.signature)
             });
             if verified.is_some() != vector.valid {
                 wrong.push(format!(
@@ -51,7 +55,9 @@ fn judged_by_the_token() {
         token.keys.destroy_object(key).unwrap();
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    let ed25519 = if has.contains(&Algorithm::Ed25519) { 151 } else { 0 };
+    // Kryoptic has EdDSA where its OpenSSL is 3.2 or newer.
+    let softhsm = token.module.profile.name == SOFTHSM.name;
+    let ed25519 = if softhsm || has.contains(&Algorithm::Ed25519) { 151 } else { 0 };
     assert_eq!(tried, 3978 + ed25519);
 }
 
@@ -63,7 +69,8 @@ fn template(algorithm: Algorithm, group: &Group, profile: &Profile) -> Vec<Attri
         vec![Attribute::Class(ObjectClass::PUBLIC_KEY), Attribute::Private(false), Attribute::Verify(true)];
     let point = || {
         let point = OctetStringRef::new(bits).unwrap().to_der().unwrap();
-        let mut attributes = mechanism::generation(algorithm.key_spec(), profile).public;
+        let mut attributes =
+            mechanism::generation(algorithm.key_spec(), algorithm.usage(), profile).parameters;
         attributes.push(Attribute::EcPoint(point));
         attributes
     };
