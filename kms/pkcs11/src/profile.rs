@@ -130,8 +130,7 @@ pub const SOFTHSM: Profile = Profile {
 };
 
 /// Kryoptic 1.5.4 on OpenSSL 3.0. An object that another process destroyed answers CKR_GENERAL_ERROR to everything; one
-/// that this process destroyed, CKR_OBJECT_HANDLE_INVALID. What OAEP does not open answers CKR_DEVICE_ERROR, which
-/// p11-kit in front of it also tells when its server is gone. The token is one SQLite file, and bears a kill in C_Login.
+/// that this process destroyed, CKR_OBJECT_HANDLE_INVALID. The token is one SQLite file, and bears a kill in C_Login.
 pub const KRYOPTIC: Profile = Profile {
     name: Cow::Borrowed("Kryoptic"),
     measured_on: MeasuredOn::module("Kryoptic"),
@@ -141,10 +140,7 @@ pub const KRYOPTIC: Profile = Profile {
     sessions_max: None,
     iv_source: Some(IvSource::Caller),
     oaep_hashes: Cow::Borrowed(&[OaepHash::Sha1, OaepHash::Sha256, OaepHash::Sha384, OaepHash::Sha512]),
-    errors: Overrides::fixed(&[
-        (RvError::DeviceError, Class::Ambiguous),
-        (RvError::GeneralError, Class::StaleHandle),
-    ]),
+    errors: Overrides::fixed(&[(RvError::GeneralError, Class::StaleHandle)]),
 };
 
 /// Any other module.

@@ -74,7 +74,6 @@ impl Class {
 impl Overrides {
     pub(super) const NONE: Self = Self(Cow::Borrowed(&[]));
 
-    /// In the order of their names, as they are read from a file.
     pub(super) const fn fixed(overrides: &'static [(RvError, Class)]) -> Self {
         Self(Cow::Borrowed(overrides))
     }
