@@ -4,8 +4,6 @@
 //! this file is compiled into this crate's unit tests and into nothing else. A token finds its configuration by the
 //! environment of its process, so every test runs an ignored one in a process of its own.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's verdict is a panic")]
-
 mod key_wraps;
 #[path = "../../core/tests/wycheproof/sets.rs"]
 mod signature_sets;
