@@ -20,7 +20,8 @@ fn tenant() -> BTreeMap<String, String> {
 
 async fn create(client: &Client, id: &str) -> anyhow::Result<()> {
     let key = Some(v1::Key { algorithm: "A256GCMKW".into(), ..Default::default() });
-    let made = client.create_key(v1::CreateKeyRequest { key_id: id.into(), key, ..Default::default() }).await?;
+    let made =
+        client.create_key(v1::CreateKeyRequest { key_id: id.into(), key, ..Default::default() }).await?;
     ensure!(made.purpose == "wrap" && !made.primary.is_empty(), "{made:?}");
     Ok(())
 }
@@ -74,11 +75,13 @@ async fn a_key_wraps_is_rotated_and_everything_opens_before_and_after_a_restart(
     rotate(&client, 2).await?;
     let opened = unwrap(&client, &old.wrapped_key).await?;
     ensure!(opened.plaintext == SECRET && !opened.primary, "{opened:?}");
-    let request = v1::RewrapKeyRequest { name: KEY.into(), wrapped_key: old.wrapped_key.clone(), ..Default::default() };
+    let request =
+        v1::RewrapKeyRequest { name: KEY.into(), wrapped_key: old.wrapped_key.clone(), ..Default::default() };
     let moved = client.rewrap_key(request).await?;
     ensure!(moved.name.ends_with("/2") && moved.source_name.ends_with("/1"), "{moved:?}");
 
-    service.restart().await?;
+    service.terminate().await?;
+    service.start_again().await?;
     let client = service.client().await?;
     for wrapped in [&old.wrapped_key, &moved.wrapped_key] {
         ensure!(unwrap(&client, wrapped).await?.plaintext == SECRET);
@@ -92,10 +95,17 @@ async fn a_key_wraps_is_rotated_and_everything_opens_before_and_after_a_restart(
     client.revoke_key_version(revoke).await?;
     let make = v1::CreateAccessTokenRequest {
         access_token_id: "reader".into(),
-        access_token: Some(v1::AccessToken { role: "user".into(), keys: vec![KEY.into()], ..Default::default() }),
+        access_token: Some(v1::AccessToken {
+            role: "user".into(),
+            keys: vec![KEY.into()],
+            ..Default::default()
+        }),
+        ttl: None,
     };
     let reader = client.create_access_token(make).await?;
-    let reader = service.client_with(&reader.credential).await?;
+    let file = service.dir().join("reader.token");
+    std::fs::write(&file, &reader.secret)?;
+    let reader = service.with_token_file(&file).client().await?;
     ensure!(reason(unwrap(&reader, &old.wrapped_key).await).as_deref() == Some("PERMISSION_DENIED"));
     ensure!(unwrap(&reader, &moved.wrapped_key).await?.plaintext == SECRET);
     ensure!(unwrap(&client, &old.wrapped_key).await?.plaintext == SECRET, "an administrator may recover");
@@ -109,7 +119,7 @@ async fn whatever_does_not_fit_has_one_reason_and_harms_nothing() -> anyhow::Res
     create(&client, "orders").await?;
     create(&client, "other").await?;
     let wrapped = wrap(&client).await?.wrapped_key;
-    let before = service.metric("kms_hsm_worker_respawns_total").await?;
+    let before = service.metric("kms_hsm_respawns_total").await?;
     let ask = |name: &str, wrapped_key: Vec<u8>, encryption_context| v1::UnwrapKeyRequest {
         name: name.into(),
         wrapped_key,
@@ -133,21 +143,28 @@ async fn whatever_does_not_fit_has_one_reason_and_harms_nothing() -> anyhow::Res
         let error = client.unwrap_key(request).await.err().context("it opened")?;
         said.insert((error.reason().map(str::to_owned), error.message().to_owned()));
     }
-    ensure!(said.len() == 1 && said.iter().all(|(reason, _)| reason.as_deref() == Some("NOT_OPENED")), "{said:?}");
+    ensure!(
+        said.len() == 1 && said.iter().all(|(reason, _)| reason.as_deref() == Some("NOT_OPENED")),
+        "{said:?}"
+    );
     for cut in [0, 4, 77, 137] {
         let refused = client.unwrap_key(ask(KEY, wrapped[..cut].to_vec(), tenant())).await;
         ensure!(reason(refused).as_deref() == Some("INVALID_ARGUMENT"), "cut at {cut}");
     }
     let checked = v1::UnwrapKeyRequest { wrapped_key_crc32c: Some(1), ..ask(KEY, wrapped.clone(), tenant()) };
     let refused = client.unwrap_key(checked).await.err().context("a wrong checksum was taken")?;
-    ensure!(refused.field_violations().iter().any(|wrong| wrong.field == "wrapped_key_crc32c"), "{refused:?}");
+    ensure!(
+        refused.field_violations().iter().any(|wrong| wrong.field == "wrapped_key_crc32c"),
+        "{refused:?}"
+    );
     ensure!(unwrap(&client, &wrapped).await?.plaintext == SECRET);
-    ensure!(service.metric("kms_hsm_worker_respawns_total").await? == before, "garbage cost a worker");
+    ensure!(service.metric("kms_hsm_respawns_total").await? == before, "garbage cost a worker");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_has_a_status_for_each_item_and_envelopes_of_small_payloads_come_back() -> anyhow::Result<()> {
+async fn a_batch_has_a_status_for_each_item_and_envelopes_of_small_payloads_come_back() -> anyhow::Result<()>
+{
     let service = Service::start().await?;
     let client = service.client().await?;
     create(&client, "orders").await?;
