@@ -1,10 +1,10 @@
 //! A key-encryption key in software, which stands for the HSM, and envelopes made with it from fixed bytes.
 
-use std::num::NonZeroU32;
+use std::{io::Read as _, num::NonZeroU32};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use kms_envelope::{
-    DataKey, DataKeyId, EncryptionContext, Envelope, EnvelopeContext, OpenError, Purpose, SealHeader,
+    DataKey, DataKeyId, EncryptionContext, Envelope, EnvelopeContext, OpenError, Opener, Purpose, SealHeader,
     SecretBytes, WrapAlgorithm, WrapHeader, WrappedKey, seal,
 };
 
@@ -76,8 +76,25 @@ impl Kek {
             .iter()
             .find_map(|recipient| self.unwrap(recipient, &context.key))
             .ok_or(OpenError::NotOpened)?;
-        Ok(envelope.open(&key, expected, context)?.expose_secret().to_vec())
+        opened_both_ways(&envelope, &key, expected, context)
     }
+}
+
+/// In memory and as a stream, which must agree.
+pub(crate) fn opened_both_ways(
+    envelope: &Envelope<'_>,
+    key: &DataKey,
+    expected: Purpose,
+    context: &EnvelopeContext,
+) -> Result<Vec<u8>, OpenError> {
+    let whole = envelope.open(key, expected, context).map(|plaintext| plaintext.expose_secret().to_vec());
+    let mut streamed = Vec::new();
+    let end = Opener::new(envelope.payload(), envelope.header(), key, expected, context)
+        .and_then(|mut opener| Ok(opener.read_to_end(&mut streamed)?));
+    assert_eq!(whole.is_ok(), end.is_ok(), "memory and stream disagree");
+    let plaintext = whole?;
+    assert!(streamed == plaintext, "memory and stream disagree");
+    Ok(plaintext)
 }
 
 pub(crate) fn data_key(seed: u8) -> DataKey {

@@ -21,6 +21,9 @@ struct Resolved {
     proof: Proof,
 }
 
+/// A handle, and the challenge that it has decrypted.
+pub(super) type Challenged = (ObjectHandle, Arc<[u8]>);
+
 /// By what a key has proved to be the one on record.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Proof {
@@ -43,8 +46,8 @@ impl Handles {
         })
     }
 
-    /// The handle of a pair that decrypts, if known, and the challenge that it has decrypted.
-    pub(super) fn decrypting(&self, key: &KeyRef) -> Result<Option<(ObjectHandle, Arc<[u8]>)>, Fault> {
+    /// The handle of a pair that decrypts, if known.
+    pub(super) fn decrypting(&self, key: &KeyRef) -> Result<Option<Challenged>, Fault> {
         self.lookup(key.id, |handle, proof| match proof {
             Proof::Decrypted { spki_sha256, challenge } if *spki_sha256 == key.spki_sha256 => {
                 Ok(Some((handle, Arc::clone(challenge))))
