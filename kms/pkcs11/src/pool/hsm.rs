@@ -170,7 +170,9 @@ impl Pool {
     ) -> Result<(), Fault> {
         match &*self.shared.token.load() {
             Some(token) if !token.algorithms.iter().any(|algorithm| supported(*algorithm)) => {
-                Err(Fault::Unsupported(format!("the token lacks the mechanisms for {what:?}")))
+                Err(Fault::Unsupported(format!(
+                    "the token lacks the mechanisms for {what:?}; `kms doctor` names them"
+                )))
             }
             _ => Ok(()),
         }
