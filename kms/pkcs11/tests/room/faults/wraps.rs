@@ -59,6 +59,7 @@ async fn a_handle_that_has_come_to_mean_another_key_releases_nothing() {
     // From each place in the row of calls on: encrypt, decrypt, and open the known answer.
     for swapped in [
         "C_EncryptInit,C_DecryptInit always",
+        "C_EncryptInit always",
         "C_DecryptInit always",
         "C_DecryptInit nth 2 times 1",
         "C_FindObjects,C_EncryptInit,C_DecryptInit always",
