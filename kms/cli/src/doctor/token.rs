@@ -86,6 +86,8 @@ fn algorithms(token: &TokenReport, findings: &mut Findings) {
     }
     for (algorithm, mechanisms) in lacking {
         let found = format_args!("{algorithm} cannot be used: the token lacks {}", mechanisms.join(", "));
-        findings.warn("algorithms", found).hint("use another algorithm, or a newer module");
+        findings.warn("algorithms", found).hint(
+            "use another algorithm, or a newer module; what no profile knows, `kms hsm probe` measures",
+        );
     }
 }

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use kms_core::{
     Algorithm, Hsm,
     algorithm::Modulus,
-    hsm::{Fault, KekRef, NewKey, SecretKeyRef},
+    hsm::{CkaId, Fault, KekRef, NewKey, SecretKeyRef, Usage},
     key_wrap,
 };
 use kms_envelope::SecretBytes;
@@ -18,7 +18,7 @@ use kms_softhsm::{EphemeralToken, Token};
 
 use crate::{
     profiles::profiled,
-    support::{Rig, grant, kryoptic, soon},
+    support::{Rig, grant, kryoptic, random, soon},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,6 +162,27 @@ async fn what_does_not_fit_a_wrap_is_refused_in_front() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_for_what_the_token_cannot_do_is_not_made() {
+    let rig = Rig::with(|config| config.workers = 1).await;
+    let [aes, rsa] = [Algorithm::A256GcmKw, Algorithm::RsaOaep256(Modulus::Bits2048)];
+    assert!(rig.pool.supports(aes) && !rig.pool.supports(rsa), "SoftHSM 2.6.1 has OAEP with SHA-1 alone");
+    for (spec, usage) in [
+        (rsa.key_spec(), Usage::Decrypt),
+        (aes.key_spec(), Usage::Decrypt),
+        (aes.key_spec(), Usage::Sign),
+        (Algorithm::Es256.key_spec(), Usage::Decrypt),
+    ] {
+        let id = CkaId::from_bytes(random());
+        let new = NewKey { id, label: String::new(), spec, usage };
+        let fault = rig.pool.generate(&grant(), &new, soon()).await.unwrap_err();
+        assert!(matches!(&fault, Fault::Unsupported(text) if text.contains("kms doctor")), "{fault:?}");
+        let found = rig.pool.find(&grant(), id, soon()).await.unwrap();
+        assert_eq!(found, kms_core::hsm::Found::default());
+    }
+    rig.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_profile_that_is_wrong_about_the_iv_releases_no_wrap() {
     let token = EphemeralToken::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -172,7 +193,7 @@ async fn a_profile_that_is_wrong_about_the_iv_releases_no_wrap() {
     let (pool, supervisor) = profiled(&token, dir.path(), file, config);
     pool.wait_ready().await.unwrap();
     let algorithm = Algorithm::A256GcmKw;
-    let id = kms_core::hsm::CkaId::from_bytes(crate::support::random());
+    let id = CkaId::from_bytes(random());
     let (spec, usage) = (algorithm.key_spec(), algorithm.usage());
     pool.generate(&grant(), &NewKey { id, label: String::new(), spec, usage }, soon()).await.unwrap();
     let key = SecretKeyRef { id, known_answer: None };

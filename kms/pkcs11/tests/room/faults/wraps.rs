@@ -4,14 +4,14 @@ use std::collections::HashSet;
 
 use futures::future::join_all;
 use kms_core::{
-    Hsm,
-    hsm::{Fault, KekRef, SecretKeyRef},
+    Algorithm, Hsm,
+    hsm::{CkaId, Fault, KekRef, NewKey, SecretKeyRef},
 };
 use kms_softhsm::faults::{Controller, Event};
 use rustix::process::Signal;
 
 use super::is_unavailable;
-use crate::support::{Rig, eventually, signal};
+use crate::support::{Rig, eventually, grant, random, served, signal, soon};
 
 /// Wraps of each kind of fault, and the least number of faults that all of them meet (promise 10).
 const WRAPS: u32 = 1500;
@@ -59,6 +59,7 @@ async fn a_handle_that_has_come_to_mean_another_key_releases_nothing() {
     // From each place in the row of calls on: encrypt, decrypt, and open the known answer.
     for swapped in [
         "C_EncryptInit,C_DecryptInit always",
+        "C_EncryptInit always",
         "C_DecryptInit always",
         "C_DecryptInit nth 2 times 1",
         "C_FindObjects,C_EncryptInit,C_DecryptInit always",
@@ -151,6 +152,43 @@ async fn a_lost_link_costs_the_worker_and_the_call_is_made_again() {
         }
         rig.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_that_the_token_forgot_heals_by_a_new_worker_and_loses_no_key() {
+    for when in ["C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt", "C_FindObjectsInit"] {
+        for known in [true, false] {
+            let (rig, controller) = Rig::faulty_worker().await;
+            let key = rig.kek().await;
+            let wrapped = rig.wrap(&key, &[5; 32]).await.unwrap();
+            if !known {
+                replace_worker(&rig).await;
+            }
+            let kek = KekRef::Secret(key.clone());
+            controller.set(&format!("{when} nth 1 times 1: forget-login").parse().unwrap());
+            is_unavailable(rig.wrap(&key, &[5; 32]).await);
+            assert_eq!(served(async || rig.unwrap(&kek, &wrapped).await).await, [5; 32], "{when}, {known}");
+            served(async || rig.wrap(&key, &[5; 32]).await).await;
+            assert!(controller.fired() == 1 || (when == "C_FindObjectsInit" && known), "{when}, {known}");
+            rig.close().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_key_that_was_made_before_an_error_was_reported_is_found() {
+    let (rig, controller) = Rig::faulty_worker().await;
+    let (id, algorithm) = (CkaId::from_bytes(random()), Algorithm::A256GcmKw);
+    let (spec, usage) = (algorithm.key_spec(), algorithm.usage());
+    controller.set(&"C_GenerateKey always times 1: call-then-return CKR_GENERAL_ERROR".parse().unwrap());
+    let new = NewKey { id, label: String::new(), spec, usage };
+    let made = rig.pool.generate(&grant(), &new, soon()).await;
+    assert!(matches!(made, Err(Fault::Failed(_))), "{made:?}");
+    let found = rig.pool.find(&grant(), id, soon()).await.unwrap();
+    assert_eq!((found.private.len(), found.public.len(), found.secret.len()), (0, 0, 1));
+    let key = rig.known(id).await;
+    rig.wrap(&key, &[5; 32]).await.unwrap();
+    rig.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
