@@ -90,7 +90,7 @@ fn a_wrap_is_bound_to_every_field_of_its_header() {
         assert_ne!(changed.aad(), header.aad());
         let moved = WrappedKey::new(changed, wrapped.wrapped().to_vec()).unwrap();
         for context in [customers().key, EncryptionContext::default()] {
-            assert!(kek.unwrap(&moved, &context).is_none(), "{changed:?}");
+            assert!(kek.unwrap_whatever_it_says(&moved, &context).is_none(), "{changed:?}");
         }
     }
 }

@@ -49,16 +49,23 @@ impl Kek {
     /// What UnwrapKey does: the header must name this very version, and all of it is authenticated.
     pub(crate) fn unwrap(&self, wrapped: &WrappedKey, context: &EncryptionContext) -> Option<DataKey> {
         let header = wrapped.header();
-        if (header.key_uid, header.key_version) != (self.uid, self.version)
-            || header.algorithm != WrapAlgorithm::A256GcmKw
-            || header.context_digest != context.digest()
-        {
+        let is_ours = (header.key_uid, header.key_version) == (self.uid, self.version);
+        (is_ours && header.algorithm == WrapAlgorithm::A256GcmKw)
+            .then(|| self.unwrap_whatever_it_says(wrapped, context))?
+    }
+
+    /// Without looking who is named: the header is authenticated all the same.
+    pub(crate) fn unwrap_whatever_it_says(
+        &self,
+        wrapped: &WrappedKey,
+        context: &EncryptionContext,
+    ) -> Option<DataKey> {
+        if wrapped.header().context_digest != context.digest() {
             return None;
         }
         let (iv, text) = wrapped.wrapped().split_first_chunk::<12>()?;
-        let mut text = text.to_vec();
-        let nonce = Nonce::assume_unique_for_key(*iv);
-        let key = self.key.open_in_place(nonce, Aad::from(header.aad()), &mut text).ok()?.to_vec();
+        let (mut text, aad) = (text.to_vec(), Aad::from(wrapped.header().aad()));
+        let key = self.key.open_in_place(Nonce::assume_unique_for_key(*iv), aad, &mut text).ok()?.to_vec();
         DataKey::from_secret(SecretBytes::new(key)).ok()
     }
 

@@ -10,3 +10,4 @@ mod recipients;
 mod sizes;
 mod streams;
 mod tampered;
+mod vectors;
