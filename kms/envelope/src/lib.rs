@@ -1,32 +1,32 @@
-//! Placeholder until the format lands: the one type that the HSM port needs.
-use std::fmt;
+//! Envelopes: the bytes in which everything that does not live in the HSM is stored, and the software cryptography in
+//! them. `docs/reference/envelope-format.md` has every byte, `docs/decisions/0013-one-envelope-suite.md` the reasons.
+//!
+//! A **data key** (32 bytes) encrypts a payload and is itself wrapped by a version of a key in the HSM. A [`WrappedKey`]
+//! names that version; an [`Envelope`] carries one wrapped key per recipient and then the payload. Moving to another
+//! version replaces the wrapped keys ([`rewrapped`]) and no byte of the payload.
+//!
+//! Nothing here knows the network, the HSM or the clock, and randomness is an argument. Start reading at [`seal()`] and
+//! [`open()`]; [`Sealer`] and [`Opener`] do the same for streams of any length.
+#![forbid(unsafe_code)]
 
-use zeroize::Zeroizing;
+mod context;
+mod error;
+mod header;
+mod open;
+mod payload;
+mod seal;
+mod secret;
+mod stream;
+mod wrapped_key;
 
-/// Secret bytes: zeroized when dropped, and never shown.
-pub struct SecretBytes(Zeroizing<Vec<u8>>);
-
-impl SecretBytes {
-    /// Takes the bytes.
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
-    }
-
-    /// The bytes.
-    pub fn expose_secret(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SecretBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SecretBytes(..)")
-    }
-}
-
-/// Placeholder.
-pub struct EncryptionContext;
-impl EncryptionContext {
-    /// Longest name in bytes.
-    pub const NAME_LEN_MAX: usize = 128;
-}
+pub use self::{
+    context::{ContextError, EncryptionContext, EnvelopeContext},
+    error::{Malformed, OpenError, RandomError, RecipientsError, SealError},
+    header::Header,
+    open::{Envelope, open},
+    payload::CHUNK_LEN,
+    seal::{RewrapError, SealHeader, rewrapped, seal},
+    secret::{DataKey, DataKeyId, DataKeyLenError, SecretBytes},
+    stream::{Opener, Sealer},
+    wrapped_key::{Purpose, WrapAlgorithm, WrapHeader, WrappedKey},
+};
