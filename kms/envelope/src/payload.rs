@@ -89,8 +89,9 @@ pub(crate) fn unlock(
     // The purpose that the caller expects is what goes in: what the header says need not even be looked at.
     let (chunks, commitment) =
         Binding { purpose: expected, data_key_id: header.data_key_id, salt: &header.salt, context }
-            .derive(data_key)?;
-    verify_slices_are_equal(&commitment, &header.commitment)?;
+            .derive(data_key)
+            .map_err(|Unspecified| OpenError::NotOpened)?;
+    verify_slices_are_equal(&commitment, &header.commitment).map_err(|Unspecified| OpenError::NotOpened)?;
     if header.purpose != expected {
         return Err(OpenError::NotOpened);
     }
@@ -109,8 +110,9 @@ impl Chunks {
     pub(crate) fn seal(&mut self, plain: &[u8], sealed: &mut [u8], last: bool) -> Result<(), SealError> {
         let nonce = self.next_nonce(last).ok_or(SealError::TooLong)?;
         let (ciphertext, tag) = sealed.split_at_mut(plain.len());
-        self.key.seal_out_of_place_scatter(nonce, Aad::empty(), plain, ciphertext, &[], tag)?;
-        Ok(())
+        self.key
+            .seal_out_of_place_scatter(nonce, Aad::empty(), plain, ciphertext, &[], tag)
+            .map_err(|Unspecified| SealError::Library)
     }
 
     /// Opens `sealed` into `plain`, which is a tag shorter, and holds zeroes if it does not open.
@@ -121,9 +123,9 @@ impl Chunks {
             return Err(OpenError::NotOpened);
         }
         let nonce = self.next_nonce(last).ok_or(OpenError::NotOpened)?;
-        self.key.open_separate_gather(nonce, Aad::empty(), ciphertext, tag, plain).map_err(|error| {
+        self.key.open_separate_gather(nonce, Aad::empty(), ciphertext, tag, plain).map_err(|Unspecified| {
             plain.fill(0);
-            error.into()
+            OpenError::NotOpened
         })
     }
 

@@ -316,7 +316,7 @@ fn name(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::Native => "native",
         Purpose::Vault => "vault",
-        _ => "kubernetes",
+        Purpose::Kubernetes => "kubernetes",
     }
 }
 
