@@ -1,8 +1,8 @@
 //! What can go wrong, told apart only as far as that tells an attacker nothing.
 //!
-//! Before a key is touched a parser may say exactly what is wrong with the bytes: [`Malformed`]. After that there is one
-//! answer for a wrong key, context, purpose, commitment or tag, and for a payload that was cut, extended or reordered:
-//! [`OpenError::NotOpened`].
+//! Before a key is touched a parser may say exactly what is wrong with the bytes: [`Malformed`]. After that there is
+//! one answer for a wrong key, context, purpose, commitment or tag, and for a payload that was cut, extended or
+//! reordered: [`OpenError::NotOpened`].
 
 use std::io;
 
