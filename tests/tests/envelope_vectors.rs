@@ -1,5 +1,5 @@
-//! A decoder that shares no line with ours (`tests/clients/python/open_envelope.py`) reads the vectors, and envelopes made
-//! just now, and says the same of each (promise 13).
+//! A decoder that shares no line with ours (`tests/clients/python/open_envelope.py`) reads the vectors, and envelopes
+//! made just now, and says the same of each (promise 13).
 
 use std::{
     collections::BTreeMap,

@@ -1,12 +1,10 @@
 //! What can go wrong, told apart only as far as that tells an attacker nothing.
 //!
-//! Before a key is touched a parser may say exactly what is wrong with the bytes: [`Malformed`]. After that there is one
-//! answer for a wrong key, context, purpose, commitment or tag, and for a payload that was cut, extended or reordered:
-//! [`OpenError::NotOpened`].
+//! Before a key is touched a parser may say exactly what is wrong with the bytes: [`Malformed`]. After that there is
+//! one answer for a wrong key, context, purpose, commitment or tag, and for a payload that was cut, extended or
+//! reordered: [`OpenError::NotOpened`].
 
 use std::io;
-
-use aws_lc_rs::error::Unspecified;
 
 /// These bytes are no envelope, or no wrapped key, of a format that this program knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,12 +45,6 @@ pub enum OpenError {
     Io(#[from] io::Error),
 }
 
-impl From<Unspecified> for OpenError {
-    fn from(_: Unspecified) -> Self {
-        Self::NotOpened
-    }
-}
-
 /// Why something was not sealed.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
@@ -73,12 +65,6 @@ pub enum SealError {
     /// The envelope could not be written.
     #[error("the envelope could not be written: {0}")]
     Io(#[from] io::Error),
-}
-
-impl From<Unspecified> for SealError {
-    fn from(_: Unspecified) -> Self {
-        Self::Library
-    }
 }
 
 /// The recipients do not fit their envelope.

@@ -32,16 +32,16 @@ pub fn envelope_header(bytes: &[u8]) {
 }
 
 /// What opens under the data key of 32 bytes 1, in memory and as a stream alike, is what sealing it again gives.
-/// Context: `{"table": "customers"}` and `{"row": "17"}`.
-pub fn envelope_open(bytes: &[u8]) {
-    let (Ok(envelope), Some((data_key, context))) = (Envelope::parse(bytes), known()) else { return };
+/// Context: `{"table": "customers"}` and `{"row": "17"}`. True if it opened.
+pub fn envelope_open(bytes: &[u8]) -> bool {
+    let (Ok(envelope), Some((data_key, context))) = (Envelope::parse(bytes), known()) else { return false };
     let expected = Purpose::Native;
     let whole = envelope.open(&data_key, expected, &context);
     let mut streamed = Vec::new();
     let end = Opener::new(ByteByByte(envelope.payload()), envelope.header(), &data_key, expected, &context)
         .and_then(|mut opener| Ok(opener.read_to_end(&mut streamed)?));
     assert_eq!(whole.is_ok(), end.is_ok(), "memory and stream disagree");
-    let Ok(plaintext) = whole else { return };
+    let Ok(plaintext) = whole else { return false };
     assert!(plaintext.expose_secret() == streamed, "memory and stream disagree");
     let header = SealHeader {
         recipients: envelope.header().recipients().to_vec(),
@@ -55,6 +55,7 @@ pub fn envelope_open(bytes: &[u8]) {
     });
     // Recipients of another key context open nothing, and nothing is sealed for them.
     assert!(again.is_err() || again.is_ok_and(|again| again == bytes), "an envelope has two encodings");
+    true
 }
 
 /// A context keeps its limits, and its encoding gives its pairs back in their order.

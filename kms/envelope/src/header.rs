@@ -1,8 +1,9 @@
 //! The header of an envelope: everything before the payload. It can be read from a stream without knowing any key, and
 //! says whom to ask for the data key.
 //!
-//! All of it but the recipients goes into the derivation of the payload's key ([`crate::payload`]). The recipients do not,
-//! because a rewrap replaces them; each is bound by its own wrap to the data-key id and the purpose that stand here.
+//! All of it but the recipients goes into the derivation of the payload's key ([`crate::payload`]). The recipients do
+//! not, because a rewrap replaces them; each is bound by its own wrap to the data-key id and the purpose that stand
+//! here.
 
 use std::io::{self, Read, Write};
 
@@ -86,8 +87,8 @@ impl Header {
         Ok(header)
     }
 
-    /// Reads up to the payload and not a byte further. At most [`WrappedKey::LEN_MAX`] bytes are allocated ahead of what
-    /// was read.
+    /// Reads up to the payload and not a byte further. At most [`WrappedKey::LEN_MAX`] bytes are allocated ahead of
+    /// what was read.
     pub fn read(mut from: impl Read) -> Result<Self, OpenError> {
         if &take::<4>(&mut from)? != MAGIC {
             return Err(Malformed::NotOurs("envelope").into());

@@ -1,16 +1,16 @@
 //! The payload: its key, and its chunks.
 //!
-//! Each envelope has a key of its own, HKDF-SHA-256 (RFC 5869) of the data key with 32 fresh random bytes as salt, so a
-//! data key may be cached and used often without any nonce ever repeating under one key. What the payload is bound to is
-//! the `info` of that derivation: with another purpose, data-key id or context another key comes out. AES-256-GCM's own
-//! AAD is therefore empty: it would bind the same bytes once more, in every chunk.
+//! Each envelope has a key of its own, HKDF-SHA-256 (RFC 5869) of the data key with 32 fresh random bytes as salt, so
+//! a data key may be cached and used often without any nonce ever repeating under one key. What the payload is bound
+//! to is the `info` of that derivation: with another purpose, data-key id or context another key comes out.
+//! AES-256-GCM's own AAD is therefore empty: it would bind the same bytes once more, in every chunk.
 //!
-//! The derivation also gives a **commitment** to data key and context. GCM alone does not commit to its key: one ciphertext
-//! can be made that opens under two (Grubbs, Lu, Ristenpart 2017). It is compared, in constant time, before any chunk is
-//! opened.
+//! The derivation also gives a **commitment** to data key and context. GCM alone does not commit to its key: one
+//! ciphertext can be made that opens under two (Grubbs, Lu, Ristenpart 2017). It is compared, in constant time, before
+//! any chunk is opened.
 //!
-//! Chunks follow the STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizár 2015): the nonce is a counter and a flag for
-//! the last chunk, so none can be dropped, doubled or moved, and the end cannot be cut off or extended.
+//! Chunks follow the STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizár 2015): the nonce is a counter and a flag
+//! for the last chunk, so none can be dropped, doubled or moved, and the end cannot be cut off or extended.
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
@@ -73,7 +73,8 @@ fn extend_with_context(aad: &mut Vec<u8>, context: &EncryptionContext) {
     aad.extend(canonical);
 }
 
-/// The key of a payload that is `expected` to be for this door, if `data_key` and `context` are those it was sealed with.
+/// The key of a payload that is `expected` to be for this door, if `data_key` and `context` are those it was sealed
+/// with.
 pub(crate) fn unlock(
     header: &Header,
     data_key: &DataKey,
@@ -83,8 +84,9 @@ pub(crate) fn unlock(
     // The purpose that the caller expects is what goes in: what the header says need not even be looked at.
     let (chunks, commitment) =
         Binding { purpose: expected, data_key_id: header.data_key_id, salt: &header.salt, context }
-            .derive(data_key)?;
-    verify_slices_are_equal(&commitment, &header.commitment)?;
+            .derive(data_key)
+            .map_err(|Unspecified| OpenError::NotOpened)?;
+    verify_slices_are_equal(&commitment, &header.commitment).map_err(|Unspecified| OpenError::NotOpened)?;
     if header.purpose != expected {
         return Err(OpenError::NotOpened);
     }
@@ -102,7 +104,7 @@ impl Chunks {
     /// Seals `plain` into `sealed`, which is a tag longer.
     pub(crate) fn seal(&mut self, plain: &[u8], sealed: &mut [u8], last: bool) -> Result<(), SealError> {
         let nonce = self.next_nonce(last).ok_or(SealError::TooLong)?;
-        Ok(seal(&self.key, nonce, b"", plain, sealed)?)
+        seal(&self.key, nonce, b"", plain, sealed).map_err(|Unspecified| SealError::Library)
     }
 
     /// Opens `sealed` into `plain`, which is a tag shorter, and holds zeroes if it does not open.
@@ -112,9 +114,9 @@ impl Chunks {
             return Err(OpenError::NotOpened);
         }
         let nonce = self.next_nonce(last).ok_or(OpenError::NotOpened)?;
-        open(&self.key, nonce, b"", sealed, plain).map_err(|error| {
+        open(&self.key, nonce, b"", sealed, plain).map_err(|Unspecified| {
             plain.fill(0);
-            error.into()
+            OpenError::NotOpened
         })
     }
 

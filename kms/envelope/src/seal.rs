@@ -1,5 +1,7 @@
 //! Sealing what is in memory, and rewrapping.
 
+use aws_lc_rs::error::Unspecified;
+
 use crate::{
     DataKey, DataKeyId, Envelope, EnvelopeContext, Purpose, WrappedKey,
     error::{Malformed, RandomError, RecipientsError, SealError},
@@ -50,7 +52,9 @@ pub(crate) fn begin(
     let SealHeader { recipients, purpose, data_key_id } = seal_header;
     let mut salt = [0; 32];
     random(&mut salt)?;
-    let (chunks, commitment) = Binding { purpose, data_key_id, salt: &salt, context }.derive(data_key)?;
+    let (chunks, commitment) = Binding { purpose, data_key_id, salt: &salt, context }
+        .derive(data_key)
+        .map_err(|Unspecified| SealError::Library)?;
     let header = Header::new(purpose, data_key_id, salt, commitment, recipients)?;
     if *header.context_digest() != context.key.digest() {
         return Err(RecipientsError::Context.into());

@@ -1,5 +1,5 @@
-//! Bytes that nobody else may see, and the data key. Memory is overwritten when they are dropped (zeroize); they stand on
-//! the heap, so that moving them leaves no copy behind.
+//! Bytes that nobody else may see, and the data key. Memory is overwritten when they are dropped (zeroize); they stand
+//! on the heap, so that moving them leaves no copy behind.
 
 use std::fmt;
 
@@ -38,7 +38,8 @@ impl fmt::Debug for SecretBytes {
     }
 }
 
-/// The 32 bytes under which payloads are sealed. One may serve many envelopes: each has a key of its own derived from it.
+/// The 32 bytes under which payloads are sealed. One may serve many envelopes: each has a key of its own derived from
+/// it.
 #[derive(Debug)]
 pub struct DataKey(SecretBytes);
 

@@ -145,8 +145,8 @@ impl<R: Read> Opener<R> {
         })
     }
 
-    /// Opens the next chunk into `plain`, or into our own buffer. An error from below may be tried again; one of ours is
-    /// final.
+    /// Opens the next chunk into `plain`, or into our own buffer. An error from below may be tried again; one of ours
+    /// is final.
     fn next_chunk(&mut self, direct: Option<&mut [u8]>) -> io::Result<usize> {
         let last = self.fill()?;
         self.state = State::Failed;

@@ -17,7 +17,6 @@ const GCM_OVERHEAD_LEN: usize = 12 + 16;
 
 /// The door through which a ciphertext came, and alone may leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Purpose {
     /// Our own API.
     Native = 1,
@@ -45,7 +44,6 @@ impl Purpose {
 
 /// How a key is wrapped. There is room for a post-quantum wrap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum WrapAlgorithm {
     /// AES-256-GCM: IV, ciphertext, tag.
     A256GcmKw = 1,

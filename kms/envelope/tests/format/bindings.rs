@@ -1,5 +1,5 @@
-//! What a payload and a wrap are bound to, field by field: each of these tests knows the data key, and still must not get
-//! at the plaintext.
+//! What a payload and a wrap are bound to, field by field: each of these tests knows the data key, and still must not
+//! get at the plaintext.
 
 use std::collections::HashSet;
 

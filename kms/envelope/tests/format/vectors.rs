@@ -1,6 +1,6 @@
-//! The vectors of `tests/vectors/envelope/`: each file is computed here from its inputs, and must be what is on disk, byte
-//! for byte. `KMS_WRITE_VECTORS=1 cargo test -p kms-envelope vectors` writes them. `tests/tests/envelope_vectors.rs` has a
-//! decoder in another language open them.
+//! The vectors of `tests/vectors/envelope/`: each file is computed here from its inputs, and must be what is on disk,
+//! byte for byte. `KMS_WRITE_VECTORS=1 cargo test -p kms-envelope vectors` writes them.
+//! `tests/tests/envelope_vectors.rs` has a decoder in another language open them.
 
 use std::{fs, num::NonZeroU32, path::PathBuf};
 
@@ -113,8 +113,13 @@ impl Opening {
     fn describe(&self) -> Value {
         let envelope = self.envelope();
         let aes = self.keks.iter().map(|seed| {
-            let iv = hex(&[9; 12]);
-            json!({"algorithm": "A256GCMKW", "key_uid": hex(&[*seed; 16]), "key_version": seed, "kek": hex(&[*seed; 32]), "iv": iv})
+            json!({
+                "algorithm": "A256GCMKW",
+                "key_uid": hex(&[*seed; 16]),
+                "key_version": seed,
+                "kek": hex(&[*seed; 32]),
+                "iv": hex(&[9; 12]),
+            })
         });
         let recipients: Vec<_> = aes.chain(self.rsa.then(|| rsa_recipient(&self.context).1)).collect();
         let mut vector = json!({
@@ -316,7 +321,7 @@ fn name(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::Native => "native",
         Purpose::Vault => "vault",
-        _ => "kubernetes",
+        Purpose::Kubernetes => "kubernetes",
     }
 }
 
