@@ -1,16 +1,18 @@
-//! `kms.v1.CryptoService`: signatures and tokens.
+//! `kms.v1.CryptoService`: signatures and tokens, wrapped keys and envelopes.
 
 use kms_core::{
     AuditLog, Clock, Error, Hsm, Store,
-    verbs::{BATCH_ITEMS_MAX, Encoding, Sign, SignJwt, ToSign, Verify},
+    verbs::{Encoding, Sign, SignJwt, ToSign, Verify},
 };
-use kms_proto::v1::{self, SignatureFormat, batch_sign_result::Outcome, sign_request, verify_request};
+use kms_proto::v1::{self, SignatureFormat, sign_request, verify_request};
 use tonic::{Request, Response, Status};
 
 use crate::{
+    batch,
     call::{Call, Door, Kms},
-    message, name, status,
+    message, name,
     time::span,
+    wrapping,
 };
 
 /// Longest signature in bytes that Verify takes; the longest that exists here has 512.
@@ -65,39 +67,225 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
         request: Request<v1::BatchSignRequest>,
     ) -> Result<Response<v1::BatchSignResponse>, Status> {
         let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::BatchSignRequest| async move {
-            if request.requests.is_empty() || request.requests.len() > BATCH_ITEMS_MAX {
-                return Err(Error::invalid("requests", format!("a batch has 1 to {BATCH_ITEMS_MAX} items")));
-            }
-            let (good, mut bad) = parse_batch(request.requests);
-            let mut signed = match good.is_empty() {
-                true => Vec::new(),
-                false => kms.batch_sign(&call.caller, good, call.deadline).await?,
-            }
-            .into_iter();
-            let in_order = bad.iter_mut().map(|bad| match bad.take() {
-                Some(error) => Some(Err(error)),
-                None => signed.next(),
-            });
-            Ok(v1::BatchSignResponse { results: in_order.flatten().map(result).collect() })
+            let verb = |items| async move { kms.batch_sign(&call.caller, items, call.deadline).await };
+            let results = batch::run(request.requests, parse_sign, verb).await?;
+            let results = results.into_iter().map(|signed| batch::sign(signed.map(message::signed)));
+            Ok(v1::BatchSignResponse { results: results.collect() })
         };
         self.0.run(request, verb).await
     }
-}
 
-/// The items that core can take, and for each place of the batch the error of one that it cannot.
-fn parse_batch(requests: Vec<v1::SignRequest>) -> (Vec<Sign>, Vec<Option<Error>>) {
-    let mut good = Vec::with_capacity(requests.len());
-    let bad = requests.into_iter().map(|request| parse_sign(request).map(|sign| good.push(sign)).err());
-    let bad = bad.collect();
-    (good, bad)
-}
+    async fn wrap_key(
+        &self,
+        request: Request<v1::WrapKeyRequest>,
+    ) -> Result<Response<v1::WrapKeyResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::WrapKeyRequest| async move {
+            let checked = request.plaintext_crc32c.is_some();
+            let request = wrapping::parse_wrap(request)?;
+            let made = kms.wrap_key(&call.caller, request, call.deadline).await?;
+            Ok(wrapping::wrapped(made, checked))
+        };
+        self.0.run(request, verb).await
+    }
 
-fn result(result: Result<kms_core::verbs::Signed, Error>) -> v1::BatchSignResult {
-    let outcome = match result {
-        Ok(signed) => Outcome::Response(message::signed(signed)),
-        Err(error) => Outcome::Error(status::message(&error)),
-    };
-    v1::BatchSignResult { outcome: Some(outcome) }
+    async fn unwrap_key(
+        &self,
+        request: Request<v1::UnwrapKeyRequest>,
+    ) -> Result<Response<v1::UnwrapKeyResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::UnwrapKeyRequest| async move {
+            let request = wrapping::parse_unwrap(request)?;
+            kms.unwrap_key(&call.caller, request, call.deadline).await.map(wrapping::unwrapped)
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn rewrap_key(
+        &self,
+        request: Request<v1::RewrapKeyRequest>,
+    ) -> Result<Response<v1::RewrapKeyResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::RewrapKeyRequest| async move {
+            let request = wrapping::parse_rewrap(request)?;
+            kms.rewrap_key(&call.caller, request, call.deadline).await.map(wrapping::rewrapped)
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn generate_data_key(
+        &self,
+        request: Request<v1::GenerateDataKeyRequest>,
+    ) -> Result<Response<v1::GenerateDataKeyResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::GenerateDataKeyRequest| async move {
+            let request = wrapping::parse_generate(request, true)?;
+            kms.generate_data_key(&call.caller, request, call.deadline).await.map(wrapping::data_key)
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn generate_data_key_without_plaintext(
+        &self,
+        request: Request<v1::GenerateDataKeyRequest>,
+    ) -> Result<Response<v1::GenerateDataKeyWithoutPlaintextResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::GenerateDataKeyRequest| async move {
+            let request = wrapping::parse_generate(request, false)?;
+            kms.generate_data_key(&call.caller, request, call.deadline).await.map(wrapping::data_key_wrapped)
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn encrypt(
+        &self,
+        request: Request<v1::EncryptRequest>,
+    ) -> Result<Response<v1::EncryptResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::EncryptRequest| async move {
+            let checked = request.plaintext_crc32c.is_some();
+            let request = wrapping::parse_encrypt(request)?;
+            let made = kms.encrypt(&call.caller, request, call.deadline).await?;
+            Ok(wrapping::encrypted(made, checked))
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn decrypt(
+        &self,
+        request: Request<v1::DecryptRequest>,
+    ) -> Result<Response<v1::DecryptResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::DecryptRequest| async move {
+            let request = wrapping::parse_decrypt(request)?;
+            kms.decrypt(&call.caller, request, call.deadline).await.map(wrapping::decrypted)
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn re_encrypt(
+        &self,
+        request: Request<v1::ReEncryptRequest>,
+    ) -> Result<Response<v1::ReEncryptResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::ReEncryptRequest| async move {
+            let request = wrapping::parse_re_encrypt(request)?;
+            kms.re_encrypt(&call.caller, request, call.deadline).await.map(wrapping::re_encrypted)
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn batch_wrap_key(
+        &self,
+        request: Request<v1::BatchWrapKeyRequest>,
+    ) -> Result<Response<v1::BatchWrapKeyResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::BatchWrapKeyRequest| async move {
+            let checked: Vec<_> =
+                request.requests.iter().map(|item| item.plaintext_crc32c.is_some()).collect();
+            let verb = |items| async move { kms.batch_wrap_key(&call.caller, items, call.deadline).await };
+            let results = batch::run(request.requests, wrapping::parse_wrap, verb).await?;
+            let results = results.into_iter().zip(checked);
+            let results = results
+                .map(|(made, checked)| batch::wrap_key(made.map(|made| wrapping::wrapped(made, checked))));
+            Ok(v1::BatchWrapKeyResponse { results: results.collect() })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn batch_unwrap_key(
+        &self,
+        request: Request<v1::BatchUnwrapKeyRequest>,
+    ) -> Result<Response<v1::BatchUnwrapKeyResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::BatchUnwrapKeyRequest| async move {
+            let verb = |items| async move { kms.batch_unwrap_key(&call.caller, items, call.deadline).await };
+            let results = batch::run(request.requests, wrapping::parse_unwrap, verb).await?;
+            let results = results.into_iter().map(|made| batch::unwrap_key(made.map(wrapping::unwrapped)));
+            Ok(v1::BatchUnwrapKeyResponse { results: results.collect() })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn batch_rewrap_key(
+        &self,
+        request: Request<v1::BatchRewrapKeyRequest>,
+    ) -> Result<Response<v1::BatchRewrapKeyResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::BatchRewrapKeyRequest| async move {
+            let verb = |items| async move { kms.batch_rewrap_key(&call.caller, items, call.deadline).await };
+            let results = batch::run(request.requests, wrapping::parse_rewrap, verb).await?;
+            let results = results.into_iter().map(|made| batch::rewrap_key(made.map(wrapping::rewrapped)));
+            Ok(v1::BatchRewrapKeyResponse { results: results.collect() })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn batch_generate_data_key(
+        &self,
+        request: Request<v1::BatchGenerateDataKeyRequest>,
+    ) -> Result<Response<v1::BatchGenerateDataKeyResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::BatchGenerateDataKeyRequest| async move {
+            let verb =
+                |items| async move { kms.batch_generate_data_key(&call.caller, items, call.deadline).await };
+            let results =
+                batch::run(request.requests, |request| wrapping::parse_generate(request, true), verb).await?;
+            let results =
+                results.into_iter().map(|made| batch::generate_data_key(made.map(wrapping::data_key)));
+            Ok(v1::BatchGenerateDataKeyResponse { results: results.collect() })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn batch_generate_data_key_without_plaintext(
+        &self,
+        request: Request<v1::BatchGenerateDataKeyRequest>,
+    ) -> Result<Response<v1::BatchGenerateDataKeyWithoutPlaintextResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::BatchGenerateDataKeyRequest| async move {
+            let verb =
+                |items| async move { kms.batch_generate_data_key(&call.caller, items, call.deadline).await };
+            let results =
+                batch::run(request.requests, |request| wrapping::parse_generate(request, false), verb)
+                    .await?;
+            let results = results
+                .into_iter()
+                .map(|made| batch::generate_data_key_without_plaintext(made.map(wrapping::data_key_wrapped)));
+            Ok(v1::BatchGenerateDataKeyWithoutPlaintextResponse { results: results.collect() })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn batch_encrypt(
+        &self,
+        request: Request<v1::BatchEncryptRequest>,
+    ) -> Result<Response<v1::BatchEncryptResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::BatchEncryptRequest| async move {
+            let checked: Vec<_> =
+                request.requests.iter().map(|item| item.plaintext_crc32c.is_some()).collect();
+            let verb = |items| async move { kms.batch_encrypt(&call.caller, items, call.deadline).await };
+            let results = batch::run(request.requests, wrapping::parse_encrypt, verb).await?;
+            let results = results.into_iter().zip(checked);
+            let results = results
+                .map(|(made, checked)| batch::encrypt(made.map(|made| wrapping::encrypted(made, checked))));
+            Ok(v1::BatchEncryptResponse { results: results.collect() })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn batch_decrypt(
+        &self,
+        request: Request<v1::BatchDecryptRequest>,
+    ) -> Result<Response<v1::BatchDecryptResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::BatchDecryptRequest| async move {
+            let verb = |items| async move { kms.batch_decrypt(&call.caller, items, call.deadline).await };
+            let results = batch::run(request.requests, wrapping::parse_decrypt, verb).await?;
+            let results = results.into_iter().map(|made| batch::decrypt(made.map(wrapping::decrypted)));
+            Ok(v1::BatchDecryptResponse { results: results.collect() })
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn batch_re_encrypt(
+        &self,
+        request: Request<v1::BatchReEncryptRequest>,
+    ) -> Result<Response<v1::BatchReEncryptResponse>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::BatchReEncryptRequest| async move {
+            let verb = |items| async move { kms.batch_re_encrypt(&call.caller, items, call.deadline).await };
+            let results = batch::run(request.requests, wrapping::parse_re_encrypt, verb).await?;
+            let results = results.into_iter().map(|made| batch::re_encrypt(made.map(wrapping::re_encrypted)));
+            Ok(v1::BatchReEncryptResponse { results: results.collect() })
+        };
+        self.0.run(request, verb).await
+    }
 }
 
 fn parse_sign(request: v1::SignRequest) -> Result<Sign, Error> {
@@ -172,13 +360,5 @@ mod tests {
                 "{len}"
             );
         }
-    }
-
-    #[test]
-    fn a_malformed_item_of_a_batch_keeps_its_place() {
-        let (good, bad) = parse_batch(["keys/a", "odd", "keys/b", "keys/B"].map(request).into());
-        let good: Vec<_> = good.iter().map(|sign| sign.id.as_str()).collect();
-        let bad: Vec<_> = bad.iter().map(Option::is_some).collect();
-        assert_eq!((good, bad), (vec!["a", "b"], vec![false, true, false, true]));
     }
 }

@@ -6,12 +6,12 @@ use kms_core::{
     AuditLog, Clock, Error, Hsm, KeyId, Store,
     claim_rules::ClaimRules,
     class::{AskedPeriods, PeriodChanges},
-    key::TakeOver,
+    key::{Purpose, TakeOver},
     kms::VersionView,
     time::SignedDuration,
     verbs::{
-        ChangeVersion, CreateKey, ListKeys, RevokeKeyVersion, RotateKey, SignKeySetBundle, UpdateKey,
-        UpdateKeyClass,
+        ChangeVersion, Confirmation, CreateKey, ListKeys, ReportUsage, RevokeKeyVersion, RotateKey,
+        SignKeySetBundle, UpdateKey, UpdateKeyClass,
     },
 };
 use kms_proto::v1;
@@ -129,7 +129,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::key_service_server::KeyService
     ) -> Result<Response<v1::KeyVersion>, Status> {
         let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::DestroyKeyVersionRequest| async move {
             let change = parse_change(&request.name, &request.request_id, &request.etag)?;
-            let view = kms.destroy_key_version(&call.caller, change, &request.confirm).await;
+            let confirmation = Confirmation { name: &request.confirm, attestation: &request.attestation };
+            let view = kms.destroy_key_version(&call.caller, change, confirmation).await;
             view.map(message::key_version)
         };
         self.0.run_detached(request, verb).await
@@ -207,6 +208,43 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::key_service_server::KeyService
         };
         self.0.run(request, verb).await
     }
+
+    async fn report_usage(
+        &self,
+        request: Request<v1::ReportUsageRequest>,
+    ) -> Result<Response<v1::KeyUsage>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::ReportUsageRequest| async move {
+            let report = ReportUsage {
+                id: name::key("name", &request.name)?,
+                consumer: name::consumer(&request.consumer)?,
+                envelopes: request.envelopes,
+            };
+            kms.report_usage(&call.caller, report).await.map(message::key_usage)
+        };
+        self.0.run_detached(request, verb).await
+    }
+
+    async fn get_key_usage(
+        &self,
+        request: Request<v1::GetKeyUsageRequest>,
+    ) -> Result<Response<v1::KeyUsage>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::GetKeyUsageRequest| async move {
+            let id = name::key("name", &request.name)?;
+            kms.key_usage(&call.caller, &id).await.map(message::key_usage)
+        };
+        self.0.run(request, verb).await
+    }
+
+    async fn remove_consumer(
+        &self,
+        request: Request<v1::RemoveConsumerRequest>,
+    ) -> Result<Response<v1::KeyUsage>, Status> {
+        let verb = |kms: Kms<H, S, A, C>, call: Call, request: v1::RemoveConsumerRequest| async move {
+            let (id, consumer) = (name::key("name", &request.name)?, name::consumer(&request.consumer)?);
+            kms.remove_consumer(&call.caller, &id, &consumer).await.map(message::key_usage)
+        };
+        self.0.run_detached(request, verb).await
+    }
 }
 
 fn parse_create(request: v1::CreateKeyRequest) -> Result<CreateKey, Error> {
@@ -215,9 +253,13 @@ fn parse_create(request: v1::CreateKeyRequest) -> Result<CreateKey, Error> {
     if !key.name.is_empty() && key.name != name::of_key(&id) {
         return Err(Error::invalid("key.name", "the name is empty or keys/{key_id}"));
     }
+    let algorithm = key.algorithm.parse()?;
     Ok(CreateKey {
-        algorithm: key.algorithm.parse()?,
-        purpose: or_default(&key.purpose)?,
+        algorithm,
+        purpose: match key.purpose.as_str() {
+            "" => Purpose::of(algorithm),
+            purpose => purpose.parse()?,
+        },
         class: or_default(&key.class)?,
         owner: key.owner,
         labels: key.labels,
@@ -229,6 +271,7 @@ fn parse_create(request: v1::CreateKeyRequest) -> Result<CreateKey, Error> {
             destroy_after: optional_span("destroy_after", key.destroy_after)?,
         },
         claim_rules: claim_rules(key.claim_rules),
+        required_context: key.required_context,
         request: guards::parse(&request.request_id, "")?,
         id,
     })
@@ -249,6 +292,7 @@ fn parse_update(request: v1::UpdateKeyRequest) -> Result<UpdateKey, Error> {
             destroy_after: change(KeyField::DestroyAfter, "destroy_after", key.destroy_after)?,
         },
         claim_rules: mask.has(KeyField::ClaimRules).then(|| claim_rules(key.claim_rules)),
+        required_context: mask.has(KeyField::RequiredContext).then_some(key.required_context),
         owner: mask.has(KeyField::Owner).then_some(key.owner),
         labels: mask.has(KeyField::Labels).then_some(key.labels),
         request: guards::parse(&request.request_id, &key.etag)?,

@@ -8,6 +8,7 @@
 //! Requests must carry the authenticated [`kms_core::Caller`] as an extension; `kms/server` puts it there.
 
 mod access;
+mod batch;
 mod call;
 mod crypto;
 mod guards;
@@ -20,6 +21,7 @@ mod page;
 mod service_status;
 mod status;
 mod time;
+mod wrapping;
 
 use std::{sync::Arc, time::Duration};
 

@@ -19,6 +19,7 @@ pub(crate) enum KeyField {
     Overlap,
     DestroyAfter,
     ClaimRules,
+    RequiredContext,
 }
 
 /// The fields that are meant.
@@ -37,6 +38,7 @@ impl KeyField {
         Self::Overlap,
         Self::DestroyAfter,
         Self::ClaimRules,
+        Self::RequiredContext,
     ];
 
     /// Those that a class has, too.
@@ -54,6 +56,7 @@ impl KeyField {
             Self::Overlap => "overlap",
             Self::DestroyAfter => "destroy_after",
             Self::ClaimRules => "claim_rules",
+            Self::RequiredContext => "required_context",
         }
     }
 
@@ -69,6 +72,7 @@ impl KeyField {
             Self::Overlap => key.overlap.is_some(),
             Self::DestroyAfter => key.destroy_after.is_some(),
             Self::ClaimRules => key.claim_rules.is_some(),
+            Self::RequiredContext => !key.required_context.is_empty(),
         }
     }
 }

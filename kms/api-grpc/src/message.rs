@@ -1,7 +1,7 @@
 //! Core's views as messages of `kms.v1`.
 
 use kms_core::{
-    KeyState,
+    KeyState, Kid,
     caller::KeyScope,
     claim_rules::ClaimRules,
     class::{KeyClass, Periods},
@@ -9,7 +9,7 @@ use kms_core::{
     kms::{KeyView, VersionView},
     store,
     time::SignedDuration,
-    verbs::{KeySetBundle, PublicKeyView, Revoked, Signed, SignedJwt, Verified},
+    verbs::{KeySetBundle, KeyUsage, PublicKeyView, Revoked, Signed, SignedJwt, Verified},
 };
 use kms_proto::v1::{self, key_version::State};
 
@@ -37,6 +37,7 @@ pub(crate) fn key(view: KeyView) -> v1::Key {
         class: key.class.to_string(),
         inherited: key.inherited.names().map(str::to_owned).collect(),
         claim_rules: (key.claim_rules != ClaimRules::default()).then(|| claim_rules(key.claim_rules)),
+        required_context: key.required_context,
         next_rotation_time: next_rotation.map(timestamp),
         create_time: Some(timestamp(key.created_at)),
         update_time: Some(timestamp(key.updated_at)),
@@ -82,12 +83,13 @@ pub(crate) fn revoked(revoked: Revoked) -> v1::RevokeKeyVersionResponse {
 
 pub(crate) fn key_version(view: VersionView) -> v1::KeyVersion {
     let timeline = view.row.born.as_ref().map(|born| born.timeline);
+    let kid = view.row.born.as_ref().and_then(|born| born.material.kid()).map(Kid::to_string);
     let destroyed_at = view.row.destroyed_at.or_else(|| timeline?.destroys_at);
     v1::KeyVersion {
         name: name::of_version(&view.key, view.row.number),
         number: view.row.number,
         state: i32::from(state(view.state)),
-        kid: view.row.born.as_ref().map(|born| born.kid.to_string()).unwrap_or_default(),
+        kid: kid.unwrap_or_default(),
         algorithm: view.algorithm.to_string(),
         etag: etag(view.revision),
         primary: view.primary,
@@ -101,6 +103,33 @@ pub(crate) fn key_version(view: VersionView) -> v1::KeyVersion {
         compromise_time: view.row.compromise.as_ref().map(|compromise| timestamp(compromise.at)),
         compromise_reason: view.row.compromise.map(|compromise| compromise.reason).unwrap_or_default(),
     }
+}
+
+pub(crate) fn key_usage(usage: KeyUsage) -> v1::KeyUsage {
+    let KeyUsage { key, versions, consumers } = usage;
+    let versions = versions.into_iter().map(|version| {
+        let used = version.used.as_ref();
+        v1::VersionUsage {
+            name: name::of_version(&key, version.number),
+            number: version.number,
+            primary: version.is_primary,
+            state: i32::from(state(version.state)),
+            wraps_reserved: used.map_or(0, |used| used.reserved),
+            wraps_max: version.wraps_max,
+            last_wrap_time: used.and_then(|used| used.wrapped_at).map(timestamp),
+            last_unwrap_time: used.and_then(|used| used.unwrapped_at).map(timestamp),
+            envelopes: version.envelopes,
+            destruction_blockers: version.blockers,
+        }
+    });
+    let versions = versions.collect();
+    let consumers = consumers.into_iter().map(|said| v1::Consumer {
+        consumer: said.consumer.to_string(),
+        envelopes: said.envelopes,
+        report_time: Some(timestamp(said.at)),
+        reporter: said.by,
+    });
+    v1::KeyUsage { name: name::of_key(&key), versions, consumers: consumers.collect() }
 }
 
 pub(crate) fn public_key(view: PublicKeyView) -> v1::PublicKey {

@@ -32,6 +32,13 @@ pub(crate) fn access_token<'a>(field: &'static str, name: &'a str) -> Result<&'a
     })
 }
 
+/// A consumer of a key: named as keys are.
+pub(crate) fn consumer(name: &str) -> Result<KeyId, Error> {
+    let wrong =
+        |_| Error::invalid("consumer", "a consumer is named with 1 to 63 of a-z, 0-9, '.', '_' and '-'");
+    name.parse().map_err(wrong)
+}
+
 /// `keyClasses/{class}`.
 pub(crate) fn key_class(field: &'static str, name: &str) -> Result<ClassName, Error> {
     name.strip_prefix("keyClasses/").and_then(|class| class.parse().ok()).ok_or_else(|| {

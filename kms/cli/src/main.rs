@@ -21,6 +21,7 @@ mod keys;
 mod migrate;
 mod name;
 mod output;
+mod progress;
 mod serve;
 mod sign;
 mod status;

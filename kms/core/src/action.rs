@@ -18,6 +18,28 @@ pub enum Action {
     SignKeySetBundle,
     /// Verify a signature.
     Verify,
+    /// Wrap a key.
+    WrapKey,
+    /// Unwrap it.
+    UnwrapKey,
+    /// Wrap it under another version, without seeing it.
+    RewrapKey,
+    /// Make a data key, and see it.
+    GenerateDataKey,
+    /// Make a data key, and see it wrapped only.
+    GenerateDataKeyWithoutPlaintext,
+    /// Encrypt a payload.
+    Encrypt,
+    /// Decrypt it.
+    Decrypt,
+    /// Unwrap, rewrap or decrypt what a compromised version has wrapped.
+    Recover,
+    /// Say how many envelopes a consumer holds.
+    ReportUsage,
+    /// See what lives on which version.
+    GetKeyUsage,
+    /// Say that a consumer is no more.
+    RemoveConsumer,
     /// Read a public key.
     GetPublicKey,
     /// Read a key and its versions.
@@ -74,12 +96,23 @@ pub enum Action {
 
 impl Action {
     /// Every action, for tables and matrices.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 42] = [
         Self::Sign,
         Self::SignRaw,
         Self::SignJwt,
         Self::SignKeySetBundle,
         Self::Verify,
+        Self::WrapKey,
+        Self::UnwrapKey,
+        Self::RewrapKey,
+        Self::GenerateDataKey,
+        Self::GenerateDataKeyWithoutPlaintext,
+        Self::Encrypt,
+        Self::Decrypt,
+        Self::Recover,
+        Self::ReportUsage,
+        Self::GetKeyUsage,
+        Self::RemoveConsumer,
         Self::GetPublicKey,
         Self::GetKey,
         Self::ListKeys,

@@ -12,6 +12,7 @@ use crate::{
     class::ClassName,
     hsm::{CKA_ID_LEN_MAX, hex},
     time::Timestamp,
+    verbs::ATTESTATION_LEN_MAX,
 };
 
 /// An append-only, durable log. Implemented by `kms/audit`; passes `conformance::audit`.
@@ -107,6 +108,13 @@ impl Subject {
     /// One version of a key.
     pub fn of_version(key: &KeyId, number: u32) -> Self {
         Self { version: Some(number), ..Some(key).into() }
+    }
+
+    /// The same, with what somebody says about it, if that is anything that a record holds.
+    pub(crate) fn saying(self, words: &str) -> Self {
+        let is_text =
+            (1..=ATTESTATION_LEN_MAX).contains(&words.len()) && !words.chars().any(char::is_control);
+        Self { target: is_text.then(|| words.into()), ..self }
     }
 
     /// A class of keys.

@@ -17,10 +17,13 @@ pub struct Caller {
 pub enum Role {
     /// Manages keys and access tokens, and may use every key.
     Administrator,
-    /// Uses the keys of its scope: signs tokens with keys of tokens and bytes with keys of signatures, verifies, reads.
+    /// Uses the keys of its scope: signs tokens with keys of tokens and bytes with keys of signatures, verifies, wraps and
+    /// unwraps, reads.
     User,
     /// The same, and signs bytes of its own choice with keys of tokens, too: it could make a token that never ends.
     RawSigner,
+    /// As a user, and unwraps what a compromised version has wrapped: to move it away.
+    Recoverer,
 }
 
 /// The keys that a caller's role extends to.
@@ -74,6 +77,7 @@ impl fmt::Display for Role {
             Self::Administrator => "administrator",
             Self::User => "user",
             Self::RawSigner => "raw-signer",
+            Self::Recoverer => "recoverer",
         })
     }
 }
@@ -86,7 +90,10 @@ impl std::str::FromStr for Role {
             "administrator" => Ok(Self::Administrator),
             "user" => Ok(Self::User),
             "raw-signer" => Ok(Self::RawSigner),
-            _ => Err(Error::invalid("role", "unknown role; use administrator, user or raw-signer")),
+            "recoverer" => Ok(Self::Recoverer),
+            _ => {
+                Err(Error::invalid("role", "unknown role; use administrator, user, raw-signer or recoverer"))
+            }
         }
     }
 }

@@ -268,6 +268,11 @@ impl Entry {
         self.versions.iter().rev().find(|version| version.row.state(now).may_protect())
     }
 
+    /// Whether the version of that number is the one that signs or wraps at `now`.
+    pub(crate) fn is_primary(&self, number: u32, now: Timestamp) -> bool {
+        self.find_primary(now).is_some_and(|primary| primary.row.number == number)
+    }
+
     /// The version that is to sign at `now`: the primary, or the one asked for if it may. It stands in the JWKS of the
     /// same picture, whatever its row says: a signature that nobody can verify is worse than none.
     pub(crate) fn signing_version(&self, number: Option<u32>, now: Timestamp) -> Result<&Version, Error> {

@@ -20,8 +20,12 @@ use crate::{
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
     timeline,
+    uses::{Uses, WrapLimits},
     verbs::{AttributeAudits, Births, MAX_AGE_MAX, RotationFailures},
 };
+
+/// How often the first beat is tried.
+const FIRST_BEATS_MAX: usize = 5;
 
 /// The service, over its four ports.
 pub struct Kms<H, S, A, C> {
@@ -44,6 +48,8 @@ pub struct Kms<H, S, A, C> {
     pub(crate) acceptance: Mutex<Option<AcceptanceCode>>,
     /// What attribute audits found.
     pub(crate) audits: Mutex<AttributeAudits>,
+    /// How often versions wrapped, and when they were used.
+    pub(crate) uses: Uses,
     /// Rotations that were due and failed.
     pub(crate) rotation_failures: Mutex<RotationFailures>,
 }
@@ -91,6 +97,10 @@ pub struct Settings {
     /// The longest that a bundle of key sets lives: how long a revocation may take to reach whoever verifies with one.
     /// Default: 1 hour.
     pub bundle_ttl_max: SignedDuration,
+    /// How long a version that wraps must not have unwrapped before it may be destroyed. Default: 30 days.
+    pub unwrap_quiet_period: SignedDuration,
+    /// How many wraps one version may make. The same at all replicas: an operator does not set it.
+    pub wrap_limits: WrapLimits,
     /// How much longer than its caller a birth may wait for the HSM. Default: 60 s (RSA-4096 is slow).
     pub birth_grace: std::time::Duration,
 }
@@ -145,6 +155,8 @@ impl Default for Settings {
             jwks_max_age: MAX_AGE_MAX,
             issuer: "https://localhost".to_owned(),
             bundle_ttl_max: SignedDuration::from_hours(1),
+            unwrap_quiet_period: SignedDuration::from_hours(30 * 24),
+            wrap_limits: WrapLimits::default(),
             birth_grace: std::time::Duration::from_secs(60),
         }
     }
@@ -176,13 +188,27 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             entropy,
             births: Mutex::default(),
             audits: Mutex::default(),
+            uses: Uses::default(),
             rotation_failures: Mutex::default(),
             following: futures::lock::Mutex::default(),
             acceptance: Mutex::default(),
         };
         kms.compare_epochs().await?;
-        kms.beat(false, "{}".to_owned()).await?;
+        kms.first_beat().await?;
         Ok(kms)
+    }
+
+    /// A database that is slow for a moment is no reason not to start.
+    async fn first_beat(&self) -> Result<(), Error> {
+        for _ in 1..FIRST_BEATS_MAX {
+            match self.beat(false, "{}".to_owned()).await {
+                Err(error) if error.reason() == store::UNAVAILABLE => {
+                    tracing::warn!(%error, "the database did not answer in time; trying again");
+                }
+                outcome => return outcome.map(drop),
+            }
+        }
+        self.beat(false, "{}".to_owned()).await.map(drop)
     }
 
     /// The link to the token, for status and metrics.

@@ -1,4 +1,4 @@
-//! Who may do what: default deny, three roles. Cedar policies will stand where this match stands now.
+//! Who may do what: default deny, four roles. Cedar policies will stand where this match stands now.
 
 use crate::{
     Action, Caller, KeyId,
@@ -31,6 +31,7 @@ pub fn decide(caller: &Caller, action: Action, key: Option<&KeyId>) -> Decision 
         Role::Administrator => !is_ours_alone(action),
         Role::User => is_use(action) && key.is_some(),
         Role::RawSigner => (is_use(action) || action == Action::SignRaw) && key.is_some(),
+        Role::Recoverer => (is_use(action) || action == Action::Recover) && key.is_some(),
     };
     if allowed { Decision::Allow } else { Decision::Deny { rule: "ROLE_LACKS_ACTION" } }
 }
@@ -43,6 +44,15 @@ fn is_use(action: Action) -> bool {
             | Action::SignJwt
             | Action::SignKeySetBundle
             | Action::Verify
+            | Action::WrapKey
+            | Action::UnwrapKey
+            | Action::RewrapKey
+            | Action::GenerateDataKey
+            | Action::GenerateDataKeyWithoutPlaintext
+            | Action::Encrypt
+            | Action::Decrypt
+            | Action::ReportUsage
+            | Action::GetKeyUsage
             | Action::GetPublicKey
             | Action::GetKey
     )
@@ -76,7 +86,7 @@ fn is_ours_alone(action: Action) -> bool {
 }
 
 /// Whether it may be done on a store that is older than the token has seen: reading, and what only takes away.
-/// Signing may be what somebody was forbidden meanwhile; a new version would take a number that is used already.
+/// Signing and unwrapping may be what somebody was forbidden meanwhile; a new version would take a number that is used already.
 pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
     match action {
         Action::Verify
@@ -91,6 +101,7 @@ pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
         | Action::RestoreKeyVersion
         | Action::Canary
         | Action::FollowEpoch
+        | Action::GetKeyUsage
         | Action::GetInventory
         | Action::GetStatus
         | Action::AcceptOlderStore => true,
@@ -98,6 +109,16 @@ pub(crate) fn is_allowed_in_recovery(action: Action) -> bool {
         | Action::SignRaw
         | Action::SignJwt
         | Action::SignKeySetBundle
+        | Action::WrapKey
+        | Action::UnwrapKey
+        | Action::RewrapKey
+        | Action::GenerateDataKey
+        | Action::GenerateDataKeyWithoutPlaintext
+        | Action::Encrypt
+        | Action::Decrypt
+        | Action::Recover
+        | Action::ReportUsage
+        | Action::RemoveConsumer
         | Action::CreateKey
         | Action::UpdateKey
         | Action::UpdateKeyClass
@@ -141,14 +162,21 @@ mod tests {
     }
 
     #[test]
-    fn a_raw_signer_may_do_one_thing_more_than_a_user() {
+    fn a_raw_signer_and_a_recoverer_may_do_one_thing_more_than_a_user() {
         let scope = KeyScope::Only([key("mine")].into());
-        let [user, raw] = [Role::User, Role::RawSigner].map(|role| Caller::new("c", role, scope.clone()));
-        for action in Action::ALL {
-            for on in [Some(key("mine")), Some(key("other")), None] {
-                let [user, raw] = [&user, &raw].map(|caller| decide(caller, action, on.as_ref()));
-                let more = action == Action::SignRaw && on == Some(key("mine"));
-                assert_eq!(raw == Decision::Allow, user == Decision::Allow || more, "{action} on {on:?}");
+        let user = Caller::new("c", Role::User, scope.clone());
+        for (role, one_more) in [(Role::RawSigner, Action::SignRaw), (Role::Recoverer, Action::Recover)] {
+            let other = Caller::new("c", role, scope.clone());
+            for action in Action::ALL {
+                for on in [Some(key("mine")), Some(key("other")), None] {
+                    let [user, other] = [&user, &other].map(|caller| decide(caller, action, on.as_ref()));
+                    let more = action == one_more && on == Some(key("mine"));
+                    assert_eq!(
+                        other == Decision::Allow,
+                        user == Decision::Allow || more,
+                        "{role}: {action} on {on:?}"
+                    );
+                }
             }
         }
     }

@@ -135,6 +135,7 @@ async fn serve_with(
     running.drain(config.drain_delay()).await;
     follow_epoch(&service).await;
     finish(&service).await;
+    service.write_uses().await;
     heart.shutdown().await;
     cause.map(drop).map_err(anyhow::Error::msg)
 }
@@ -202,6 +203,8 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         allow_destroy: config.keys.allow_destroy,
         jwks_max_age: SignedDuration::try_from(config.keys.jwks_max_age).context("keys.jwks_max_age")?,
         destroy_delay: SignedDuration::try_from(config.keys.destroy_delay).context("keys.destroy_delay")?,
+        unwrap_quiet_period: SignedDuration::try_from(config.keys.unwrap_quiet_period)
+            .context("keys.unwrap_quiet_period")?,
         issuer: config.http.issuer.as_str().to_owned(),
         bundle_ttl_max: SignedDuration::try_from(config.keys.bundle_ttl_max)
             .context("keys.bundle_ttl_max")?,

@@ -26,6 +26,7 @@ pub(crate) async fn join(
         ("keys.allow_destroy", config.keys.allow_destroy.to_string()),
         ("keys.jwks_max_age", format!("{}s", config.keys.jwks_max_age.as_secs())),
         ("keys.destroy_delay", format!("{}s", config.keys.destroy_delay.as_secs())),
+        ("keys.unwrap_quiet_period", format!("{}s", config.keys.unwrap_quiet_period.as_secs())),
         ("keys.bundle_ttl_max", format!("{}s", config.keys.bundle_ttl_max.as_secs())),
     ]);
     let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

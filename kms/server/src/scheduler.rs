@@ -19,6 +19,9 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// How long one round may wait for the HSM.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// From one look at which keys were used to the next; what is newer than a minute is not written again.
+const USES_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How long one attribute audit may take: it reads the whole token.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(600);
 /// An audit that failed is tried again after this time.
@@ -36,6 +39,15 @@ pub(crate) async fn audit_attributes(service: Arc<Service>, period: Duration) {
             }
         };
         sleep(pause).await;
+    }
+}
+
+/// Writes now and then when keys were used last: what a server that dies has not written is a minute old at most. Runs
+/// until it is dropped.
+pub(crate) async fn write_uses(service: Arc<Service>) {
+    loop {
+        sleep(USES_INTERVAL).await;
+        service.write_uses().await;
     }
 }
 

@@ -1,5 +1,5 @@
 """Opens envelopes and wrapped keys, and seals them again from the same inputs. A second implementation of
-docs/reference/envelope-format.md, from that page alone. What goes in and out: tests/clients/README.md.
+docs/reference/envelope-format.md, which shares no code with kms/envelope. What goes in and out: tests/clients/README.md.
 """
 
 import argparse

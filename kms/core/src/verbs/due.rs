@@ -6,7 +6,7 @@ use crate::{
     catalog::{Entry, Picture, Version},
     class::{AskedPeriods, Periods},
     gate::SystemWork,
-    key::later,
+    key::{Purpose, later},
     replica::LeaseToken,
     store::Write,
     time::{Deadline, SignedDuration, Timestamp},
@@ -47,7 +47,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 let succeeded = self.succeed(id, lease, deadline).await;
                 self.note_rotation(id, &succeeded);
                 done += usize::from(report("succession", id, succeeded));
-            } else if rotation_due(entry, now).is_some() {
+            } else if rotation_due(entry, now).is_some() || self.must_rotate_early(entry, now) {
                 let rotated = self.rotate_due(id, lease, deadline).await;
                 self.note_rotation(id, &rotated);
                 done += usize::from(report("rotation", id, rotated));
@@ -79,6 +79,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             tracing::warn!(%fault, "old requests could not be forgotten");
         }
         done
+    }
+
+    /// Whether the version that wraps has few wraps left, and nothing comes after it yet.
+    pub(super) fn must_rotate_early(&self, entry: &Entry, now: Timestamp) -> bool {
+        let has_next = entry.unborn().is_some() || timeline::pending(entry, now).is_some();
+        let primary = entry.find_primary(now).filter(|_| entry.key.purpose == Purpose::Wrap && !has_next);
+        primary.is_some_and(|primary| self.is_short_of_wraps(&entry.key.id, primary.row.number))
     }
 
     /// Puts every pending destruction off to at least the delay that a new one has. What a restored backup brings

@@ -223,6 +223,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let token = known.token;
         let mut writes = self.destructions_put_off(self.clock.now());
         writes.push(Write::MoveEpoch { past: token, nonce: self.random()? });
+        writes.extend(self.budgets_voided());
         self.commit(Transaction::new("accept an older store", writes)).await?;
         let epoch = self.catalog.now().epoch.unwrap_or(epoch);
         self.gate.set_recovery(None);
@@ -234,6 +235,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     fn enter_recovery(&self, recovery: Recovery) {
         self.gate.set_recovery(Some(recovery));
+        self.uses.forget_blocks();
         let code = self.random().map(AcceptanceCode::new);
         match &code {
             Ok(code) => tracing::error!("{recovery}: `--confirm {}`", code.as_str()),

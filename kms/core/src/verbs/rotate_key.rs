@@ -170,12 +170,17 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let entry = self.catalog.entry(id)?;
         // Somebody may have rotated it since the decision was made.
         let now = self.clock.now();
-        let Some(activates_at) = rotation_due(&entry, now).filter(|_| !lacks_successor(&entry, now)) else {
+        if lacks_successor(&entry, now) {
             return Ok(());
+        }
+        let takes_over = match rotation_due(&entry, now) {
+            _ if self.must_rotate_early(&entry, now) => TakeOver::AfterLead,
+            Some(activates_at) => TakeOver::At(activates_at),
+            None => return Ok(()),
         };
         let number = next_number(&entry)?;
         let Some(at_work) = self.begin_work(id, number, Some(lease)) else { return Ok(()) };
-        self.insert_version(&entry, number, TakeOver::At(activates_at), Some(lease)).await?;
+        self.insert_version(&entry, number, takes_over, Some(lease)).await?;
         self.give_birth(grant, at_work, Attempt::Fresh, deadline).await
     }
 

@@ -1,7 +1,5 @@
 //! Sign and BatchSign. The shape of every cryptographic verb: gate in, catalog, HSM, check, gate out.
 
-use futures::future::join_all;
-
 use crate::{
     Action, Admission, Algorithm, AuditLog, Caller, Clock, Error, Grant, Hsm, Key, KeyId, Kid, Kms, Store,
     Unsettled,
@@ -10,12 +8,11 @@ use crate::{
     key::Purpose,
     signature,
     time::{Deadline, Timestamp},
+    verbs::batch::{Item, batch, single},
 };
 
 /// Longest message in bytes that is taken whole; hash longer ones and send the digest.
 pub const MESSAGE_LEN_MAX: usize = 64 * 1024;
-/// Most items of one batch.
-pub const BATCH_ITEMS_MAX: usize = 128;
 
 /// What to sign, and with which key.
 #[derive(Clone)]
@@ -67,14 +64,10 @@ pub struct Signed {
 impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Signs a message or digest.
     pub async fn sign(&self, caller: &Caller, request: Sign, deadline: Deadline) -> Result<Signed, Error> {
-        let now = self.clock.now();
-        let action = self.sign_action(&request.id);
-        let mut admission = self.gate.admit(caller, action, Some(&request.id), now).await?;
-        let result = self.sign_admitted(&mut admission, request, now, deadline).await;
-        admission.settle(result).await
+        single(self.sign_one(caller, request, self.clock.now(), deadline)).await
     }
 
-    /// Signs up to [`BATCH_ITEMS_MAX`] items side by side. Each has its own grant, its own record and its own
+    /// Signs up to [`super::BATCH_ITEMS_MAX`] items side by side. Each has its own grant, its own record and its own
     /// outcome; the records of all become durable together.
     pub async fn batch_sign(
         &self,
@@ -82,29 +75,21 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         requests: Vec<Sign>,
         deadline: Deadline,
     ) -> Result<Vec<Result<Signed, Error>>, Error> {
-        if requests.is_empty() || requests.len() > BATCH_ITEMS_MAX {
-            return Err(Error::invalid("requests", format!("a batch has 1 to {BATCH_ITEMS_MAX} items")));
-        }
         let now = self.clock.now();
-        let items = requests.into_iter().map(|request| async move {
-            let action = self.sign_action(&request.id);
-            let mut admission = self.gate.admit(caller, action, Some(&request.id), now).await?;
-            let result = self.sign_admitted(&mut admission, request, now, deadline).await;
-            Ok((admission, result))
-        });
-        let mut denied = Vec::new();
-        let mut admitted = Vec::new();
-        for (place, item) in join_all(items).await.into_iter().enumerate() {
-            match item {
-                Ok(item) => admitted.push(item),
-                Err(error) => denied.push((place, error)),
-            }
-        }
-        let mut results = Admission::settle_all(admitted).await?;
-        for (place, error) in denied {
-            results.insert(place, Err(error));
-        }
-        Ok(results)
+        batch(requests, |request| self.sign_one(caller, request, now, deadline)).await
+    }
+
+    async fn sign_one(
+        &self,
+        caller: &Caller,
+        request: Sign,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Item<A, Signed> {
+        let action = self.sign_action(&request.id);
+        let mut admission = self.gate.admit(caller, action, Some(&request.id), now).await?;
+        let result = self.sign_admitted(&mut admission, request, now, deadline).await;
+        Ok((admission, result))
     }
 
     /// Bytes of the caller's own choice could be a token: with a key of tokens they are an action of their own.

@@ -4,12 +4,15 @@ use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, Key, KeyState, KeyVersion, Kms, Store, Unsettled,
     audit::Subject,
     catalog::{Entry, Version},
-    key::{Born, Timeline, later},
+    key::{Born, Purpose, Timeline, later},
     kms::VersionView,
     store::CHANGED_MEANWHILE,
     time::{Deadline, SignedDuration, Timestamp},
     timeline,
-    verbs::requests::{ChangeVersion, Fingerprint},
+    verbs::{
+        Confirmation,
+        requests::{ChangeVersion, Fingerprint},
+    },
 };
 
 /// How often a change is tried again when somebody else changes the key meanwhile.
@@ -48,14 +51,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         admission.settle(result.map(Unsettled::new)).await
     }
 
-    /// Schedules a version's destruction. `confirm` must be its full name: destruction cannot be undone.
+    /// Schedules a version's destruction. It must be confirmed with its full name: destruction cannot be undone. One that
+    /// wraps is destroyed only when nothing lives on it any more, by what its consumers say and by an attestation.
     pub async fn destroy_key_version(
         &self,
         caller: &Caller,
         request: ChangeVersion,
-        confirm: &str,
+        confirm: impl Into<Confirmation<'_>> + Send,
     ) -> Result<VersionView, Error> {
-        let confirm = confirm.to_owned();
+        let Confirmation { name: confirm, attestation } = confirm.into();
         let (allowed, delay) = (self.settings.allow_destroy, self.settings.destroy_delay);
         let change = move |entry: &Entry, version: &Version, now: Timestamp| {
             if !allowed {
@@ -68,12 +72,17 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             if confirm != name {
                 return Err(Error::invalid("confirm", format!("to destroy, confirm with the name {name}")));
             }
-            check_out_of_use(version, now)?;
+            if entry.key.purpose == Purpose::Wrap {
+                self.check_unused(&self.catalog.now(), entry, &version.row, attestation, now)?;
+            } else {
+                check_out_of_use(version, now)?;
+            }
             let at = now.saturating_add(delay).unwrap_or(Timestamp::MAX);
             Ok(with_destruction(version, |scheduled| scheduled.or(Some(at))))
         };
-        self.change_version(caller, Action::DestroyKeyVersion, "schedule a destruction", request, change)
-            .await
+        let subject = Subject::of_version(&request.id, request.number).saying(attestation);
+        let name = "schedule a destruction";
+        self.change_about(caller, Action::DestroyKeyVersion, subject, name, request, change).await
     }
 
     /// Calls a scheduled destruction off. The version comes back disabled.
@@ -93,9 +102,20 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         request: ChangeVersion,
         change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send + Sync,
     ) -> Result<VersionView, Error> {
-        let now = self.clock.now();
         let subject = Subject::of_version(&request.id, request.number);
-        let admission = self.gate.begin_about(caller, action, subject, now).await?;
+        self.change_about(caller, action, subject, transaction, request, change).await
+    }
+
+    async fn change_about(
+        &self,
+        caller: &Caller,
+        action: Action,
+        subject: Subject,
+        transaction: &'static str,
+        request: ChangeVersion,
+        change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send + Sync,
+    ) -> Result<VersionView, Error> {
+        let admission = self.gate.begin_about(caller, action, subject, self.clock.now()).await?;
         let result = self.change_admitted(caller, transaction, request, change).await;
         let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await

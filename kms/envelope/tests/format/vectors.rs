@@ -32,6 +32,19 @@ fn the_vectors_that_do_not_open_are_what_their_inputs_give() {
     compare("refused.json", &json!({ "vectors": vectors }));
 }
 
+#[test]
+fn the_example_in_the_documentation_is_the_small_vector() {
+    let page = fs::read_to_string(directory().join("../../../docs/reference/envelope-format.md")).unwrap();
+    let example = page.split_once("Offset, bytes, meaning:").unwrap().1.split("```").nth(1).unwrap();
+    let mut documented = String::new();
+    for line in example.lines().filter(|line| !line.is_empty()) {
+        let mut columns = line.split_whitespace();
+        assert_eq!(columns.next().unwrap().parse(), Ok(documented.len() / 2), "{line}");
+        documented += columns.next().unwrap();
+    }
+    assert_eq!(documented, hex(&opening()[1].envelope()));
+}
+
 /// What a vector is made of.
 struct Opening {
     name: &'static str,
@@ -265,7 +278,7 @@ fn data_key() -> DataKey {
 /// The recipient that cannot be computed, because OAEP is randomised; it is opened with its private key instead.
 fn rsa_recipient(context: &EnvelopeContext) -> (WrappedKey, Value) {
     let mut input: Map<String, Value> =
-        serde_json::from_slice(&fs::read(directory().join("rsa-recipient.input")).unwrap()).unwrap();
+        serde_json::from_slice(&fs::read(directory().join("rsa-recipient.json")).unwrap()).unwrap();
     input.remove("comment");
     let [uid, private_key, wrapped] =
         ["key_uid", "private_key", "wrapped"].map(|field| unhex(input[field].as_str().unwrap()));

@@ -9,8 +9,10 @@ mod handles;
 mod link;
 mod listing;
 pub(crate) mod locks;
+mod objects;
 mod session;
 mod template;
+mod wraps;
 
 use std::{
     io::{self, ErrorKind, Read, Write},

@@ -170,6 +170,9 @@ pub struct Keys {
     /// From the request to the destruction. Default: 30d.
     #[serde(deserialize_with = "duration::deserialize")]
     pub destroy_delay: Duration,
+    /// How long a version that wraps must not have unwrapped before it may be destroyed. Default: 30d.
+    #[serde(deserialize_with = "duration::deserialize")]
+    pub unwrap_quiet_period: Duration,
     /// The longest that a verifier may keep a key set, 10 s to 5 min; a key whose `publish_lead` is short makes it
     /// shorter. All replicas must agree on it. Default: 5m.
     #[serde(deserialize_with = "duration::between_seconds::<10, 300, _>")]
@@ -278,6 +281,7 @@ impl<'de> Deserialize<'de> for Issuer {
 impl Default for Keys {
     fn default() -> Self {
         let destroy_delay = Duration::from_secs(30 * 24 * 60 * 60);
+        let unwrap_quiet_period = destroy_delay;
         let attribute_audit_period = Duration::from_secs(60 * 60);
         let jwks_max_age = Duration::from_secs(300);
         let bundle_ttl_max = Duration::from_secs(60 * 60);
@@ -285,6 +289,7 @@ impl Default for Keys {
             verify_before_release: true,
             allow_destroy: false,
             destroy_delay,
+            unwrap_quiet_period,
             jwks_max_age,
             bundle_ttl_max,
             attribute_audit_period,

@@ -66,8 +66,13 @@ impl std::fmt::Debug for Hidden {
 pub(crate) const NEVER_DIFFER: [&str; 2] = ["http.issuer", "hsm.token"];
 
 /// What they must agree on unless it is named there.
-pub(crate) const MAY_DIFFER: [&str; 4] =
-    ["keys.verify_before_release", "keys.allow_destroy", "keys.destroy_delay", "keys.bundle_ttl_max"];
+pub(crate) const MAY_DIFFER: [&str; 5] = [
+    "keys.verify_before_release",
+    "keys.allow_destroy",
+    "keys.destroy_delay",
+    "keys.unwrap_quiet_period",
+    "keys.bundle_ttl_max",
+];
 
 impl TryFrom<Fields> for Store {
     type Error = String;
