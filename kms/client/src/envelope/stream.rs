@@ -4,10 +4,12 @@
 //! `AsyncRead` is one through `tokio_util::io::SyncIoBridge`. A future that is dropped does not stop the thread at once:
 //! it ends with its stream.
 
-use std::io::{Read, Write};
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+};
 
 use kms_envelope::{DataKey, EnvelopeContext, Header, Opener, Purpose, Sealer};
-use std::sync::Arc;
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
@@ -74,7 +76,7 @@ fn open_blocking<R: Read, W: Write>(
     Ok(writer)
 }
 
-/// As `std::io::copy`, through a buffer of our own, which is zeroized. How many bytes they were.
+/// As [`io::copy`], through a buffer of our own, which is zeroized. How many bytes they were.
 fn copy(mut reader: impl Read, writer: &mut impl Write, buffer_len: usize) -> Result<u64, Error> {
     let mut buffer = Zeroizing::new(vec![0; buffer_len]);
     let mut copied = 0;
@@ -85,7 +87,7 @@ fn copy(mut reader: impl Read, writer: &mut impl Write, buffer_len: usize) -> Re
                 writer.write_all(&buffer[..len])?;
                 copied += len as u64;
             }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -96,6 +98,6 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     match spawn_blocking(work).await {
         Ok(done) => done,
-        Err(error) => Err(Error::Io(std::io::Error::other(error))),
+        Err(error) => Err(Error::Io(io::Error::other(error))),
     }
 }
