@@ -86,9 +86,13 @@ async fn opened(kms: &FakeKms, jws: &str, version: u32) -> (Value, Value) {
 async fn chain(kms: &FakeKms, bundle: &KeySetBundle) -> Vec<(u32, u32)> {
     let versions = kms.list_key_versions(&administrator(), &id("pub")).await.expect("listed");
     let number = |kid: &Value| {
-        let of = versions
-            .iter()
-            .find(|view| view.row.born.as_ref().is_some_and(|born| *kid == *born.kid.as_str()));
+        let of = versions.iter().find(|view| {
+            view.row
+                .born
+                .as_ref()
+                .and_then(|born| born.material.kid())
+                .is_some_and(|own| *kid == own.as_str())
+        });
         of.expect("a version").row.number
     };
     let mut links = vec![];

@@ -259,7 +259,7 @@ fn what_the_pages_missed_is_looked_for_before_it_is_called_dangling() {
         assert_eq!(only_item(&kms).await.state, State::Live);
         world.hsm.lose(cka_id);
         let item = only_item(&kms).await;
-        let missing = Finding::NotWhole { private: 0, public: 0 };
+        let missing = Finding::NotWhole { private: 0, public: 0, secret: 0 };
         assert_eq!((item.state, item.finding), (State::Dangling, Some(missing)));
     });
 }
@@ -306,7 +306,7 @@ type Mutation = fn(&mut KeyObject);
 
 #[test]
 fn a_version_whose_objects_differ_is_taken_out_of_service_for_good_and_on_record() {
-    let mutations: [(&str, Mutation); 11] = [
+    let mutations: [(&str, Mutation); 13] = [
         ("CKA_TOKEN is false", |object| object.token = false),
         ("CKA_PRIVATE is false", |object| object.private = false),
         ("CKA_SENSITIVE is false", |object| object.sensitive = false),
@@ -317,7 +317,9 @@ fn a_version_whose_objects_differ_is_taken_out_of_service_for_good_and_on_record
         ("CKA_MODIFIABLE is true", |object| object.modifiable = true),
         ("CKA_COPYABLE is true", |object| object.copyable = Some(true)),
         ("CKA_SIGN is false", |object| object.sign = false),
-        ("a use other than CKA_SIGN is allowed", |object| object.other_use = true),
+        ("a use other than its own is allowed", |object| object.other_use = true),
+        ("a use other than its own is allowed", |object| object.encrypt = true),
+        ("a use other than its own is allowed", |object| object.decrypt = true),
     ];
     for (text, mutation) in mutations {
         block_on(async {
@@ -353,11 +355,12 @@ fn a_version_whose_objects_differ_is_taken_out_of_service_for_good_and_on_record
 fn an_object_that_somebody_without_the_pin_adds_raises_an_alarm_and_suspends_nothing() {
     let public = KeyObject { private: false, local: false, ..KeyObject::AS_IT_MUST_BE };
     let additions = [
-        (Half::Public(Some(b"another key".to_vec())), (1, 2)),
-        (Half::Public(None), (1, 2)),
-        (Half::Private(public), (2, 1)),
+        (Half::Public(Some(b"another key".to_vec())), (1, 2, 0)),
+        (Half::Public(None), (1, 2, 0)),
+        (Half::Private(public), (2, 1, 0)),
+        (Half::Secret(public), (1, 1, 1)),
     ];
-    for (half, (private, public)) in additions {
+    for (half, (private, public, secret)) in additions {
         block_on(async {
             let (world, kms, cka_id) = with_key("k").await;
             let label = "k/1".to_owned();
@@ -365,7 +368,8 @@ fn an_object_that_somebody_without_the_pin_adds_raises_an_alarm_and_suspends_not
             let counts = kms.audit_attributes(soon()).await.expect("an audit");
             assert_eq!((counts.of(State::Dangling), kms.attribute_audits().suspended), (1, 0));
             assert_eq!(state_of(&kms, "k", 1).await, Some(KeyState::Active));
-            assert_eq!(only_item(&kms).await.finding, Some(Finding::NotWhole { private, public }));
+            let expected = Finding::NotWhole { private, public, secret };
+            assert_eq!(only_item(&kms).await.finding, Some(expected));
         });
     }
 }

@@ -6,7 +6,7 @@ use kms_core::{
     store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Transaction, Write},
 };
 
-use crate::{rows, session::Session, statement::Statement};
+use crate::{rows, session::Session, statement::Statement, uses};
 
 /// Takes the next generation and writes under it. On PostgreSQL the first statement also takes the lock that makes
 /// commits one after another: so the order of generations is the order of commits.
@@ -71,6 +71,13 @@ async fn apply<S: Session>(session: &mut S, write: &Write, generation: i64) -> R
             let query = Statement::new(update).bind(rows::count(*value)?).bind(generation);
             one_row(session, query, the_epoch).await
         }
+        Write::ReserveWraps { key, version, from, to } => {
+            uses::reserve(session, key, *version, (*from, *to), generation).await
+        }
+        Write::NoteUse { key, version, wrapped_at, unwrapped_at } => {
+            uses::note(session, key, *version, (*wrapped_at, *unwrapped_at), generation).await
+        }
+        Write::PutUsageReport(report) => uses::put_report(session, report, generation).await,
         Write::Quarantine(object) => insert_quarantined(session, object, generation).await,
     }
 }
@@ -83,8 +90,9 @@ async fn insert_key<S: Session>(session: &mut S, key: &Key, generation: i64) -> 
     let query = Statement::new(
         "INSERT INTO keys (id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us,
             max_token_ttl_us, created_at_us, updated_at_us, revision, tokens_until_us, purpose, class, inherited,
-            overlap_us, destroy_after_us, claim_rules, bundles_until_us, generation)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+            overlap_us, destroy_after_us, claim_rules, bundles_until_us, required_context, generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+            $21)",
     );
     one_row(session, rows::bind_key(query, key)?.bind(generation), || format!("key {}", key.id)).await
 }
@@ -95,7 +103,7 @@ async fn update_key<S: Session>(session: &mut S, key: &Key, generation: i64) -> 
         "UPDATE keys SET owner = $4, labels = $5, rotation_period_us = $6, publish_lead_us = $7,
             max_token_ttl_us = $8, updated_at_us = $10, revision = $11, tokens_until_us = $12, class = $14,
             inherited = $15, overlap_us = $16, destroy_after_us = $17, claim_rules = $18, bundles_until_us = $19,
-            generation = $20
+            required_context = $20, generation = $21
          WHERE id = $1 AND uid = $2 AND algorithm = $3 AND purpose = $13 AND created_at_us = $9
             AND revision = $11 - 1",
     );
@@ -107,9 +115,9 @@ async fn insert_version<S: Session>(session: &mut S, id: &KeyId, version: &KeyVe
         "INSERT INTO key_versions (key_id, number, cka_id, earlier_attempts, token_serial, created_at_us,
             spki, kid, published_at_us, activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us,
             suspended, compromised_at_us, destroyed_at_us, maker, compromise_reason, at_once, asked_for_us,
-            cross_signature)
+            cross_signature, known_answer)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-            $21)",
+            $21, $22)",
     );
     let what = || format!("version {} of key {id}, or one on its way,", version.number);
     one_row(session, rows::bind_version(query, id, version), what).await
@@ -121,7 +129,7 @@ async fn update_version<S: Session>(session: &mut S, id: &KeyId, version: &KeyVe
             spki = $7, kid = $8, published_at_us = $9, activates_at_us = $10, retires_at_us = $11,
             withdrawn_at_us = $12, destroys_at_us = $13, suspended = $14, compromised_at_us = $15,
             destroyed_at_us = $16, maker = $17, compromise_reason = $18, at_once = $19, asked_for_us = $20,
-            cross_signature = $21
+            cross_signature = $21, known_answer = $22
          WHERE key_id = $1 AND number = $2",
     );
     let what = || format!("version {} of key {id}", version.number);
@@ -188,7 +196,7 @@ async fn remember<S: Session>(session: &mut S, request: &RememberedRequest) -> R
 }
 
 /// Runs a statement that must change exactly one row; `what` names it.
-async fn one_row<S: Session>(
+pub(crate) async fn one_row<S: Session>(
     session: &mut S,
     statement: Statement,
     what: impl Fn() -> String,

@@ -1,5 +1,5 @@
-//! Rows: keys, versions, access tokens, quarantined objects, remembered requests and PIN latches, as
-//! plain columns.
+//! Rows: keys, versions and the use that is made of them, access tokens, quarantined objects, remembered requests and PIN
+//! latches, as plain columns.
 //!
 //! Two stores implement [`kms_core::Store`]. [`SqliteStore`] is for one server: one connection writes (WAL,
 //! `synchronous=FULL`, `BEGIN IMMEDIATE`), others read beside it, and `kms.lock` beside the database keeps a second
@@ -7,6 +7,7 @@
 //! microsecond: finer ones are truncated.
 
 mod any;
+mod cells;
 mod commit;
 mod migrate;
 mod pin_latch;
@@ -19,6 +20,7 @@ mod snapshot;
 mod sqlite;
 mod statement;
 mod tables;
+mod uses;
 
 use std::path::PathBuf;
 

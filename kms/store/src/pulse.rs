@@ -6,10 +6,7 @@ use kms_core::{
     time::Timestamp,
 };
 
-use crate::{
-    rows::{self, Cells},
-    session::Row,
-};
+use crate::{cells::Cells, rows, session::Row};
 
 /// The columns `value` and `now_us` of the first row.
 pub(crate) fn generation_and_now<R: Row>(found: &[R]) -> Result<(Generation, Timestamp), Fault> {

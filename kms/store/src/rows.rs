@@ -1,21 +1,19 @@
 //! Rows, written and read. The order in which values are bound is the order of the statements in `commit.rs`.
 
-use std::fmt::Display;
-
 use kms_core::{
     Key, KeyId, KeyUid, KeyVersion, Kid,
     caller::KeyScope,
     class::{KeyClass, Periods},
     epoch::{Epoch, Installation},
-    hsm::CkaId,
-    key::{Born, Compromise, TakeOver, Timeline},
+    hsm::{CkaId, KnownAnswer},
+    key::{Born, Compromise, Material, TakeOver, Timeline},
     pin_latch::{Holder, Place, State, Try},
     replica::ReplicaId,
     store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest},
     time::{SignedDuration, Timestamp},
 };
 
-use crate::{session::Row, statement::Statement};
+use crate::{cells::Cells, session::Row, statement::Statement};
 
 pub(crate) fn bind_key(query: Statement, key: &Key) -> Result<Statement, Fault> {
     let corrupt = |column: &str| Fault::Corrupt(format!("key {}: {column} is out of range", key.id));
@@ -43,7 +41,8 @@ pub(crate) fn bind_key(query: Statement, key: &Key) -> Result<Statement, Fault> 
         .bind(span(key.overlap, "overlap")?)
         .bind(some_span(key.destroy_after, "destroy_after")?)
         .bind(json(serde_json::to_value(&key.claim_rules), "claim_rules")?)
-        .bind(key.bundles_until.map(|at| at.as_microsecond())))
+        .bind(key.bundles_until.map(|at| at.as_microsecond()))
+        .bind(json(serde_json::to_value(&key.required_context), "required_context")?))
 }
 
 pub(crate) fn key(row: &dyn Row) -> Result<Key, Fault> {
@@ -63,6 +62,7 @@ pub(crate) fn key(row: &dyn Row) -> Result<Key, Fault> {
         overlap: SignedDuration::from_micros(cells.get("overlap_us")?),
         destroy_after: cells.some_span("destroy_after_us")?,
         claim_rules: cells.parse("claim_rules", |json: String| serde_json::from_str(&json).ok())?,
+        required_context: cells.parse("required_context", |json: String| serde_json::from_str(&json).ok())?,
         tokens_until: cells.parse_some("tokens_until_us", instant)?,
         bundles_until: cells.parse_some("bundles_until_us", instant)?,
         created_at: cells.parse("created_at_us", instant)?,
@@ -74,6 +74,11 @@ pub(crate) fn key(row: &dyn Row) -> Result<Key, Fault> {
 pub(crate) fn bind_version(query: Statement, id: &KeyId, version: &KeyVersion) -> Statement {
     let born = version.born.as_ref();
     let timeline = born.map(|born| born.timeline);
+    let (pair, known_answer) = match born.map(|born| &born.material) {
+        Some(Material::Pair { spki, kid }) => (Some((&**spki, kid.as_str())), None),
+        Some(Material::Secret { known_answer }) => (None, Some(known_answer.as_bytes())),
+        None => (None, None),
+    };
     let micros = |at: Option<Timestamp>| at.map(Timestamp::as_microsecond);
     query
         .bind(id.as_str())
@@ -82,8 +87,8 @@ pub(crate) fn bind_version(query: Statement, id: &KeyId, version: &KeyVersion) -
         .bind(version.earlier_attempts.iter().flat_map(|id| *id.as_bytes()).collect::<Vec<u8>>())
         .bind(&version.token_serial)
         .bind(version.created_at.as_microsecond())
-        .bind(born.map(|born| &*born.spki))
-        .bind(born.map(|born| born.kid.as_str()))
+        .bind(pair.map(|(spki, _)| spki))
+        .bind(pair.map(|(_, kid)| kid))
         .bind(micros(timeline.map(|timeline| timeline.published_at)))
         .bind(micros(timeline.map(|timeline| timeline.activates_at)))
         .bind(micros(timeline.and_then(|timeline| timeline.retires_at)))
@@ -100,16 +105,15 @@ pub(crate) fn bind_version(query: Statement, id: &KeyId, version: &KeyVersion) -
             TakeOver::AfterLead | TakeOver::AtOnce => None,
         })
         .bind(version.cross_signature.as_deref())
+        .bind(known_answer)
 }
 
 /// A version and the key that it belongs to.
 pub(crate) fn version(row: &dyn Row) -> Result<(KeyId, KeyVersion), Fault> {
     let cells = Cells::of(row, "version of key", "key_id")?;
+    let id: KeyId = cells.parse("key_id", parse_text)?;
     let number = cells.parse("number", |number: i64| u32::try_from(number).ok())?;
-    let cells = Cells {
-        place: format!("version {number} of {}", cells.place.trim_start_matches("version of ")),
-        ..cells
-    };
+    let cells = Cells::named(row, &format!("version {number} of key {id}"));
     let version = KeyVersion {
         number,
         cka_id: cells.parse("cka_id", |bytes: Vec<u8>| bytes.try_into().ok().map(CkaId::from_bytes))?,
@@ -127,7 +131,7 @@ pub(crate) fn version(row: &dyn Row) -> Result<(KeyId, KeyVersion), Fault> {
         cross_signature: cells.get::<Option<String>>("cross_signature")?.map(Into::into),
         destroyed_at: cells.parse_some("destroyed_at_us", instant)?,
     };
-    Ok((cells.parse("key_id", parse_text)?, version))
+    Ok((id, version))
 }
 
 fn compromise(cells: &Cells<'_>) -> Result<Option<Compromise>, Fault> {
@@ -147,10 +151,17 @@ fn takes_over(cells: &Cells<'_>) -> Result<TakeOver, Fault> {
 }
 
 fn born(cells: &Cells<'_>) -> Result<Option<Born>, Fault> {
-    let Some(spki) = cells.get::<Option<Vec<u8>>>("spki")? else { return Ok(None) };
+    let known_answer = cells.parse_some("known_answer", |bytes: Vec<u8>| KnownAnswer::from_bytes(&bytes))?;
+    let material = match (cells.get::<Option<Vec<u8>>>("spki")?, known_answer) {
+        (Some(spki), None) => {
+            Material::Pair { spki: spki.into(), kid: Kid::from_stored(&cells.get::<String>("kid")?) }
+        }
+        (None, Some(known_answer)) => Material::Secret { known_answer },
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return Err(cells.corrupt("known_answer", "a pair has none")),
+    };
     Ok(Some(Born {
-        spki: spki.into(),
-        kid: Kid::from_stored(&cells.get::<String>("kid")?),
+        material,
         timeline: Timeline {
             published_at: cells.parse("published_at_us", instant)?,
             activates_at: cells.parse("activates_at_us", instant)?,
@@ -253,7 +264,7 @@ pub(crate) fn bind_epoch(query: Statement, epoch: &Epoch) -> Result<Statement, F
 }
 
 pub(crate) fn epoch(row: &dyn Row) -> Result<Epoch, Fault> {
-    let cells = Cells { row, place: "the epoch".to_owned() };
+    let cells = Cells::named(row, "the epoch");
     Ok(Epoch {
         installation: cells
             .parse("installation", |bytes: Vec<u8>| bytes.try_into().ok().map(Installation))?,
@@ -323,12 +334,12 @@ pub(crate) fn pin_latch(row: &dyn Row) -> Result<State, Fault> {
         "refused" => {
             State::Refused { text: cells.get("refused_text")?, at: cells.parse("refused_at_us", instant)? }
         }
-        _ => return Err(corrupt(&cells.place, "state", "it has no meaning")),
+        _ => return Err(cells.corrupt("state", "it has no meaning")),
     })
 }
 
 pub(crate) fn generation(row: &dyn Row) -> Result<Generation, Fault> {
-    let cells = Cells { row, place: "the generation".to_owned() };
+    let cells = Cells::named(row, "the generation");
     cells.parse("value", |value: i64| u64::try_from(value).ok().map(Generation))
 }
 
@@ -337,85 +348,10 @@ pub(crate) fn generation_cell(generation: Generation) -> Result<i64, Fault> {
     i64::try_from(generation.0).map_err(|_| Fault::Corrupt(format!("the generation is {}", generation.0)))
 }
 
-fn parse_text<T: std::str::FromStr>(text: String) -> Option<T> {
+pub(crate) fn parse_text<T: std::str::FromStr>(text: String) -> Option<T> {
     text.parse().ok()
 }
 
 pub(crate) fn instant(micros: i64) -> Option<Timestamp> {
     Timestamp::from_microsecond(micros).ok()
-}
-
-/// A row, with the name by which a fault calls it.
-pub(crate) struct Cells<'a> {
-    row: &'a dyn Row,
-    place: String,
-}
-
-impl<'a> Cells<'a> {
-    pub(crate) fn named(row: &'a dyn Row, place: &str) -> Self {
-        Self { row, place: place.to_owned() }
-    }
-
-    pub(crate) fn of(row: &'a dyn Row, table: &str, name: &'static str) -> Result<Self, Fault> {
-        let name = String::read(row, name).map_err(|error| corrupt(table, name, error))?;
-        Ok(Self { row, place: format!("{table} {name}") })
-    }
-
-    pub(crate) fn get<T: Cell>(&self, column: &str) -> Result<T, Fault> {
-        T::read(self.row, column).map_err(|error| corrupt(&self.place, column, error))
-    }
-
-    pub(crate) fn parse<T: Cell, U>(
-        &self,
-        column: &str,
-        parse: impl FnOnce(T) -> Option<U>,
-    ) -> Result<U, Fault> {
-        parse(self.get(column)?).ok_or_else(|| corrupt(&self.place, column, "it has no meaning"))
-    }
-
-    fn some_span(&self, column: &str) -> Result<Option<SignedDuration>, Fault> {
-        Ok(self.get::<Option<i64>>(column)?.map(SignedDuration::from_micros))
-    }
-
-    pub(crate) fn parse_some<T, U>(
-        &self,
-        column: &str,
-        parse: impl FnOnce(T) -> Option<U>,
-    ) -> Result<Option<U>, Fault>
-    where
-        Option<T>: Cell,
-    {
-        self.parse(column, |cell: Option<T>| cell.map_or(Some(None), |value| parse(value).map(Some)))
-    }
-}
-
-/// What a cell may hold.
-pub(crate) trait Cell: Sized {
-    fn read(row: &dyn Row, column: &str) -> Result<Self, sqlx::Error>;
-}
-
-/// A type's cells, with NULL and without.
-macro_rules! cell {
-    ($type:ty, $read:ident) => {
-        impl Cell for Option<$type> {
-            fn read(row: &dyn Row, column: &str) -> Result<Self, sqlx::Error> {
-                row.$read(column)
-            }
-        }
-
-        impl Cell for $type {
-            fn read(row: &dyn Row, column: &str) -> Result<Self, sqlx::Error> {
-                row.$read(column)?.ok_or_else(|| sqlx::Error::Decode("it is null".into()))
-            }
-        }
-    };
-}
-
-cell!(i64, int);
-cell!(String, text);
-cell!(Vec<u8>, bytes);
-cell!(bool, bool);
-
-fn corrupt(place: &str, column: &str, why: impl Display) -> Fault {
-    Fault::Corrupt(format!("{place}, column {column}: {why}"))
 }

@@ -8,7 +8,7 @@ use kms_core::{
     store::{Fault, Generation, Snapshot},
 };
 
-use crate::{commit, rows, session::Session, statement::Statement};
+use crate::{commit, rows, session::Session, statement::Statement, uses};
 
 pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>) -> Result<Snapshot, Fault> {
     let generation = commit::generation(session, Statement::new("SELECT value FROM generation")).await?;
@@ -18,15 +18,14 @@ pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>)
     let keys = written(
         "SELECT id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us, max_token_ttl_us,
             tokens_until_us, created_at_us, updated_at_us, revision, purpose, class, inherited, overlap_us,
-            destroy_after_us, claim_rules, bundles_until_us
+            destroy_after_us, claim_rules, bundles_until_us, required_context
          FROM keys WHERE generation > $1",
     )
     .await?;
     let versions = written(
         "SELECT key_id, number, cka_id, earlier_attempts, token_serial, created_at_us, spki, kid, published_at_us,
             activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us, suspended, compromised_at_us,
-            destroyed_at_us, maker, compromise_reason, at_once, asked_for_us,
-            cross_signature
+            destroyed_at_us, maker, compromise_reason, at_once, asked_for_us, cross_signature, known_answer
          FROM key_versions WHERE key_id IN (SELECT id FROM keys WHERE generation > $1)
          ORDER BY key_id, number",
     )
@@ -52,6 +51,16 @@ pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>)
          FROM quarantined_objects WHERE generation > $1 ORDER BY token_serial, cka_id",
     )
     .await?;
+    let version_uses = written(
+        "SELECT key_id, version, reserved, wrapped_at_us, unwrapped_at_us
+         FROM version_uses WHERE generation > $1",
+    )
+    .await?;
+    let usage_reports = written(
+        "SELECT key_id, consumer, envelopes, \"by\", at_us, removed_at_us
+         FROM usage_reports WHERE generation > $1",
+    )
+    .await?;
 
     let mut by_name: BTreeMap<KeyId, (Key, Vec<KeyVersion>)> = BTreeMap::new();
     for row in &keys {
@@ -72,5 +81,7 @@ pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>)
         access_tokens: tokens.iter().map(|row| rows::access_token(row)).collect::<Result<_, _>>()?,
         epoch: epoch.first().map(|row| rows::epoch(row)).transpose()?,
         quarantined: quarantined.iter().map(|row| rows::quarantined(row)).collect::<Result<_, _>>()?,
+        uses: uses::version_uses(&version_uses)?,
+        usage_reports: uses::usage_reports(&usage_reports)?,
     })
 }

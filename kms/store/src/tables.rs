@@ -24,8 +24,8 @@ pub(crate) enum Kind {
     Bool,
 }
 
-/// In an order in which they can be filled: a version needs its key.
-pub(crate) const TABLES: [Table; 8] = [
+/// In an order in which they can be filled: a version needs its key, and its use needs the version.
+pub(crate) const TABLES: [Table; 10] = [
     Table {
         name: "keys",
         columns: &[
@@ -49,6 +49,7 @@ pub(crate) const TABLES: [Table; 8] = [
             ("destroy_after_us", Int),
             ("claim_rules", Text),
             ("bundles_until_us", Int),
+            ("required_context", Text),
         ],
     },
     Table {
@@ -75,6 +76,30 @@ pub(crate) const TABLES: [Table; 8] = [
             ("at_once", Bool),
             ("asked_for_us", Int),
             ("cross_signature", Text),
+            ("known_answer", Bytes),
+        ],
+    },
+    Table {
+        name: "version_uses",
+        columns: &[
+            ("key_id", Text),
+            ("version", Int),
+            ("reserved", Int),
+            ("wrapped_at_us", Int),
+            ("unwrapped_at_us", Int),
+            ("generation", Int),
+        ],
+    },
+    Table {
+        name: "usage_reports",
+        columns: &[
+            ("key_id", Text),
+            ("consumer", Text),
+            ("envelopes", Text),
+            ("by", Text),
+            ("at_us", Int),
+            ("removed_at_us", Int),
+            ("generation", Int),
         ],
     },
     Table {

@@ -11,7 +11,7 @@ use kms_core::{
     KeyVersion, Kid, Store as _, conformance,
     fakes::a_key,
     hsm::CkaId,
-    key::{Born, TakeOver, Timeline},
+    key::{Born, Material, TakeOver, Timeline},
     pin_latch::{Place, State},
     store::{Fault, Generation, RememberedRequest, Transaction, Write},
     time::Timestamp,
@@ -20,9 +20,11 @@ use kms_store::{
     MigrateError, OpenError, PostgresOptions, PostgresStore, Progress, SqliteStore, Step, sqlite_to_postgres,
 };
 use kms_test_postgres::{Cluster, Database};
-use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::{Connection as _, SqliteConnection, migrate::Migrator, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 use tokio::sync::Notify;
+
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_arrives_and_the_file_is_never_served_again() {
@@ -34,6 +36,7 @@ async fn everything_arrives_and_the_file_is_never_served_again() {
     let rows = store.load(None).await.expect("it reads");
     assert!(rows.epoch.is_some() && !rows.quarantined.is_empty() && !rows.access_tokens.is_empty());
     assert!(rows.keys.iter().any(|(_, versions)| versions.iter().any(|version| version.maker.is_some())));
+    assert!(!rows.uses.is_empty() && !rows.usage_reports.is_empty());
     let since = Generation(rows.generation.0 / 2);
     let newer = store.load(Some(since)).await.expect("it reads");
     let (request, latch) = (remembered("r"), refused_latch());
@@ -220,32 +223,12 @@ async fn what_would_mix_two_services_is_refused_and_says_what_is_there() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_schema_is_brought_forward_and_a_newer_one_refused() {
     let (files, cluster) = (Files::new(), Cluster::start().expect("PostgreSQL starts"));
-    files.open().await.close().await;
-    let mut connection = files.connect(&files.db()).await;
     // As the release before generations and makers left it.
-    let later = [
-        "keys purpose class inherited overlap_us destroy_after_us claim_rules bundles_until_us",
-        "key_versions compromise_reason at_once asked_for_us cross_signature",
-    ];
-    for added in later {
-        let (table, columns) = added.split_once(' ').expect("a table and its columns");
-        for column in columns.split(' ') {
-            let drop = format!("ALTER TABLE {table} DROP COLUMN {column}");
-            sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.expect(column);
-        }
-    }
-    for statement in [
-        "DROP TABLE key_classes",
-        "DROP INDEX keys_generation",
-        "ALTER TABLE keys DROP COLUMN generation",
-        "ALTER TABLE access_tokens DROP COLUMN generation",
-        "ALTER TABLE epoch DROP COLUMN generation",
-        "ALTER TABLE quarantined_objects DROP COLUMN generation",
-        "ALTER TABLE key_versions DROP COLUMN maker",
-        "DELETE FROM _sqlx_migrations WHERE version > 4",
-    ] {
-        sqlx::query(statement).execute(&mut connection).await.expect(statement);
-    }
+    let mut connection = files.connect(&files.db()).await;
+    let migrations = SQLITE.iter().filter(|migration| migration.version <= 4).cloned().collect();
+    let earlier = Migrator { migrations, ..Migrator::DEFAULT };
+    earlier.run(&mut connection).await.expect("it is made");
+    drop(connection);
     let options = target(&cluster);
     sqlite_to_postgres(&files.db(), &options, |_| ()).await.expect("it moves");
 
@@ -329,13 +312,14 @@ fn insert_with_version(id: &str) -> Vec<Write> {
         withdrawn_at: None,
         destroys_at: None,
     };
+    let material = Material::Pair { spki: vec![7; 550].into(), kid: Kid::from_stored(id) };
     let version = KeyVersion {
         number: 1,
         cka_id: CkaId::from_bytes(cka_id),
         earlier_attempts: Vec::new(),
         token_serial: "1234".to_owned(),
         created_at: at,
-        born: Some(Born { spki: vec![7; 550].into(), kid: Kid::from_stored(id), timeline }),
+        born: Some(Born { material, timeline }),
         maker: None,
         suspended: false,
         compromise: None,

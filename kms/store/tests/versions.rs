@@ -8,7 +8,7 @@ use kms_core::{
     KeyVersion, Kid, Store,
     fakes::a_key,
     hsm::CkaId,
-    key::{Born, TakeOver, Timeline},
+    key::{Born, Material, TakeOver, Timeline},
     replica::ReplicaId,
     store::{Fault, Transaction, Write},
 };
@@ -126,6 +126,6 @@ fn born(row: KeyVersion) -> KeyVersion {
         withdrawn_at: None,
         destroys_at: None,
     };
-    let born = Born { spki: Arc::from(&b"spki"[..]), kid: Kid::from_stored("kid"), timeline };
-    KeyVersion { maker: None, born: Some(born), ..row }
+    let material = Material::Pair { spki: Arc::from(&b"spki"[..]), kid: Kid::from_stored("kid") };
+    KeyVersion { maker: None, born: Some(Born { material, timeline }), ..row }
 }

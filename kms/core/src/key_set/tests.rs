@@ -7,7 +7,7 @@ use crate::{
     fakes::{a_key, entropy},
     hsm::CkaId,
     jwk::Jwk,
-    key::{Born, Compromise, TakeOver, Timeline},
+    key::{Born, Compromise, Material, TakeOver, Timeline},
     store::{Generation, Snapshot},
 };
 
@@ -76,13 +76,14 @@ impl Random {
         let public = Hash::Sha256.digest(format!("{name}/{number}").as_bytes());
         let spki = [&ED25519_SPKI_HEAD[..], public.as_ref()].concat();
         let kid = Jwk::from_spki(Algorithm::Ed25519, &spki).expect("a key").kid();
+        let material = Material::Pair { spki: spki.into(), kid };
         KeyVersion {
             number,
             cka_id: CkaId::from_bytes([u8::try_from(number).expect("small"); 16]),
             earlier_attempts: Vec::new(),
             token_serial: "token".to_owned(),
             created_at: at(0),
-            born: (!self.one_in(8)).then(|| Born { spki: spki.into(), kid, timeline }),
+            born: (!self.one_in(8)).then(|| Born { material, timeline }),
             maker: None,
             suspended: self.one_in(8),
             compromise: self.one_in(8).then(|| Compromise { at: self.time(), reason: String::new() }),

@@ -6,12 +6,8 @@ use kms_core::{
 };
 use sqlx::PgConnection;
 
-use crate::{
-    pulse,
-    rows::{self, Cells},
-    session::Session as _,
-    statement::Statement,
-};
+use super::open;
+use crate::{cells::Cells, pulse, rows, session::Session as _, statement::Statement};
 
 /// One statement: the share lock on the generation first, which waits for a commit under way and keeps the next one
 /// waiting until the beat is written; then the beat, and the lease. What follows from `locked` is done after it. The
@@ -20,10 +16,10 @@ const BEAT: &str = "
     WITH locked AS (
         SELECT value, (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::BIGINT AS now_us FROM generation FOR SHARE
     ), beat AS (
-        INSERT INTO replicas (id, seen_at_us, known, report)
-        SELECT $1, now_us, $2, $3 FROM locked
+        INSERT INTO replicas (id, seen_at_us, known, report, schema)
+        SELECT $1, now_us, $2, $3, $6 FROM locked
         ON CONFLICT (id) DO UPDATE SET seen_at_us = excluded.seen_at_us, known = excluded.known,
-            report = excluded.report
+            report = excluded.report, schema = excluded.schema
     ), lease AS (
         UPDATE leases SET holder = CASE WHEN $4 THEN $1 END,
             token = leases.token + CASE WHEN leases.holder = $1 OR NOT $4 THEN 0 ELSE 1 END,
@@ -45,7 +41,8 @@ pub(super) async fn pulse(connection: &mut PgConnection, beat: Beat) -> Result<P
         .bind(known)
         .bind(report)
         .bind(beat.leads)
-        .bind(live_us);
+        .bind(live_us)
+        .bind(open::known_version());
     let found = connection.fetch(statement).await.map_err(super::fault::statement)?;
     let (generation, now) = pulse::generation_and_now(&found)?;
     let now_us = now.as_microsecond();

@@ -15,10 +15,11 @@ use kms_core::{
 use sqlx::{Connection as _, PgConnection, Postgres, QueryBuilder, Transaction as Open};
 use tokio::time::timeout;
 
-use super::{LOCK, PostgresOptions, beats, fault, open::Door};
+use super::{LOCK, PostgresOptions, beats, earlier, fault, open::Door};
 use crate::{
-    MigrateError, rows,
-    rows::Cells,
+    MigrateError,
+    cells::Cells,
+    rows,
     session::Session as _,
     snapshot,
     statement::{Statement, Value},
@@ -135,6 +136,7 @@ impl Filling {
             if snapshot::load(&mut *open, None).await.map_err(MigrateError::Rows)? != *rows {
                 return Err(MigrateError::Differs("a server would load others there than here".to_owned()));
             }
+            earlier::end(&mut open).await.map_err(MigrateError::Rows)?;
             let filled = "UPDATE migrated_from SET digest = $1";
             run(&mut open, Statement::new(filled).bind(&origin.digest[..])).await?;
             before.await?;

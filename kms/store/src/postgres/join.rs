@@ -6,7 +6,7 @@ use kms_core::{replica::ReplicaId, store::Fault};
 use sqlx::PgConnection;
 
 use super::{LOCK, PostgresStore, Work, beats, fault};
-use crate::{commit, rows::Cells, session::Session as _, statement::Statement};
+use crate::{cells::Cells, commit, session::Session as _, statement::Statement};
 
 /// How long a row of a replica that is gone is kept: for whoever looks.
 const KEPT_US: i64 = 24 * 60 * 60 * 1_000_000;

@@ -29,6 +29,7 @@ use self::{news::News, open::Door, options::STATEMENT_MAX};
 use crate::{OpenError, commit, pin_latch, requests, session::session, snapshot, statement::Statement};
 
 mod beats;
+mod earlier;
 mod fault;
 mod filling;
 mod join;
@@ -152,6 +153,7 @@ struct Commit(Transaction);
 impl Work<Generation> for Commit {
     async fn run(self, open: &mut PgConnection) -> Result<Generation, Fault> {
         let generation = commit::write(open, &self.0).await?;
+        earlier::mind(open, &self.0).await?;
         // Under the generation's lock, which a pulse shares: no lease passes to another before the COMMIT.
         if let Some(lease) = self.0.lease {
             beats::check_lease(open, lease).await?;

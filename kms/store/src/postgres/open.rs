@@ -171,7 +171,7 @@ async fn refuse_newer(connection: &mut PgConnection) -> Result<bool, OpenError> 
         .fetch_optional(&mut *connection)
         .await
         .map_err(|error| open_error(&error))?;
-    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let known = known_version();
     match oldest {
         Some(oldest) if oldest > known => Err(OpenError::Database(format!(
             "has a schema for programs that know version {oldest}, and this program knows only {known}; upgrade the \
@@ -179,6 +179,11 @@ async fn refuse_newer(connection: &mut PgConnection) -> Result<bool, OpenError> 
         ))),
         _ => Ok(true),
     }
+}
+
+/// The newest migration that this program knows.
+pub(super) fn known_version() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0)
 }
 
 pub(super) fn open_error(error: &sqlx::Error) -> OpenError {

@@ -89,7 +89,8 @@ async fn all_of_several_commits_come<S: Store>(store: &S, since: Generation) {
     let keys = all.keys.into_iter().filter(|(key, _)| mine(key.id.as_str())).collect();
     let access_tokens = all.access_tokens.into_iter().filter(|token| mine(&token.name)).collect();
     let quarantined = all.quarantined.into_iter().filter(|object| mine(&object.token_serial)).collect();
-    assert_eq!(since, Snapshot { keys, access_tokens, quarantined, classes: vec![], ..all });
+    let (classes, uses, usage_reports) = (vec![], vec![], vec![]);
+    assert_eq!(since, Snapshot { keys, access_tokens, quarantined, classes, uses, usage_reports, ..all });
 }
 
 async fn what_is_in_no_generation_comes_with_none<S: Store>(store: &S) {

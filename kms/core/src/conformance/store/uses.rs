@@ -1,5 +1,7 @@
 //! How much versions that wrap were used, what consumers say, and what is on record of a secret key.
 
+use std::slice;
+
 use super::{at, timeline, transaction, version};
 use crate::{
     Algorithm, Key, KeyVersion, Store,
@@ -69,7 +71,10 @@ pub(super) async fn the_last_use_of_a_version_never_goes_back<S: Store>(store: &
         unwrapped_at: Some(at(40)),
     };
     let uses = store.load(None).await.expect("load").uses;
-    assert_eq!(uses.into_iter().filter(|stored| stored.key == key.id).collect::<Vec<_>>(), [used.clone()]);
+    assert_eq!(
+        uses.into_iter().filter(|stored| stored.key == key.id).collect::<Vec<_>>(),
+        slice::from_ref(&used)
+    );
     let write = Write::ReserveWraps { key: key.id.clone(), version: 1, from: 0, to: 5 };
     store.commit(transaction(vec![write])).await.expect("commit");
     let uses = store.load(None).await.expect("load").uses;
@@ -98,6 +103,6 @@ pub(super) async fn a_consumers_report_takes_the_place_of_its_last_one<S: Store>
     let since = store.load(None).await.expect("load").generation;
     let second = UsageReport { removed_at: Some(at(13)), ..report("orders", &[(2, 9)], at(12)) };
     put(second.clone()).await;
-    assert_eq!(reports(Some(since)).await, [second.clone()]);
+    assert_eq!(reports(Some(since)).await, slice::from_ref(&second));
     assert_eq!(reports(None).await, [report("billing", &[], at(11)), second]);
 }
