@@ -6,7 +6,7 @@ use crate::Error;
 
 /// Encrypts `plaintext` to a public key (SubjectPublicKeyInfo, DER), SHA-256 and MGF1-SHA-256, with `aad` as the label.
 /// Whoever has the public key can do the same: it says nothing about who did.
-pub(crate) fn oaep_encrypt(spki: &[u8], plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, Error> {
+pub fn oaep_encrypt(spki: &[u8], plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, Error> {
     let unusable = |_| Error::internal("a stored public key does not encrypt");
     let key = PublicEncryptingKey::from_der(spki)
         .map_err(|_| Error::internal("a stored public key does not parse"))?;

@@ -28,7 +28,7 @@ pub mod hsm;
 pub mod inventory;
 pub mod jwk;
 pub mod key;
-mod key_wrap;
+pub mod key_wrap;
 pub mod kms;
 pub mod pin_latch;
 pub mod policy;

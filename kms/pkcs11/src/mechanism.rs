@@ -1,15 +1,18 @@
-//! The mechanism table: which CKM_* makes a key and which one signs (PKCS#11 v3.1 §6).
+//! The mechanism table: which CKM_* makes a key, and which one signs or unwraps with it (PKCS#11 v3.1 §6).
 //!
 //! The token always gets what the oldest module understands: a digest for ECDSA and PSS, a DigestInfo for PKCS #1
-//! v1.5, the whole message for EdDSA. Adding an algorithm is one row here and one in core's table.
+//! v1.5, the whole message for EdDSA. Keys are wrapped as data, by C_Encrypt and C_Decrypt. Adding an algorithm is one
+//! row here and one in core's table.
 
 use std::borrow::Cow;
 
 use cryptoki::{
+    error::Error,
     mechanism::{
         Mechanism, MechanismInfo, MechanismType,
+        aead::GcmParams,
         eddsa::{EddsaParams, EddsaSignatureScheme},
-        rsa::{PkcsMgfType, PkcsPssParams},
+        rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource, PkcsPssParams},
     },
     object::{Attribute, KeyType},
     types::Ulong,
@@ -17,59 +20,74 @@ use cryptoki::{
 use kms_core::{
     Algorithm,
     algorithm::{Curve, Hash, KeySpec, Scheme},
-    hsm::{Fault, SignInput},
+    hsm::{Fault, SignInput, Usage},
 };
 
-use crate::profile::Profile;
+use crate::profile::{OaepHash, Profile};
 
 /// Longest message in bytes that an EdDSA key signs: it travels whole to the token.
 pub const MESSAGE_LEN_MAX: usize = 192 * 1024;
 
 /// How a kind of key is made.
 pub(crate) struct Generation {
-    /// CKM_*_KEY_PAIR_GEN.
+    /// CKM_*_KEY_PAIR_GEN, or CKM_*_KEY_GEN.
     pub(crate) mechanism: Mechanism<'static>,
-    /// What the public template adds: curve or modulus.
-    pub(crate) public: Vec<Attribute>,
-    /// CKA_ALLOWED_MECHANISMS of the private key.
+    /// What the public template adds, or that of a secret key: curve, modulus or length.
+    pub(crate) parameters: Vec<Attribute>,
+    /// CKA_ALLOWED_MECHANISMS of the private or secret key.
     pub(crate) allowed: Vec<MechanismType>,
 }
 
-/// What a signature needs from the token.
+/// What an algorithm needs from the token.
 struct Need {
     generate: MechanismType,
-    sign: MechanismType,
-    /// Key size in the mechanism's own unit (bits, of the curve or the modulus).
+    operate: MechanismType,
+    /// Key size in the mechanisms' own unit (bits, of the curve or the modulus; bytes of an AES key).
     size: usize,
 }
 
-/// How a key of this kind is made.
-pub(crate) fn generation(spec: KeySpec, profile: &Profile) -> Generation {
+/// Length in bytes of the IV of a key wrap with AES-GCM.
+pub(crate) const IV_LEN: usize = 12;
+/// Length in bytes of its tag.
+pub(crate) const TAG_LEN: usize = 16;
+
+/// How a key of this kind is made, for this use.
+pub(crate) fn generation(spec: KeySpec, usage: Usage, profile: &Profile) -> Generation {
     match spec {
         KeySpec::Ec(curve) => Generation {
             mechanism: Mechanism::EccKeyPairGen,
-            public: vec![Attribute::EcParams(curve_oid_der(curve).to_vec())],
+            parameters: vec![Attribute::EcParams(curve_oid_der(curve).to_vec())],
             allowed: vec![MechanismType::ECDSA],
         },
         KeySpec::Rsa(modulus) => Generation {
             mechanism: Mechanism::RsaPkcsKeyPairGen,
-            public: vec![
+            parameters: vec![
                 Attribute::ModulusBits(Ulong::new(modulus as u64)),
                 Attribute::PublicExponent(vec![1, 0, 1]),
             ],
-            allowed: vec![MechanismType::RSA_PKCS, MechanismType::RSA_PKCS_PSS],
+            allowed: match usage {
+                Usage::Decrypt => vec![MechanismType::RSA_PKCS_OAEP],
+                Usage::Sign | Usage::EncryptDecrypt => {
+                    vec![MechanismType::RSA_PKCS, MechanismType::RSA_PKCS_PSS]
+                }
+            },
         },
         KeySpec::Ed25519 => Generation {
             mechanism: Mechanism::EccEdwardsKeyPairGen,
-            public: vec![Attribute::EcParams(profile.ed25519_params().to_vec())],
+            parameters: vec![Attribute::EcParams(profile.ed25519_params().to_vec())],
             allowed: vec![MechanismType::EDDSA],
+        },
+        KeySpec::Aes256 => Generation {
+            mechanism: Mechanism::AesKeyGen,
+            parameters: vec![Attribute::ValueLen(Ulong::new(AES_256_LEN as u64))],
+            allowed: vec![MechanismType::AES_GCM],
         },
     }
 }
 
 /// How `algorithm` signs.
-pub(crate) fn signing(algorithm: Algorithm) -> Mechanism<'static> {
-    match algorithm.scheme() {
+pub(crate) fn signing(algorithm: Algorithm) -> Result<Mechanism<'static>, Fault> {
+    Ok(match algorithm.scheme() {
         Scheme::Ecdsa(_) => Mechanism::Ecdsa,
         Scheme::Pkcs1(_) => Mechanism::RsaPkcs,
         Scheme::Pss(hash) => {
@@ -85,12 +103,26 @@ pub(crate) fn signing(algorithm: Algorithm) -> Mechanism<'static> {
             })
         }
         Scheme::EdDsa => Mechanism::Eddsa(EddsaParams::new(EddsaSignatureScheme::Ed25519)),
-    }
+        Scheme::AesGcmKeyWrap | Scheme::RsaOaep(_) => return Err(does_not_sign(algorithm)),
+    })
+}
+
+/// AES-GCM with a tag of 128 bits. An HSM that makes the IV itself writes it to `iv`.
+pub(crate) fn aes_gcm<'a>(iv: &'a mut [u8; IV_LEN], aad: &'a [u8]) -> Result<Mechanism<'a>, Error> {
+    Ok(Mechanism::AesGcm(GcmParams::new(iv, aad, Ulong::new(8 * TAG_LEN as u64))?))
+}
+
+/// RSAES-OAEP with SHA-256 and MGF1-SHA-256.
+pub(crate) fn rsa_oaep_256(label: &[u8]) -> Mechanism<'_> {
+    let source =
+        if label.is_empty() { PkcsOaepSource::empty() } else { PkcsOaepSource::data_specified(label) };
+    Mechanism::RsaPkcsOaep(PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, source))
 }
 
 /// Refuses an input that does not fit: a digest of another length, a digest for EdDSA, a message for the rest.
 pub(crate) fn check_input(algorithm: Algorithm, input: &SignInput) -> Result<(), Fault> {
     match (algorithm.hash(), input) {
+        _ if algorithm.is_key_wrap() => Err(does_not_sign(algorithm)),
         (Some(hash), SignInput::Digest(digest)) if digest.len() == hash.digest_len() => Ok(()),
         (Some(hash), SignInput::Digest(digest)) => Err(Fault::Failed(format!(
             "{algorithm} signs a digest of {} bytes, and {} were given",
@@ -118,12 +150,14 @@ pub(crate) fn sign_data(algorithm: Algorithm, input: &SignInput) -> Result<Cow<'
     Ok(match algorithm.scheme() {
         Scheme::Pkcs1(hash) => Cow::Owned([digest_info_head(hash), bytes].concat()),
         Scheme::Ecdsa(_) | Scheme::Pss(_) | Scheme::EdDsa => Cow::Borrowed(bytes),
+        Scheme::AesGcmKeyWrap | Scheme::RsaOaep(_) => return Err(does_not_sign(algorithm)),
     })
 }
 
 /// Mechanisms that `algorithm` needs and the token lacks: an empty list means that it can be used.
 pub(crate) fn missing(
     algorithm: Algorithm,
+    profile: &Profile,
     info: impl Fn(MechanismType) -> Option<MechanismInfo>,
 ) -> Vec<&'static str> {
     let need = need(algorithm);
@@ -131,12 +165,25 @@ pub(crate) fn missing(
     let fits = |info: &MechanismInfo| {
         info.max_key_size() == 0 || (info.min_key_size()..=info.max_key_size()).contains(&need.size)
     };
+    let generates = |info: &MechanismInfo| match algorithm.key_spec() {
+        KeySpec::Aes256 => info.generate(),
+        KeySpec::Ec(_) | KeySpec::Rsa(_) | KeySpec::Ed25519 => info.generate_key_pair(),
+    };
+    let operates = |info: &MechanismInfo| match algorithm.scheme() {
+        Scheme::AesGcmKeyWrap => info.encrypt() && info.decrypt(),
+        Scheme::RsaOaep(_) => info.decrypt(),
+        Scheme::Ecdsa(_) | Scheme::Pkcs1(_) | Scheme::Pss(_) | Scheme::EdDsa => info.sign(),
+    };
     let mut missing = Vec::new();
-    if !info(need.generate).is_some_and(|info| info.generate_key_pair() && fits(&info)) {
+    if !info(need.generate).is_some_and(|info| generates(&info) && fits(&info)) {
         missing.push(name(need.generate));
     }
-    if !info(need.sign).is_some_and(|info| info.sign() && fits(&info)) {
-        missing.push(name(need.sign));
+    if !info(need.operate).is_some_and(|info| operates(&info) && fits(&info)) {
+        missing.push(name(need.operate));
+    } else if need.operate == MechanismType::RSA_PKCS_OAEP && !profile.oaep_hashes.contains(&OaepHash::Sha256)
+    {
+        // No flag of the mechanism tells: SoftHSM 2.6.1 has it with SHA-1 alone.
+        missing.push("CKM_RSA_PKCS_OAEP with SHA-256");
     }
     missing
 }
@@ -152,6 +199,9 @@ pub(crate) fn key_spec(key_type: KeyType, ec_params: &[u8]) -> Option<KeySpec> {
         _ => None,
     }
 }
+
+/// Length in bytes of an AES-256 key.
+const AES_256_LEN: usize = 32;
 
 /// PrintableString "edwards25519" (PKCS#11 v3.1 §6.3.3).
 pub(crate) const ED25519_NAME: &[u8] = b"\x13\x0cedwards25519";
@@ -183,14 +233,21 @@ fn need(algorithm: Algorithm) -> Need {
         KeySpec::Ec(Curve::P521) => (MechanismType::ECC_KEY_PAIR_GEN, 521),
         KeySpec::Rsa(modulus) => (MechanismType::RSA_PKCS_KEY_PAIR_GEN, modulus.bits()),
         KeySpec::Ed25519 => (MechanismType::ECC_EDWARDS_KEY_PAIR_GEN, 256),
+        KeySpec::Aes256 => (MechanismType::AES_KEY_GEN, AES_256_LEN),
     };
-    let sign = match algorithm.scheme() {
+    let operate = match algorithm.scheme() {
         Scheme::Ecdsa(_) => MechanismType::ECDSA,
         Scheme::Pkcs1(_) => MechanismType::RSA_PKCS,
         Scheme::Pss(_) => MechanismType::RSA_PKCS_PSS,
         Scheme::EdDsa => MechanismType::EDDSA,
+        Scheme::AesGcmKeyWrap => MechanismType::AES_GCM,
+        Scheme::RsaOaep(_) => MechanismType::RSA_PKCS_OAEP,
     };
-    Need { generate, sign, size }
+    Need { generate, operate, size }
+}
+
+fn does_not_sign(algorithm: Algorithm) -> Fault {
+    Fault::Unsupported(format!("{algorithm} wraps keys and does not sign"))
 }
 
 fn name(mechanism: MechanismType) -> &'static str {
@@ -202,6 +259,9 @@ fn name(mechanism: MechanismType) -> &'static str {
         MechanismType::RSA_PKCS => "CKM_RSA_PKCS",
         MechanismType::RSA_PKCS_PSS => "CKM_RSA_PKCS_PSS",
         MechanismType::EDDSA => "CKM_EDDSA",
+        MechanismType::AES_KEY_GEN => "CKM_AES_KEY_GEN",
+        MechanismType::AES_GCM => "CKM_AES_GCM",
+        MechanismType::RSA_PKCS_OAEP => "CKM_RSA_PKCS_OAEP",
         _ => "another mechanism",
     }
 }
@@ -212,7 +272,11 @@ mod tests {
 
     #[test]
     fn an_input_that_does_not_fit_its_algorithm_is_refused() {
-        for algorithm in Algorithm::ALL {
+        for algorithm in Algorithm::KEY_WRAPS {
+            let message = SignInput::Message(vec![0; 7]);
+            assert!(check_input(algorithm, &message).is_err(), "{algorithm} does not sign");
+        }
+        for algorithm in Algorithm::SIGNATURES {
             let right = algorithm.hash().map_or(7, Hash::digest_len);
             let digest = |len| check_input(algorithm, &SignInput::Digest(vec![0; len]));
             let message = |len| check_input(algorithm, &SignInput::Message(vec![0; len]));

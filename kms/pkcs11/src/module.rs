@@ -378,7 +378,7 @@ impl Module {
     pub(crate) fn algorithms(&self, slot: Slot) -> Result<Vec<Algorithm>, TokenError> {
         let info = self.mechanisms(slot);
         let mut algorithms = Algorithm::ALL.to_vec();
-        algorithms.retain(|algorithm| mechanism::missing(*algorithm, &info).is_empty());
+        algorithms.retain(|algorithm| mechanism::missing(*algorithm, &self.profile, &info).is_empty());
         if algorithms.is_empty() { Err(TokenError::NoAlgorithm) } else { Ok(algorithms) }
     }
 

@@ -40,9 +40,9 @@ pub struct Profile {
     pub edwards_params: Option<EdwardsParams>,
     /// Most sessions that one process may have, the one that holds the login among them. Absent: as CK_TOKEN_INFO says.
     pub sessions_max: Option<NonZeroU32>,
-    /// Whose IV CKM_AES_GCM encrypts under. Not used yet: envelopes will.
+    /// Whose IV CKM_AES_GCM encrypts under. Absent: the caller's.
     pub iv_source: Option<IvSource>,
-    /// Hashes that CKM_RSA_PKCS_OAEP takes. Not used yet: envelopes will.
+    /// Hashes that CKM_RSA_PKCS_OAEP takes. Without SHA-256 there is no RSA-OAEP-256.
     #[serde(default)]
     pub oaep_hashes: Cow<'static, [OaepHash]>,
     /// What it was measured on, and where alone it holds.
@@ -87,7 +87,7 @@ pub enum IvSource {
     Hsm,
 }
 
-/// A hash of CKM_RSA_PKCS_OAEP, with MGF1 over the same and without a label.
+/// A hash of CKM_RSA_PKCS_OAEP, with MGF1 over the same and, but for SHA-1, with a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OaepHash {
     /// SHA-1.
@@ -140,7 +140,11 @@ pub const KRYOPTIC: Profile = Profile {
     sessions_max: None,
     iv_source: Some(IvSource::Caller),
     oaep_hashes: Cow::Borrowed(&[OaepHash::Sha1, OaepHash::Sha256, OaepHash::Sha384, OaepHash::Sha512]),
-    errors: Overrides::fixed(&[(RvError::GeneralError, Class::StaleHandle)]),
+    // What RSA-OAEP does not open gives CKR_DEVICE_ERROR.
+    errors: Overrides::fixed(&[
+        (RvError::DeviceError, Class::Ambiguous),
+        (RvError::GeneralError, Class::StaleHandle),
+    ]),
 };
 
 /// Any other module.

@@ -226,7 +226,7 @@ fn report(module: &Module, slot: Slot, info: &TokenInfo) -> TokenReport {
         initialized: info.token_initialized(),
         user_pin: pin_state(info),
         algorithms: Algorithm::ALL
-            .map(|algorithm| (algorithm, mechanism::missing(algorithm, &mechanism)))
+            .map(|algorithm| (algorithm, mechanism::missing(algorithm, &module.profile, &mechanism)))
             .to_vec(),
     }
 }

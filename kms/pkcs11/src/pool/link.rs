@@ -27,7 +27,7 @@ use tokio::{
 use super::{events::Event, queue::Place};
 use crate::{
     clock,
-    wire::{Answer, FromWorker, Inbox, LOG_IN, Operation, Outcome, Request, STAY_OUT, frame},
+    wire::{Answer, FromWorker, Inbox, LOG_IN, Operation, Outbox, Outcome, Request, STAY_OUT},
 };
 
 /// Added to a worker's weight while it changes the token: signatures should not wait behind a key generation.
@@ -85,7 +85,7 @@ pub(super) struct Link {
 struct State {
     calls: HashMap<u64, Call>,
     next_id: u64,
-    out: Vec<u8>,
+    out: Outbox,
     /// Whether the writer knows that there is something to write.
     writing: bool,
     /// Whether the watch looks at this link.
@@ -139,7 +139,7 @@ impl Link {
         let state = State {
             calls: HashMap::new(),
             next_id: 0,
-            out: Vec::new(),
+            out: Outbox::default(),
             writing: false,
             watched: false,
             closed: false,
@@ -177,7 +177,7 @@ impl Link {
         state.next_id += 1;
         let NewCall { place, operation, deadline, endings } = call;
         let request = Request { id, deadline_ns, operation };
-        frame(&mut state.out, |body| request.encode(body));
+        state.out.push(request.secret_len_max(), |body| request.encode(body));
         if state.calls.is_empty() {
             state.head_since = Instant::now();
         }
@@ -201,7 +201,7 @@ impl Link {
     /// Tells the worker whether it may call C_Login.
     pub(super) fn answer_login(&self, may: bool) {
         let mut state = self.lock();
-        state.out.extend_from_slice(if may { &LOG_IN } else { &STAY_OUT });
+        state.out.push_whole(if may { &LOG_IN } else { &STAY_OUT });
         state.writing = true;
         drop(state);
         self.outgoing.notify_one();
@@ -209,7 +209,7 @@ impl Link {
 
     /// Sends what callers queue, until the socket fails.
     pub(super) async fn write(&self, mut socket: OwnedWriteHalf) -> io::Result<()> {
-        let mut sending = Vec::new();
+        let mut sending = Outbox::default();
         loop {
             if self.lock().calls.len() > 1 {
                 // Others are at it: let every caller that can run now add its request to this write.
@@ -224,9 +224,8 @@ impl Link {
                 self.outgoing.notified().await;
                 continue;
             }
-            socket.write_all(&sending).await?;
-            sending.clear();
-            sending.shrink_to(BUFFER_KEPT_MAX);
+            socket.write_all(sending.bytes()).await?;
+            sending.clear(BUFFER_KEPT_MAX);
         }
     }
 
@@ -243,7 +242,11 @@ impl Link {
         let mut answers = Vec::new();
         loop {
             while let Some(body) = inbox.take().map_err(io::Error::other)? {
-                match FromWorker::decode(body).map_err(io::Error::other)? {
+                let message = FromWorker::decode(body).map_err(io::Error::other)?;
+                if message.secret_len_max().is_some() {
+                    inbox.wipe_taken();
+                }
+                match message {
                     FromWorker::Answer(answer) => answers.push(answer),
                     FromWorker::LoggingIn(token_serial) => {
                         drop(events.send(Event::LoggingIn { number, pid, token_serial }).await)
@@ -270,7 +273,7 @@ impl Link {
     pub(super) fn close(&self, why: &str) {
         let mut state = self.lock();
         state.closed = true;
-        state.out = Vec::new();
+        state.out = Outbox::default();
         state.changing = 0;
         let mut calls: Vec<_> = mem::take(&mut state.calls).into_iter().collect();
         self.weigh(&state);
@@ -432,7 +435,7 @@ impl NewCall {
 
 #[cfg(test)]
 mod tests {
-    use kms_core::hsm::{CkaId, NewKeyPair};
+    use kms_core::hsm::{CkaId, NewKey, Usage};
 
     use super::{super::queue::Queue, *};
 
@@ -452,7 +455,7 @@ mod tests {
     fn a_change_of_the_token_is_never_made_twice() {
         let (link, queue) = (Link::new(1, 1), Queue::new(9));
         let spec = kms_core::Algorithm::Es256.key_spec();
-        let new = NewKeyPair { id: CkaId::from_bytes([0; 16]), label: String::new(), spec };
+        let new = NewKey { id: CkaId::from_bytes([0; 16]), label: String::new(), spec, usage: Usage::Sign };
         for operation in [Operation::Generate(new), Operation::Destroy(CkaId::from_bytes([0; 16]))] {
             let link = Link::new(1, 1);
             let answer = sent(&link, call(&queue, operation));

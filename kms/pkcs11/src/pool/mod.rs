@@ -30,11 +30,14 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use kms_core::{
     Algorithm, Grant, Hsm, Unsettled,
-    algorithm::KeySpec,
+    algorithm::{KeySpec, Modulus},
     epoch::{Mark, Step},
-    hsm::{CkaId, Cursor, Fault, Found, Health, KeyRef, NewKeyPair, Page, SignInput},
+    hsm::{
+        CkaId, Cursor, Fault, Found, Health, KekRef, KeyRef, NewKey, Page, SecretKeyRef, SignInput, Usage,
+    },
     time::Deadline,
 };
+use kms_envelope::SecretBytes;
 use tokio::{net::UnixStream, sync::watch as watch_channel, task::AbortHandle};
 
 use self::{
@@ -42,8 +45,8 @@ use self::{
     queue::Queue,
 };
 use crate::{
-    mechanism,
-    wire::{Operation, Outcome, Ready},
+    mechanism::{self, IV_LEN, TAG_LEN},
+    wire::{Opaque, Operation, Outcome, Ready},
 };
 
 pub use login::{Latch, Later, PoolLatch};
@@ -53,6 +56,14 @@ pub use status::{StartError, Status};
 pub(crate) const SOCKET_NAME: &str = "hsm.sock";
 /// Longest CKA_LABEL in bytes.
 const LABEL_LEN_MAX: usize = 255;
+
+/// Longest key in bytes that is wrapped.
+pub const PLAINTEXT_LEN_MAX: usize = 1024;
+/// Longest AAD in bytes that a wrap is bound to.
+pub const AAD_LEN_MAX: usize = 4096;
+
+/// The sizes of an RSA key, and so of what is encrypted to it.
+const MODULI: [Modulus; 3] = [Modulus::Bits2048, Modulus::Bits3072, Modulus::Bits4096];
 
 /// How a pool behaves.
 #[derive(Debug, Clone)]
@@ -228,9 +239,9 @@ impl Pool {
 }
 
 impl Hsm for Pool {
-    async fn generate(&self, _grant: &Grant, new: &NewKeyPair, deadline: Deadline) -> Result<(), Fault> {
-        let spec: KeySpec = new.spec;
-        self.require(|algorithm| algorithm.key_spec() == spec, spec)?;
+    async fn generate(&self, _grant: &Grant, new: &NewKey, deadline: Deadline) -> Result<(), Fault> {
+        let kind: (KeySpec, Usage) = (new.spec, new.usage);
+        self.require(|algorithm| (algorithm.key_spec(), algorithm.usage()) == kind, kind)?;
         if new.label.len() > LABEL_LEN_MAX {
             return Err(Fault::Unsupported(format!("a label has at most {LABEL_LEN_MAX} bytes")));
         }
@@ -263,6 +274,61 @@ impl Hsm for Pool {
         self.require(|supported| supported == algorithm, algorithm)?;
         match self.call(Operation::Sign { key: key.clone(), algorithm, input }, deadline).await? {
             Outcome::Signature(signature) => Ok(Unsettled::new(signature)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn wrap_key(
+        &self,
+        _grant: &Grant,
+        key: &SecretKeyRef,
+        plaintext: SecretBytes,
+        aad: Vec<u8>,
+        deadline: Deadline,
+    ) -> Result<Unsettled<Vec<u8>>, Fault> {
+        let (len, aad_len) = (plaintext.expose_secret().len(), aad.len());
+        if !(1..=PLAINTEXT_LEN_MAX).contains(&len) || aad_len > AAD_LEN_MAX {
+            return Err(Fault::Failed(format!(
+                "a wrap takes 1 to {PLAINTEXT_LEN_MAX} bytes with at most {AAD_LEN_MAX} of AAD, and {len} with \
+                 {aad_len} were given"
+            )));
+        }
+        self.require(|supported| supported == Algorithm::A256GcmKw, Algorithm::A256GcmKw)?;
+        let operation = Operation::WrapKey { key: key.clone(), plaintext, aad: Opaque(aad) };
+        match self.call(operation, deadline).await? {
+            Outcome::Wrapped(wrapped) => Ok(Unsettled::new(wrapped)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn unwrap_key(
+        &self,
+        _grant: &Grant,
+        key: &KekRef,
+        wrapped: Vec<u8>,
+        aad: Vec<u8>,
+        deadline: Deadline,
+    ) -> Result<Unsettled<SecretBytes>, Fault> {
+        let len_fits = match key {
+            KekRef::Secret(_) => {
+                (1..=PLAINTEXT_LEN_MAX).contains(&wrapped.len().saturating_sub(IV_LEN + TAG_LEN))
+            }
+            KekRef::Pair(_) => MODULI.iter().any(|modulus| wrapped.len() == modulus.bits() / 8),
+        };
+        if !len_fits || aad.len() > AAD_LEN_MAX {
+            return Err(Fault::NotOpened);
+        }
+        match key {
+            KekRef::Secret(_) => {
+                self.require(|supported| supported == Algorithm::A256GcmKw, Algorithm::A256GcmKw)?;
+            }
+            KekRef::Pair(_) => {
+                self.require(|supported| supported.usage() == Usage::Decrypt, "RSA-OAEP-256")?;
+            }
+        }
+        let operation = Operation::UnwrapKey { key: key.clone(), wrapped: Opaque(wrapped), aad: Opaque(aad) };
+        match self.call(operation, deadline).await? {
+            Outcome::Unwrapped(plaintext) => Ok(Unsettled::new(plaintext)),
             other => Err(unexpected(&other)),
         }
     }

@@ -56,7 +56,11 @@ impl Queue {
         let changes = match operation {
             Operation::Generate(_) | Operation::Destroy(_) | Operation::List(_) => true,
             Operation::Epoch(step) => *step != Step::Read,
-            Operation::Find(_) | Operation::Sign { .. } | Operation::Check => false,
+            Operation::Find(_)
+            | Operation::Sign { .. }
+            | Operation::WrapKey { .. }
+            | Operation::UnwrapKey { .. }
+            | Operation::Check => false,
         };
         if changes {
             self.counts.changes.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,7 @@
 use std::{borrow::Cow, num::NonZeroU32};
 
 use cryptoki::{
-    error::Error,
+    error::{Error, RvError},
     mechanism::{
         Mechanism, MechanismType,
         aead::GcmParams,
@@ -18,7 +18,10 @@ use cryptoki::{
     slot::{Slot, TokenInfo},
     types::Ulong,
 };
-use kms_core::algorithm::{Curve, KeySpec, Modulus};
+use kms_core::{
+    algorithm::{Curve, KeySpec, Modulus},
+    hsm::Usage,
+};
 
 use super::Login;
 use crate::{
@@ -123,7 +126,7 @@ impl Probe {
         }
         for form in [EdwardsParams::Name, EdwardsParams::Oid] {
             let profile = Profile { edwards_params: Some(form), ..self.profile.clone() };
-            let generation = mechanism::generation(KeySpec::Ed25519, &profile);
+            let generation = mechanism::generation(KeySpec::Ed25519, Usage::Sign, &profile);
             if generate(&self.session()?, &generation, &[Attribute::Sign(true)]).is_ok() {
                 self.profile = profile;
                 return Ok(());
@@ -134,7 +137,7 @@ impl Probe {
     }
 
     fn key_pair(&mut self) -> Result<(), TokenError> {
-        let generation = mechanism::generation(KeySpec::Ec(Curve::P256), &self.profile);
+        let generation = mechanism::generation(KeySpec::Ec(Curve::P256), Usage::Sign, &self.profile);
         let signs = [Attribute::Sign(true)];
         for (attribute, kind, name) in [
             (
@@ -208,14 +211,18 @@ impl Probe {
         let mut iv = [0x5a; 12];
         let tampered = Mechanism::AesGcm(gcm_params(&mut iv)?);
         if let Err(Error::Pkcs11(code, _)) = self.session()?.decrypt(&tampered, key, &ciphertext) {
-            // Whoever can send us a ciphertext must not be able to end a worker with it.
-            if !matches!(self.profile.class_of(code), Class::Input | Class::Configuration | Class::Ambiguous)
-            {
-                self.profile.errors.set(code, Class::Ambiguous);
-            }
-            self.remark(format!("A tampered AES-GCM ciphertext gives {}.", code_name(code)));
+            self.tampered(code, "AES-GCM");
         }
         Ok(())
+    }
+
+    /// Notes what a tampered ciphertext gives.
+    fn tampered(&mut self, code: RvError, with: &str) {
+        // Whoever can send us a ciphertext must not be able to end a worker with it.
+        if !matches!(self.profile.class_of(code), Class::Input | Class::Configuration | Class::Ambiguous) {
+            self.profile.errors.set(code, Class::Ambiguous);
+        }
+        self.remark(format!("A tampered {with} ciphertext gives {}.", code_name(code)));
     }
 
     /// IV and ciphertext as they come back, or `None` where the token refuses.
@@ -231,8 +238,9 @@ impl Probe {
             self.remark("It has no RSA-OAEP (CKM_RSA_PKCS_OAEP).");
             return Ok(());
         }
-        let mut generation = mechanism::generation(KeySpec::Rsa(Modulus::Bits2048), &self.profile);
-        generation.public.push(Attribute::Encrypt(true));
+        let rsa = KeySpec::Rsa(Modulus::Bits2048);
+        let mut generation = mechanism::generation(rsa, Usage::Decrypt, &self.profile);
+        generation.parameters.push(Attribute::Encrypt(true));
         let session = self.session()?;
         let pair = generate(&session, &generation, &[Attribute::Decrypt(true)]);
         let (public, private) = match pair {
@@ -244,12 +252,27 @@ impl Probe {
         };
         let mut taken = Vec::new();
         for (hash, digest, mgf) in OAEP {
-            let params = || PkcsOaepParams::new(digest, mgf, PkcsOaepSource::empty());
+            // Key wraps have a label. They do not use SHA-1, with which SoftHSM 2.6.1 takes none.
+            let source = match hash {
+                OaepHash::Sha1 => PkcsOaepSource::empty(),
+                OaepHash::Sha256 | OaepHash::Sha384 | OaepHash::Sha512 => {
+                    PkcsOaepSource::data_specified(b"a label")
+                }
+            };
+            let params = || PkcsOaepParams::new(digest, mgf, source);
             let encrypted = self.session()?.encrypt(&Mechanism::RsaPkcsOaep(params()), public, TEXT);
-            let Ok(encrypted) = encrypted else { continue };
+            let Ok(mut encrypted) = encrypted else { continue };
             let decrypted = self.session()?.decrypt(&Mechanism::RsaPkcsOaep(params()), private, &encrypted);
             if decrypted.is_ok_and(|text| text == TEXT) {
                 taken.push(hash);
+            }
+            // The one that key wraps use.
+            if taken.last() == Some(&OaepHash::Sha256) && hash == OaepHash::Sha256 {
+                encrypted.iter_mut().skip(1).for_each(|byte| *byte ^= 1);
+                let opened = self.session()?.decrypt(&Mechanism::RsaPkcsOaep(params()), private, &encrypted);
+                if let Err(Error::Pkcs11(code, _)) = opened {
+                    self.tampered(code, "RSA-OAEP");
+                }
             }
         }
         self.profile.oaep_hashes = Cow::Owned(taken);
@@ -277,7 +300,7 @@ fn generate(
     generation: &mechanism::Generation,
     private: &[Attribute],
 ) -> Result<(ObjectHandle, ObjectHandle), Error> {
-    let public = [&[Attribute::Token(false)][..], &generation.public].concat();
+    let public = [&[Attribute::Token(false)][..], &generation.parameters].concat();
     let fixed = [
         Attribute::Token(false),
         Attribute::Private(true),

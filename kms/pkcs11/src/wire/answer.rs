@@ -5,8 +5,9 @@ use std::{fmt, time::Duration};
 use kms_core::{
     Algorithm,
     epoch::Mark,
-    hsm::{Fault, Found, Page, PrivateObject},
+    hsm::{Fault, Found, KeyObject, Page},
 };
+use kms_envelope::SecretBytes;
 
 use super::{
     Secret,
@@ -35,6 +36,10 @@ pub enum Outcome {
     Marks(Vec<Mark>),
     /// Of list.
     Page(Page),
+    /// Of a wrap: IV, ciphertext and tag.
+    Wrapped(Vec<u8>),
+    /// Of an unwrap.
+    Unwrapped(SecretBytes),
 }
 
 /// The first frame of a worker.
@@ -111,6 +116,16 @@ pub(crate) const FOUND_OBJECTS_MAX: u16 = 64;
 const MARKS_MAX: u32 = Mark::COUNT_MAX as u32;
 
 impl FromWorker {
+    /// Most bytes of its body, when it holds a secret.
+    pub fn secret_len_max(&self) -> Option<usize> {
+        match self {
+            Self::Answer(Answer { result: Ok(Outcome::Unwrapped(secret)), .. }) => {
+                Some(secret.expose_secret().len() + 32)
+            }
+            _ => None,
+        }
+    }
+
     /// Appends the body of the message.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
@@ -212,6 +227,15 @@ fn encode_result(result: &Result<Outcome, Fault>, out: &mut Vec<u8>) {
             out.put_u8(11);
             return listing::encode_page(page, out);
         }
+        Ok(Outcome::Wrapped(wrapped)) => {
+            out.put_u8(13);
+            return out.put_bytes(wrapped);
+        }
+        Ok(Outcome::Unwrapped(secret)) => {
+            out.put_u8(14);
+            return out.put_bytes(secret.expose_secret());
+        }
+        Err(Fault::NotOpened) => return out.put_u8(15),
         Err(Fault::Busy { retry_after }) => {
             out.put_u8(3);
             return out.put_u64(u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX));
@@ -243,25 +267,31 @@ fn decode_result(body: &mut Body<'_>) -> Result<Result<Outcome, Fault>, Malforme
         10 => Ok(Outcome::Marks(body.list(MARKS_MAX, Body::mark)?)),
         11 => Ok(Outcome::Page(listing::decode_page(body)?)),
         12 => Err(Fault::Full(body.text()?)),
+        13 => Ok(Outcome::Wrapped(body.bytes()?.to_vec())),
+        14 => Ok(Outcome::Unwrapped(SecretBytes::new(body.bytes()?.to_vec()))),
+        15 => Err(Fault::NotOpened),
         _ => return Err(Malformed),
     })
 }
 
 fn encode_found(found: &Found, out: &mut Vec<u8>) {
     out.put_u32(u32::try_from(found.private.len()).unwrap_or(u32::MAX));
-    found.private.iter().for_each(|object| encode_private(object, out));
+    found.private.iter().for_each(|object| encode_key(object, out));
     out.put_u32(u32::try_from(found.public.len()).unwrap_or(u32::MAX));
     found.public.iter().for_each(|spki| out.put_bytes(spki));
+    out.put_u32(u32::try_from(found.secret.len()).unwrap_or(u32::MAX));
+    found.secret.iter().for_each(|object| encode_key(object, out));
 }
 
 fn decode_found(body: &mut Body<'_>) -> Result<Found, Malformed> {
     Ok(Found {
-        private: body.list(FOUND_OBJECTS_MAX.into(), decode_private)?,
+        private: body.list(FOUND_OBJECTS_MAX.into(), decode_key)?,
         public: body.list(FOUND_OBJECTS_MAX.into(), |body| Ok(body.bytes()?.to_vec()))?,
+        secret: body.list(FOUND_OBJECTS_MAX.into(), decode_key)?,
     })
 }
 
-pub(super) fn encode_private(object: &PrivateObject, out: &mut Vec<u8>) {
+pub(super) fn encode_key(object: &KeyObject, out: &mut Vec<u8>) {
     let copyable = [object.copyable.is_some(), object.copyable == Some(true)];
     let flags = [
         object.token,
@@ -273,13 +303,15 @@ pub(super) fn encode_private(object: &PrivateObject, out: &mut Vec<u8>) {
         object.local,
         object.modifiable,
         object.sign,
+        object.encrypt,
+        object.decrypt,
         object.other_use,
     ];
     flags.iter().chain(&copyable).for_each(|flag| out.put_u8((*flag).into()));
 }
 
-pub(super) fn decode_private(body: &mut Body<'_>) -> Result<PrivateObject, Malformed> {
-    Ok(PrivateObject {
+pub(super) fn decode_key(body: &mut Body<'_>) -> Result<KeyObject, Malformed> {
+    Ok(KeyObject {
         token: body.flag()?,
         private: body.flag()?,
         sensitive: body.flag()?,
@@ -289,6 +321,8 @@ pub(super) fn decode_private(body: &mut Body<'_>) -> Result<PrivateObject, Malfo
         local: body.flag()?,
         modifiable: body.flag()?,
         sign: body.flag()?,
+        encrypt: body.flag()?,
+        decrypt: body.flag()?,
         other_use: body.flag()?,
         copyable: match (body.flag()?, body.flag()?) {
             (true, copyable) => Some(copyable),
@@ -303,10 +337,13 @@ impl fmt::Debug for Outcome {
         match self {
             Self::Done => f.write_str("Done"),
             Self::Found(found) => {
-                write!(f, "Found({} private, {} public)", found.private.len(), found.public.len())
+                let (private, public) = (found.private.len(), found.public.len());
+                write!(f, "Found({private} private, {public} public, {} secret)", found.secret.len())
             }
             Self::Marks(marks) => write!(f, "Marks({})", marks.len()),
             Self::Signature(signature) => write!(f, "Signature([{} bytes])", signature.len()),
+            Self::Wrapped(wrapped) => write!(f, "Wrapped([{} bytes])", wrapped.len()),
+            Self::Unwrapped(secret) => write!(f, "Unwrapped([{} bytes])", secret.expose_secret().len()),
             Self::Page(page) => write!(f, "Page({} objects)", page.objects.len()),
         }
     }
@@ -326,7 +363,7 @@ mod tests {
     }
 
     fn messages() -> Vec<FromWorker> {
-        let object = PrivateObject {
+        let object = KeyObject {
             token: true,
             private: true,
             sensitive: true,
@@ -337,28 +374,35 @@ mod tests {
             modifiable: false,
             copyable: Some(false),
             sign: true,
+            encrypt: false,
+            decrypt: true,
             other_use: false,
         };
         let found = Found {
-            private: vec![object, PrivateObject { copyable: None, ..object }],
+            private: vec![object, KeyObject { copyable: None, ..object }],
             public: vec![vec![1, 2]],
+            secret: vec![KeyObject { encrypt: true, sign: false, ..object }],
         };
         let mark = Mark { installation: kms_core::epoch::Installation([5; 16]), value: 6, nonce: [7; 8] };
         let object = |half| Object { cka_id: vec![5; 20], label: "l\u{e9}".to_owned(), half };
         let objects =
             [Half::Private(found.private[1]), Half::Public(None), Half::Public(Some(vec![6]))].map(object);
+        let objects = objects.into_iter().chain([object(Half::Secret(found.secret[0]))]).collect();
         let next = Some(Cursor { cka_id: vec![5; 20], listed: 2 });
         let results = [
             Ok(Outcome::Page(Page::default())),
-            Ok(Outcome::Page(Page { objects: objects.into(), next })),
+            Ok(Outcome::Page(Page { objects, next })),
             Ok(Outcome::Done),
             Ok(Outcome::Signature(vec![4; 64])),
             Ok(Outcome::Found(found)),
+            Ok(Outcome::Wrapped(vec![5; 60])),
+            Ok(Outcome::Unwrapped(SecretBytes::new(vec![6; 32]))),
             Ok(Outcome::Marks(vec![])),
             Ok(Outcome::Marks(vec![mark; Mark::COUNT_MAX])),
             Err(Fault::Busy { retry_after: Duration::from_millis(3) }),
             Err(Fault::DeadlineExceeded),
             Err(Fault::KeyNotFound),
+            Err(Fault::NotOpened),
             Err(Fault::Unavailable("a".to_owned())),
             Err(Fault::KeyMismatch("b".to_owned())),
             Err(Fault::Unsupported("c".to_owned())),
@@ -416,6 +460,7 @@ mod tests {
     fn every_message_reads_back_as_it_was_written() {
         for message in messages() {
             let bytes = body(|out| message.encode(out));
+            assert!(message.secret_len_max().is_none_or(|max| bytes.len() <= max), "{message:?}");
             assert_eq!(body(|out| FromWorker::decode(&bytes).unwrap().encode(out)), bytes, "{message:?}");
         }
     }
@@ -423,7 +468,9 @@ mod tests {
     #[test]
     fn debug_shows_no_payload() {
         let hello = Hello { build: String::new(), number: 1, secret: Secret::from_bytes([0xab; 32]) };
-        let text = format!("{hello:?} {:?}", Outcome::Signature(vec![0xab; 3]));
+        let mut text = format!("{hello:?} {:?}", Outcome::Signature(vec![0xab; 3]));
+        text.push_str(&format!("{:?}", Outcome::Wrapped(vec![0xab; 3])));
+        text.push_str(&format!("{:?}", Outcome::Unwrapped(SecretBytes::new(vec![0xab; 3]))));
         assert!(!text.contains("171") && !text.contains("ab"), "{text}");
     }
 

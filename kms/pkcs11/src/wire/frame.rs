@@ -1,5 +1,7 @@
 //! Framing: length, body; and the buffer that turns reads into frames.
 
+use zeroize::Zeroize;
+
 use super::codec::Malformed;
 
 /// Longest body in bytes. Far above any request of ours, far below what could hurt.
@@ -27,16 +29,25 @@ pub struct Inbox {
     buffer: Vec<u8>,
     taken: usize,
     filled: usize,
+    /// Where the frame that was taken last begins.
+    last: usize,
 }
 
 impl Inbox {
     /// Where the next read may write. Never empty.
     pub fn room(&mut self) -> &mut [u8] {
         self.buffer.copy_within(self.taken..self.filled, 0);
-        self.filled -= self.taken;
-        self.taken = 0;
-        if self.buffer.len() < self.filled + READ_LEN {
-            self.buffer.resize(self.filled + READ_LEN, 0);
+        let filled = self.filled - self.taken;
+        // A frame that has come in part may hold a secret, and has just been copied.
+        if self.taken > 0 {
+            self.buffer[self.taken.max(filled)..self.filled].zeroize();
+        }
+        (self.taken, self.last, self.filled) = (0, 0, filled);
+        if self.buffer.len() < filled + READ_LEN {
+            let mut larger = vec![0; filled + READ_LEN];
+            larger[..filled].copy_from_slice(&self.buffer[..filled]);
+            self.buffer[..filled].zeroize();
+            self.buffer = larger;
         }
         &mut self.buffer[self.filled..]
     }
@@ -54,8 +65,13 @@ impl Inbox {
     /// The next whole frame's body, or `None` until more is read.
     pub fn take(&mut self) -> Result<Option<&[u8]>, Malformed> {
         let Some(body) = self.body().ok_or(Malformed)? else { return Ok(None) };
-        self.taken = body.end;
+        (self.last, self.taken) = (self.taken, body.end);
         Ok(Some(&self.buffer[body]))
+    }
+
+    /// Wipes the frame that was taken last: it held a secret.
+    pub fn wipe_taken(&mut self) {
+        self.buffer[self.last..self.taken].zeroize();
     }
 
     /// `None` when the frame is too long, `Some(None)` when it is not complete.
@@ -103,6 +119,23 @@ mod tests {
             inbox.filled(rest.len());
             assert_eq!(inbox.take(), Ok(Some(&b"hello"[..])));
         }
+    }
+
+    #[test]
+    fn a_frame_that_is_wiped_is_gone_and_the_next_one_is_whole() {
+        let mut bytes = Vec::new();
+        for body in [b"secret", b"public"] {
+            frame(&mut bytes, |out| out.extend_from_slice(body));
+        }
+        // The second frame has come in part, and is moved to the front by the next read.
+        let mut inbox = inbox(&bytes[..15]);
+        assert_eq!(inbox.take(), Ok(Some(&b"secret"[..])));
+        inbox.wipe_taken();
+        assert!(inbox.buffer[..10].iter().all(|byte| *byte == 0));
+        inbox.room()[..5].copy_from_slice(&bytes[15..]);
+        assert!(inbox.buffer[10..].iter().all(|byte| *byte == 0), "the old place of the second");
+        inbox.filled(5);
+        assert_eq!(inbox.take(), Ok(Some(&b"public"[..])));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use kms_core::hsm::{CKA_ID_LEN_MAX, Cursor, Half, Object, PAGE_OBJECTS_MAX, Page};
 
 use super::{
-    answer::{decode_private, encode_private},
+    answer::{decode_key, encode_key},
     codec::{Body, Malformed, Put},
 };
 
@@ -30,12 +30,16 @@ pub(super) fn encode_page(page: &Page, out: &mut Vec<u8>) {
         match half {
             Half::Private(object) => {
                 out.put_u8(0);
-                encode_private(object, out);
+                encode_key(object, out);
             }
             Half::Public(None) => out.put_u8(1),
             Half::Public(Some(spki)) => {
                 out.put_u8(2);
                 out.put_bytes(spki);
+            }
+            Half::Secret(object) => {
+                out.put_u8(3);
+                encode_key(object, out);
             }
         }
     }
@@ -49,9 +53,10 @@ pub(super) fn decode_page(body: &mut Body<'_>) -> Result<Page, Malformed> {
             cka_id: cka_id(body)?,
             label: body.text()?,
             half: match body.u8()? {
-                0 => Half::Private(decode_private(body)?),
+                0 => Half::Private(decode_key(body)?),
                 1 => Half::Public(None),
                 2 => Half::Public(Some(body.bytes()?.to_vec())),
+                3 => Half::Secret(decode_key(body)?),
                 _ => return Err(Malformed),
             },
         })

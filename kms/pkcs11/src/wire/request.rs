@@ -1,11 +1,14 @@
 //! Pool to worker: one request per operation.
 
+use std::fmt;
+
 use kms_core::{
     Algorithm,
     algorithm::{Curve, KeySpec, Modulus},
     epoch::Step,
-    hsm::{CkaId, Cursor, KeyRef, NewKeyPair, SignInput},
+    hsm::{CkaId, Cursor, KekRef, KeyRef, KnownAnswer, NewKey, SecretKeyRef, SignInput, Usage},
 };
+use kms_envelope::SecretBytes;
 
 use super::{
     codec::{Body, Malformed, Put, entry_of, index_of},
@@ -26,8 +29,8 @@ pub struct Request {
 /// What a worker can do. Mirrors [`kms_core::Hsm`].
 #[derive(Debug)]
 pub enum Operation {
-    /// Make a key pair.
-    Generate(NewKeyPair),
+    /// Make a key pair or a secret key.
+    Generate(NewKey),
     /// Read back what is there.
     Find(CkaId),
     /// Sign.
@@ -39,7 +42,7 @@ pub enum Operation {
         /// this.
         input: SignInput,
     },
-    /// Destroy a pair.
+    /// Destroy a key.
     Destroy(CkaId),
     /// A step of the epoch.
     Epoch(Step),
@@ -47,19 +50,58 @@ pub enum Operation {
     Check,
     /// Read one page of what is there, from this place on.
     List(Option<Cursor>),
+    /// Wrap.
+    WrapKey {
+        /// Under this key,
+        key: SecretKeyRef,
+        /// this,
+        plaintext: SecretBytes,
+        /// bound to this.
+        aad: Opaque,
+    },
+    /// Unwrap.
+    UnwrapKey {
+        /// Under this key,
+        key: KekRef,
+        /// this,
+        wrapped: Opaque,
+        /// bound to this.
+        aad: Opaque,
+    },
 }
+
+/// Bytes of a caller. Debug shows their length alone.
+pub struct Opaque(pub Vec<u8>);
 
 impl Operation {
     /// Whether it may be made again when nobody knows whether it was made: it leaves nothing behind, or looks first.
     pub fn is_repeatable(&self) -> bool {
         match self {
             Self::Find(_) | Self::Sign { .. } | Self::Check | Self::Epoch(_) | Self::List(_) => true,
+            // Each try has an IV of its own.
+            Self::WrapKey { .. } | Self::UnwrapKey { .. } => true,
             Self::Generate(_) | Self::Destroy(_) => false,
+        }
+    }
+
+    /// The key that it uses, whose handle may be known already.
+    pub fn used_key(&self) -> Option<CkaId> {
+        match self {
+            Self::Sign { key, .. } => Some(key.id),
+            Self::WrapKey { key, .. } => Some(key.id),
+            Self::UnwrapKey { key, .. } => Some(key.id()),
+            Self::Generate(_)
+            | Self::Find(_)
+            | Self::Destroy(_)
+            | Self::Epoch(_)
+            | Self::Check
+            | Self::List(_) => None,
         }
     }
 }
 
-const SPECS: [KeySpec; 7] = [
+const USAGES: [Usage; 3] = [Usage::Sign, Usage::Decrypt, Usage::EncryptDecrypt];
+const SPECS: [KeySpec; 8] = [
     KeySpec::Ec(Curve::P256),
     KeySpec::Ec(Curve::P384),
     KeySpec::Ec(Curve::P521),
@@ -67,9 +109,20 @@ const SPECS: [KeySpec; 7] = [
     KeySpec::Rsa(Modulus::Bits3072),
     KeySpec::Rsa(Modulus::Bits4096),
     KeySpec::Ed25519,
+    KeySpec::Aes256,
 ];
 
 impl Request {
+    /// Most bytes of its body, when it holds a secret.
+    pub fn secret_len_max(&self) -> Option<usize> {
+        match &self.operation {
+            Operation::WrapKey { plaintext, aad, .. } => {
+                Some(plaintext.expose_secret().len() + aad.0.len() + KnownAnswer::LEN + 64)
+            }
+            _ => None,
+        }
+    }
+
     /// Appends the body of the request.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.put_u64(self.id);
@@ -80,6 +133,7 @@ impl Request {
                 out.put_raw(new.id.as_bytes());
                 out.put_bytes(new.label.as_bytes());
                 out.put_u8(index_of(&SPECS, &new.spec));
+                out.put_u8(index_of(&USAGES, &new.usage));
             }
             Operation::Find(id) => {
                 out.put_u8(1);
@@ -120,6 +174,28 @@ impl Request {
                 out.put_u8(6);
                 listing::encode_cursor(after.as_ref(), out);
             }
+            Operation::WrapKey { key, plaintext, aad } => {
+                out.put_u8(7);
+                encode_secret_key(key, out);
+                out.put_bytes(plaintext.expose_secret());
+                out.put_bytes(&aad.0);
+            }
+            Operation::UnwrapKey { key, wrapped, aad } => {
+                out.put_u8(8);
+                match key {
+                    KekRef::Secret(key) => {
+                        out.put_u8(0);
+                        encode_secret_key(key, out);
+                    }
+                    KekRef::Pair(key) => {
+                        out.put_u8(1);
+                        out.put_raw(key.id.as_bytes());
+                        out.put_raw(&key.spki_sha256);
+                    }
+                }
+                out.put_bytes(&wrapped.0);
+                out.put_bytes(&aad.0);
+            }
         }
     }
 
@@ -128,14 +204,15 @@ impl Request {
         Body::read(body, |body| {
             let (id, deadline_ns) = (body.u64()?, body.u64()?);
             let operation = match body.u8()? {
-                0 => Operation::Generate(NewKeyPair {
+                0 => Operation::Generate(NewKey {
                     id: CkaId::from_bytes(body.array()?),
                     label: body.text()?,
                     spec: entry_of(&SPECS, body.u8()?)?,
+                    usage: entry_of(&USAGES, body.u8()?)?,
                 }),
                 1 => Operation::Find(CkaId::from_bytes(body.array()?)),
                 2 => Operation::Sign {
-                    key: KeyRef { id: CkaId::from_bytes(body.array()?), spki_sha256: body.array()? },
+                    key: decode_pair(body)?,
                     algorithm: entry_of(&Algorithm::ALL, body.u8()?)?,
                     input: match body.u8()? {
                         0 => SignInput::Digest(body.bytes()?.to_vec()),
@@ -152,10 +229,51 @@ impl Request {
                     _ => return Err(Malformed),
                 }),
                 6 => Operation::List(listing::decode_cursor(body)?),
+                7 => Operation::WrapKey {
+                    key: decode_secret_key(body)?,
+                    plaintext: SecretBytes::new(body.bytes()?.to_vec()),
+                    aad: Opaque(body.bytes()?.to_vec()),
+                },
+                8 => Operation::UnwrapKey {
+                    key: match body.u8()? {
+                        0 => KekRef::Secret(decode_secret_key(body)?),
+                        1 => KekRef::Pair(decode_pair(body)?),
+                        _ => return Err(Malformed),
+                    },
+                    wrapped: Opaque(body.bytes()?.to_vec()),
+                    aad: Opaque(body.bytes()?.to_vec()),
+                },
                 _ => return Err(Malformed),
             };
             Ok(Self { id, deadline_ns, operation })
         })
+    }
+}
+
+fn decode_pair(body: &mut Body<'_>) -> Result<KeyRef, Malformed> {
+    Ok(KeyRef { id: CkaId::from_bytes(body.array()?), spki_sha256: body.array()? })
+}
+
+fn encode_secret_key(key: &SecretKeyRef, out: &mut Vec<u8>) {
+    out.put_raw(key.id.as_bytes());
+    out.put_u8(key.known_answer.is_some().into());
+    if let Some(answer) = &key.known_answer {
+        out.put_bytes(answer.as_bytes());
+    }
+}
+
+fn decode_secret_key(body: &mut Body<'_>) -> Result<SecretKeyRef, Malformed> {
+    let id = CkaId::from_bytes(body.array()?);
+    let known_answer = match body.flag()? {
+        true => Some(KnownAnswer::from_bytes(body.bytes()?).ok_or(Malformed)?),
+        false => None,
+    };
+    Ok(SecretKeyRef { id, known_answer })
+}
+
+impl fmt::Debug for Opaque {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{} bytes]", self.0.len())
     }
 }
 
@@ -179,10 +297,27 @@ mod tests {
         operations.extend([Step::Read, Step::Create(mark), Step::Destroy(mark)].map(Operation::Epoch));
         let cursor = Cursor { cka_id: vec![1, 2], listed: 3 };
         operations.extend([None, Some(cursor)].map(Operation::List));
-        operations.extend(
-            SPECS.map(|spec| Operation::Generate(NewKeyPair { id, label: "orders/1".to_owned(), spec })),
-        );
-        operations.extend(Algorithm::ALL.map(|algorithm| Operation::Sign {
+        let label = "orders/1".to_owned();
+        operations.extend(SPECS.into_iter().flat_map(|spec| {
+            let label = label.clone();
+            USAGES.map(|usage| Operation::Generate(NewKey { id, label: label.clone(), spec, usage }))
+        }));
+        let answer = KnownAnswer::from_bytes(&[6; KnownAnswer::LEN]);
+        for key in [None, answer].map(|known_answer| SecretKeyRef { id, known_answer }) {
+            let (plaintext, aad) = (SecretBytes::new(vec![3; 32]), || Opaque(vec![4; 88]));
+            operations.push(Operation::UnwrapKey {
+                key: KekRef::Secret(key.clone()),
+                wrapped: Opaque(vec![5; 60]),
+                aad: aad(),
+            });
+            operations.push(Operation::WrapKey { key, plaintext, aad: aad() });
+        }
+        operations.push(Operation::UnwrapKey {
+            key: KekRef::Pair(KeyRef { id, spki_sha256: [9; 32] }),
+            wrapped: Opaque(vec![5; 256]),
+            aad: Opaque(vec![]),
+        });
+        operations.extend(Algorithm::SIGNATURES.map(|algorithm| Operation::Sign {
             key: KeyRef { id, spki_sha256: [9; 32] },
             algorithm,
             input: SignInput::Digest(vec![1, 2, 3]),
@@ -203,6 +338,7 @@ mod tests {
     fn every_request_reads_back_as_it_was_written() {
         for request in requests() {
             let bytes = body(|out| request.encode(out));
+            assert!(request.secret_len_max().is_none_or(|max| bytes.len() <= max), "{request:?}");
             assert_eq!(body(|out| Request::decode(&bytes).unwrap().encode(out)), bytes, "{request:?}");
         }
     }
@@ -211,7 +347,18 @@ mod tests {
     fn debug_shows_no_payload() {
         let input = SignInput::Message(vec![0xab; 3]);
         let key = KeyRef { id: CkaId::from_bytes([7; 16]), spki_sha256: [9; 32] };
-        let text = format!("{:?}", Operation::Sign { key, algorithm: Algorithm::Ed25519, input });
+        let (plaintext, opaque) = (SecretBytes::new(vec![0xab; 3]), || Opaque(vec![0xab; 3]));
+        let secret = SecretKeyRef {
+            id: CkaId::from_bytes([7; 16]),
+            known_answer: KnownAnswer::from_bytes(&[0xab; KnownAnswer::LEN]),
+        };
+        let unwrap =
+            Operation::UnwrapKey { key: KekRef::Secret(secret.clone()), wrapped: opaque(), aad: opaque() };
+        let text = format!(
+            "{:?} {unwrap:?} {:?}",
+            Operation::Sign { key, algorithm: Algorithm::Ed25519, input },
+            Operation::WrapKey { key: secret, plaintext, aad: opaque() }
+        );
         assert!(!text.contains("171") && !text.contains("ab"), "{text}");
     }
 

@@ -3,42 +3,79 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use cryptoki::object::ObjectHandle;
-use kms_core::hsm::{CkaId, Fault, KeyRef};
+use kms_core::hsm::{CkaId, Fault, KeyRef, KnownAnswer};
 
 /// Most handles that are kept.
 const HANDLES_MAX: usize = 100_000;
 
-/// Private key handles that were compared with the key on record and proved themselves.
+/// Handles of keys that were compared with what is on record and proved themselves.
 #[derive(Default)]
 pub(super) struct Handles(Mutex<HashMap<CkaId, Resolved>>);
 
 struct Resolved {
-    private: ObjectHandle,
-    spki_sha256: [u8; 32],
+    handle: ObjectHandle,
+    proof: Proof,
+}
+
+/// By what a key has proved to be the one on record.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// It has signed a challenge for the public key of this hash.
+    Signed([u8; 32]),
+    /// It has decrypted `challenge`, which was encrypted to the public key of this hash.
+    Decrypted { spki_sha256: [u8; 32], challenge: Arc<[u8]> },
+    /// It has opened its known answer.
+    Opened(KnownAnswer),
 }
 
 impl Handles {
-    /// The handle of `key`, if known.
-    pub(super) fn lookup(&self, key: &KeyRef) -> Result<Option<ObjectHandle>, Fault> {
-        match self.lock().get(&key.id) {
-            Some(resolved) if resolved.spki_sha256 == key.spki_sha256 => Ok(Some(resolved.private)),
-            Some(_) => Err(mismatch(key.id)),
-            None => Ok(None),
-        }
+    /// The handle of a pair that signs, if known.
+    pub(super) fn signing(&self, key: &KeyRef) -> Result<Option<ObjectHandle>, Fault> {
+        self.lookup(key.id, |handle, proof| match proof {
+            Proof::Signed(spki_sha256) if *spki_sha256 == key.spki_sha256 => Ok(Some(handle)),
+            Proof::Signed(_) => Err(mismatch(key.id)),
+            // Known for another use, which says nothing about this one.
+            Proof::Decrypted { .. } | Proof::Opened(_) => Ok(None),
+        })
     }
 
-    pub(super) fn remember(&self, key: &KeyRef, private: ObjectHandle) {
+    /// The handle of a pair that decrypts, if known, and the challenge that it has decrypted.
+    pub(super) fn decrypting(&self, key: &KeyRef) -> Result<Option<(ObjectHandle, Arc<[u8]>)>, Fault> {
+        self.lookup(key.id, |handle, proof| match proof {
+            Proof::Decrypted { spki_sha256, challenge } if *spki_sha256 == key.spki_sha256 => {
+                Ok(Some((handle, Arc::clone(challenge))))
+            }
+            Proof::Decrypted { .. } => Err(mismatch(key.id)),
+            Proof::Signed(_) | Proof::Opened(_) => Ok(None),
+        })
+    }
+
+    /// The handle of a secret key, if known by this answer.
+    pub(super) fn secret(&self, id: CkaId, answer: &KnownAnswer) -> Result<Option<ObjectHandle>, Fault> {
+        // Another answer may be of the same key: it is for the key to say.
+        self.lookup(id, |handle, proof| Ok((*proof == Proof::Opened(answer.clone())).then_some(handle)))
+    }
+
+    pub(super) fn remember(&self, id: CkaId, handle: ObjectHandle, proof: Proof) {
         let mut handles = self.lock();
         if handles.len() >= HANDLES_MAX
             && let Some(any) = handles.keys().next().copied()
         {
             handles.remove(&any);
         }
-        handles.insert(key.id, Resolved { private, spki_sha256: key.spki_sha256 });
+        handles.insert(id, Resolved { handle, proof });
+    }
+
+    fn lookup<T>(
+        &self,
+        id: CkaId,
+        known: impl FnOnce(ObjectHandle, &Proof) -> Result<Option<T>, Fault>,
+    ) -> Result<Option<T>, Fault> {
+        self.lock().get(&id).map_or(Ok(None), |resolved| known(resolved.handle, &resolved.proof))
     }
 
     pub(super) fn forget(&self, id: CkaId) {

@@ -12,10 +12,13 @@ use std::{
 };
 
 use super::session::{LinkLost, TokenSession};
-use crate::wire::{Answer, FromWorker, Inbox, Operation, Request, frame};
+use crate::wire::{Answer, FromWorker, Inbox, Operation, Outbox, Request};
 
 /// How long an answer may wait for company.
 const ANSWER_AGE_MAX: Duration = Duration::from_micros(200);
+
+/// Largest buffer of answers that is kept for reuse, in bytes.
+const BUFFER_KEPT_MAX: usize = 256 * 1024;
 
 /// The socket, shared by the threads of a worker.
 pub(super) struct Link {
@@ -40,14 +43,14 @@ struct Input {
 
 struct Output {
     stream: UnixStream,
-    buffer: Vec<u8>,
+    buffer: Outbox,
     /// When the first answer in `buffer` was put there.
     since: Option<Instant>,
 }
 
 impl Link {
     pub(super) fn new(stream: UnixStream) -> io::Result<Self> {
-        let output = Output { stream: stream.try_clone()?, buffer: Vec::new(), since: None };
+        let output = Output { stream: stream.try_clone()?, buffer: Outbox::default(), since: None };
         Ok(Self { input: Mutex::new(Input { stream, inbox: Inbox::default() }), output: Mutex::new(output) })
     }
 
@@ -91,8 +94,10 @@ impl Link {
             let Input { stream, inbox } = &mut *input;
             if let Some(body) = inbox.take().map_err(io::Error::other)? {
                 let request = Request::decode(body).map_err(io::Error::other)?;
-                if !matches!(request.operation, Operation::Sign { .. } | Operation::Check) {
-                    // It may take seconds.
+                if request.secret_len_max().is_some() {
+                    inbox.wipe_taken();
+                }
+                if !is_quick(&request.operation) {
                     self.flush()?;
                 }
                 return Ok(Some(request));
@@ -110,7 +115,7 @@ impl Link {
     fn answer(&self, message: &FromWorker, started: Instant) -> io::Result<()> {
         let now = Instant::now();
         let mut output = lock(&self.output);
-        frame(&mut output.buffer, |body| message.encode(body));
+        output.buffer.push(message.secret_len_max(), |body| message.encode(body));
         let since = *output.since.get_or_insert(now);
         // The next answer will take about as long as this one did.
         if (now - since) + (now - started) > ANSWER_AGE_MAX { output.flush() } else { Ok(()) }
@@ -124,11 +129,19 @@ impl Link {
 impl Output {
     fn flush(&mut self) -> io::Result<()> {
         if self.since.take().is_some() {
-            self.stream.write_all(&self.buffer)?;
-            self.buffer.clear();
+            self.stream.write_all(self.buffer.bytes())?;
+            self.buffer.clear(BUFFER_KEPT_MAX);
         }
         Ok(())
     }
+}
+
+/// Others may take seconds.
+fn is_quick(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Sign { .. } | Operation::WrapKey { .. } | Operation::UnwrapKey { .. } | Operation::Check
+    )
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

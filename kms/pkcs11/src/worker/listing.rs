@@ -1,4 +1,4 @@
-//! Listing the token: every private and public key object, ours or not, one page at a time.
+//! Listing the token: every private, public and secret key object, ours or not, one page at a time.
 //!
 //! C_FindObjects knows no order, and SoftHSM's differs from process to process. So each page reads the CKA_IDs of
 //! all objects, sorts them, and then reads the objects of its own part in full.
@@ -25,7 +25,14 @@ const OBJECTS_MAX: usize = 200_000;
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
     cka_id: Vec<u8>,
-    is_public: bool,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Private,
+    Public,
+    Secret,
 }
 
 impl TokenSession {
@@ -59,28 +66,32 @@ impl TokenSession {
         Ok(index)
     }
 
-    /// `None` for what is no key of a pair, and for what has gone since it was found.
+    /// `None` for what is no key, and for what has gone since it was found.
     fn entry(&self, handle: ObjectHandle) -> Option<Result<Entry, Error>> {
         let attributes = self.read(handle, &[AttributeType::Class, AttributeType::Id])?;
         let place = |attributes: Vec<Attribute>| {
-            let (mut is_public, mut cka_id) = (None, Vec::new());
+            let (mut kind, mut cka_id) = (None, Vec::new());
             for attribute in attributes {
                 match attribute {
-                    Attribute::Class(ObjectClass::PRIVATE_KEY) => is_public = Some(false),
-                    Attribute::Class(ObjectClass::PUBLIC_KEY) => is_public = Some(true),
+                    Attribute::Class(ObjectClass::PRIVATE_KEY) => kind = Some(Kind::Private),
+                    Attribute::Class(ObjectClass::PUBLIC_KEY) => kind = Some(Kind::Public),
+                    Attribute::Class(ObjectClass::SECRET_KEY) => kind = Some(Kind::Secret),
                     Attribute::Id(bytes) => cka_id = bytes,
                     _ => {}
                 }
             }
             cka_id.truncate(CKA_ID_LEN_MAX);
-            is_public.map(|is_public| Entry { cka_id, is_public })
+            kind.map(|kind| Entry { cka_id, kind })
         };
         attributes.map(place).transpose()
     }
 
     fn object(&self, entry: &Entry, handle: ObjectHandle) -> Option<Result<Object, Trouble>> {
-        let read: &[AttributeType] =
-            if entry.is_public { &PublicKey::ATTRIBUTES } else { &template::PRIVATE_ATTRIBUTES };
+        let read: &[AttributeType] = match entry.kind {
+            Kind::Private => &template::PRIVATE_ATTRIBUTES,
+            Kind::Public => &PublicKey::ATTRIBUTES,
+            Kind::Secret => &template::SECRET_ATTRIBUTES,
+        };
         let attributes = match self.read(handle, &[&[AttributeType::Label], read].concat())? {
             Ok(attributes) => attributes,
             Err(error) => return Some(Err(error.into())),
@@ -89,9 +100,10 @@ impl TokenSession {
             Attribute::Label(bytes) => Some(String::from_utf8_lossy(bytes)),
             _ => None,
         });
-        let half = match entry.is_public {
-            true => Half::Public(spki(&attributes)),
-            false => Half::Private(template::private_object(&attributes)),
+        let half = match entry.kind {
+            Kind::Private => Half::Private(template::key_object(&attributes)),
+            Kind::Public => Half::Public(spki(&attributes)),
+            Kind::Secret => Half::Secret(template::key_object(&attributes)),
         };
         let label = cut_text(&label.unwrap_or_default(), LABEL_LEN_MAX).to_owned();
         Some(Ok(Object { cka_id: entry.cka_id.clone(), label, half }))

@@ -11,6 +11,7 @@ mod listing;
 pub(crate) mod locks;
 mod session;
 mod template;
+mod wraps;
 
 use std::{
     io::{self, ErrorKind, Read, Write},

@@ -1,4 +1,5 @@
-//! One PKCS#11 session and what it does: generate, find, sign, destroy, check; the epoch's marks are in `epoch`.
+//! One PKCS#11 session and what it does: generate, find, sign, destroy, check. Keys that wrap are in `wraps`, the
+//! epoch's marks in `epoch`, listing in `listing`.
 //!
 //! After any error the session is replaced, for SoftHSM leaves the failed operation active in it. The login is held
 //! by a session of its own, so that replacing never logs out.
@@ -13,12 +14,13 @@ use cryptoki::{
 };
 use kms_core::{
     Algorithm,
-    hsm::{CkaId, Fault, Found, KeyRef, NewKeyPair, SignInput},
+    algorithm::KeySpec,
+    hsm::{CkaId, Fault, Found, KeyRef, NewKey, SignInput},
     signature,
 };
 
 use super::{
-    handles::{Handles, mismatch},
+    handles::{Handles, Proof, mismatch},
     locks::{ChangeLock, Locks},
     template,
 };
@@ -32,16 +34,16 @@ use crate::{
 
 /// The token of this process, shared by its sessions.
 pub(super) struct Token {
-    module: Module,
+    pub(super) module: Module,
     slot: Slot,
     /// At the time of the login.
     serial: String,
-    handles: Handles,
+    pub(super) handles: Handles,
 }
 
 /// A session and its view of the token. Belongs to one thread.
 pub(super) struct TokenSession {
-    token: Arc<Token>,
+    pub(super) token: Arc<Token>,
     pub(super) session: Current,
     pub(super) changes: ChangeLock,
 }
@@ -61,10 +63,12 @@ pub(super) enum Trouble {
     Error(Error),
 }
 
-/// The objects of one pair.
-struct Pair {
-    private: Vec<ObjectHandle>,
-    public: Vec<ObjectHandle>,
+/// The objects of one CKA_ID.
+#[derive(Default)]
+pub(super) struct Objects {
+    pub(super) private: Vec<ObjectHandle>,
+    pub(super) public: Vec<ObjectHandle>,
+    pub(super) secret: Vec<ObjectHandle>,
 }
 
 impl Token {
@@ -107,6 +111,12 @@ impl TokenSession {
             Operation::Epoch(step) => self.epoch(request, *step).map(Outcome::Marks),
             Operation::Check => self.check().map(|()| Outcome::Done),
             Operation::List(after) => self.list(request, after.as_ref()).map(Outcome::Page),
+            Operation::WrapKey { key, plaintext, aad } => {
+                self.wrap_key(request, key, plaintext, &aad.0).map(Outcome::Wrapped)
+            }
+            Operation::UnwrapKey { key, wrapped, aad } => {
+                self.unwrap_key(request, key, &wrapped.0, &aad.0).map(Outcome::Unwrapped)
+            }
         });
         match result {
             Ok(outcome) => Ok(Ok(outcome)),
@@ -124,8 +134,8 @@ impl TokenSession {
             Class::Session | Class::Device => return Err(LinkLost(fault)),
             Class::Input | Class::Configuration | Class::Capacity => {}
             Class::Ambiguous | Class::StaleHandle => {
-                if let Operation::Sign { key, .. } = &request.operation {
-                    self.token.handles.forget(key.id);
+                if let Some(id) = request.operation.used_key() {
+                    self.token.handles.forget(id);
                 }
                 self.replace()?;
                 let lost = |_| LinkLost(Fault::Unavailable(format!("{fault}, and the canary after it too")));
@@ -135,12 +145,18 @@ impl TokenSession {
         self.replace().map(|()| fault)
     }
 
-    fn generate(&self, request: &Request, new: &NewKeyPair) -> Result<(), Trouble> {
-        let generation = mechanism::generation(new.spec, &self.token.module.profile);
-        let public = template::public(new, &generation);
-        let make = |with_allowed| {
-            let private = template::private(new, &generation, with_allowed);
-            self.session.generate_key_pair(&generation.mechanism, &public, &private)
+    fn generate(&self, request: &Request, new: &NewKey) -> Result<(), Trouble> {
+        let generation = mechanism::generation(new.spec, new.usage, &self.token.module.profile);
+        let make = |with_allowed| match new.spec {
+            KeySpec::Aes256 => {
+                let secret = template::secret(new, &generation, with_allowed);
+                self.session.generate_key(&generation.mechanism, &secret).map(drop)
+            }
+            KeySpec::Ec(_) | KeySpec::Rsa(_) | KeySpec::Ed25519 => {
+                let public = template::public(new, &generation);
+                let private = template::private(new, &generation, with_allowed);
+                self.session.generate_key_pair(&generation.mechanism, &public, &private).map(drop)
+            }
         };
         let _changing = self.changes.changing()?;
         in_time(request)?;
@@ -159,7 +175,7 @@ impl TokenSession {
         match self.find_once(id) {
             Err(Trouble::Error(error)) if self.is_stale(&error) => {
                 // Gone between search and reading, or the login is: look once more.
-                self.replace().map_err(|LinkLost(fault)| fault)?;
+                self.replace()?;
                 self.find_once(id)
             }
             result => result,
@@ -168,14 +184,18 @@ impl TokenSession {
 
     fn find_once(&self, id: CkaId) -> Result<Found, Trouble> {
         let _searching = self.changes.searching()?;
-        let pair = self.objects(id)?;
+        let objects = self.objects(id)?;
         let mut found = Found::default();
         // Whoever has the PIN may have put any number there.
-        for handle in pair.private.into_iter().take(FOUND_OBJECTS_MAX.into()) {
+        for handle in objects.private.into_iter().take(FOUND_OBJECTS_MAX.into()) {
             let attributes = self.session.get_attributes(handle, &template::PRIVATE_ATTRIBUTES)?;
-            found.private.push(template::private_object(&attributes));
+            found.private.push(template::key_object(&attributes));
         }
-        for handle in pair.public.into_iter().take(FOUND_OBJECTS_MAX.into()) {
+        for handle in objects.secret.into_iter().take(FOUND_OBJECTS_MAX.into()) {
+            let attributes = self.session.get_attributes(handle, &template::SECRET_ATTRIBUTES)?;
+            found.secret.push(template::key_object(&attributes));
+        }
+        for handle in objects.public.into_iter().take(FOUND_OBJECTS_MAX.into()) {
             found.public.push(self.spki(handle)?.unwrap_or_default());
         }
         Ok(found)
@@ -193,7 +213,7 @@ impl TokenSession {
             Err(Trouble::Error(error)) if self.is_stale(&error) => {
                 // Destroyed and perhaps made again by somebody else: look once more.
                 self.token.handles.forget(key.id);
-                self.replace().map_err(|LinkLost(fault)| fault)?;
+                self.replace()?;
                 self.sign_once(request, key, algorithm, &data)
             }
             result => result,
@@ -207,7 +227,7 @@ impl TokenSession {
         algorithm: Algorithm,
         data: &[u8],
     ) -> Result<Vec<u8>, Trouble> {
-        let handle = match self.token.handles.lookup(key)? {
+        let handle = match self.token.handles.signing(key)? {
             Some(handle) => handle,
             None => {
                 let handle = self.resolve(key, algorithm)?;
@@ -215,7 +235,7 @@ impl TokenSession {
                 handle
             }
         };
-        let signature = self.session.sign(&mechanism::signing(algorithm), handle, data)?;
+        let signature = self.session.sign(&mechanism::signing(algorithm)?, handle, data)?;
         if signature.len() != algorithm.signature_len() {
             let text = format!("C_Sign gave {} bytes for {algorithm}", signature.len());
             return Err(Fault::Failed(text).into());
@@ -225,46 +245,43 @@ impl TokenSession {
 
     /// Finds the pair, compares its public key with the one on record, and lets it sign a challenge.
     fn resolve(&self, key: &KeyRef, algorithm: Algorithm) -> Result<ObjectHandle, Trouble> {
-        let pair = {
-            let _searching = self.changes.searching()?;
-            self.objects(key.id)?
-        };
-        let (private, public) = match (&pair.private[..], &pair.public[..]) {
-            ([], _) => return Err(Fault::KeyNotFound.into()),
-            ([private], [public]) => (*private, *public),
-            (private, public) => {
-                let (privates, publics) = (private.len(), public.len());
-                return Err(Fault::KeyMismatch(format!(
-                    "CKA_ID {} names {privates} private and {publics} public objects; it should be one of each",
-                    key.id
-                ))
-                .into());
-            }
-        };
-        let spki = self.public_key(public)?.spki().map_err(Fault::KeyMismatch)?;
-        if KeyRef::new(key.id, &spki) != *key {
-            return Err(mismatch(key.id).into());
-        }
+        let (private, spki) = self.pair(key)?;
         // Begins with a NUL, so that no message of a caller can look like it.
         let challenge = [&b"\0kms-pkcs11 challenge\0"[..], key.id.as_bytes(), &key.spki_sha256].concat();
         let input = signature::input_of(algorithm, &challenge);
         let data = mechanism::sign_data(algorithm, &input)?;
-        let signature = self.session.sign(&mechanism::signing(algorithm), private, &data)?;
+        let signature = self.session.sign(&mechanism::signing(algorithm)?, private, &data)?;
         if !signature::verifies(algorithm, &spki, &input, &signature) {
             let text = format!("the private key under CKA_ID {} does not belong to its public key", key.id);
             return Err(Fault::KeyMismatch(text).into());
         }
-        self.token.handles.remember(key, private);
+        self.token.handles.remember(key.id, private, Proof::Signed(key.spki_sha256));
         Ok(private)
+    }
+
+    /// The private key of the one pair that is on record, and its SubjectPublicKeyInfo. That the two belong together is
+    /// not known yet.
+    pub(super) fn pair(&self, key: &KeyRef) -> Result<(ObjectHandle, Vec<u8>), Trouble> {
+        let objects = {
+            let _searching = self.changes.searching()?;
+            self.objects(key.id)?
+        };
+        let (private, public) = match (&objects.private[..], &objects.public[..], &objects.secret[..]) {
+            ([], _, []) => return Err(Fault::KeyNotFound.into()),
+            ([private], [public], []) => (*private, *public),
+            _ => return Err(objects.crowd(key.id, "one private and one public object").into()),
+        };
+        let spki = self.public_key(public)?.spki().map_err(Fault::KeyMismatch)?;
+        if KeyRef::new(key.id, &spki) == *key { Ok((private, spki)) } else { Err(mismatch(key.id).into()) }
     }
 
     fn destroy(&self, request: &Request, id: CkaId) -> Result<(), Trouble> {
         let _changing = self.changes.changing()?;
         in_time(request)?;
         self.token.handles.forget(id);
-        let pair = self.objects(id)?;
+        let objects = self.objects(id)?;
         // The private half first: a public key that is left over harms nobody.
-        for handle in pair.private.into_iter().chain(pair.public) {
+        for handle in objects.secret.into_iter().chain(objects.private).chain(objects.public) {
             match self.session.destroy_object(handle) {
                 // Somebody else was faster.
                 Err(error) if self.is_stale(&error) => {}
@@ -272,7 +289,7 @@ impl TokenSession {
             }
         }
         let left = self.objects(id)?;
-        if left.private.is_empty() && left.public.is_empty() {
+        if left.private.is_empty() && left.public.is_empty() && left.secret.is_empty() {
             Ok(())
         } else {
             Err(Fault::Failed(format!("C_DestroyObject succeeded, but CKA_ID {id} is still there")).into())
@@ -305,21 +322,22 @@ impl TokenSession {
         }
     }
 
-    /// One search for both halves: searching is the dear part.
-    fn objects(&self, id: CkaId) -> Result<Pair, Trouble> {
+    /// One search for all of them: searching is the dear part.
+    pub(super) fn objects(&self, id: CkaId) -> Result<Objects, Trouble> {
         let template = [Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec())];
-        let mut pair = Pair { private: Vec::new(), public: Vec::new() };
+        let mut objects = Objects::default();
         for handle in self.session.find_objects(&template)? {
             match self.session.get_attributes(handle, &[AttributeType::Class])?.first() {
-                Some(Attribute::Class(ObjectClass::PRIVATE_KEY)) => pair.private.push(handle),
-                Some(Attribute::Class(ObjectClass::PUBLIC_KEY)) => pair.public.push(handle),
+                Some(Attribute::Class(ObjectClass::PRIVATE_KEY)) => objects.private.push(handle),
+                Some(Attribute::Class(ObjectClass::PUBLIC_KEY)) => objects.public.push(handle),
+                Some(Attribute::Class(ObjectClass::SECRET_KEY)) => objects.secret.push(handle),
                 _ => {}
             }
         }
-        if pair.private.is_empty() {
+        if objects.private.is_empty() && objects.secret.is_empty() {
             self.logged_in()?;
         }
-        Ok(pair)
+        Ok(objects)
     }
 
     fn public_key(&self, handle: ObjectHandle) -> Result<PublicKey, Trouble> {
@@ -331,11 +349,24 @@ impl TokenSession {
         self.token.module.profile.class(error) == Class::StaleHandle
     }
 
-    fn replace(&mut self) -> Result<(), LinkLost> {
+    pub(super) fn replace(&mut self) -> Result<(), LinkLost> {
         self.session.0 = None;
         let fresh = self.token.open().map_err(|error| LinkLost(Fault::Unavailable(text(&error))))?;
         self.session.0 = Some(fresh);
         Ok(())
+    }
+}
+
+impl Objects {
+    /// They are not what should be there.
+    pub(super) fn crowd(&self, id: CkaId, expected: &str) -> Fault {
+        let Self { private, public, secret } = self;
+        Fault::KeyMismatch(format!(
+            "CKA_ID {id} names {} private, {} public and {} secret objects; it should be {expected}",
+            private.len(),
+            public.len(),
+            secret.len()
+        ))
     }
 }
 
@@ -359,6 +390,12 @@ pub(super) fn in_time(request: &Request) -> Result<(), Trouble> {
 
 impl From<Fault> for Trouble {
     fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<LinkLost> for Trouble {
+    fn from(LinkLost(fault): LinkLost) -> Self {
         Self::Fault(fault)
     }
 }

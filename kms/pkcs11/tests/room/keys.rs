@@ -6,7 +6,7 @@ use futures::future::join_all;
 use kms_core::{
     Algorithm, Hsm,
     algorithm::{KeySpec, Modulus},
-    hsm::{CkaId, Fault, NewKeyPair, SignInput},
+    hsm::{CkaId, Fault, NewKey, SignInput, Usage},
     signature,
 };
 use kms_pkcs11::pool::Config;
@@ -37,7 +37,12 @@ async fn another_key_under_the_same_id_does_not_sign() {
     let (key, _) = rig.key(Algorithm::Es256).await;
     rig.sign(&key, soon()).await.unwrap();
     rig.pool.destroy(&grant(), key.id, soon()).await.unwrap();
-    let new = NewKeyPair { id: key.id, label: "changeling".to_owned(), spec: Algorithm::Es256.key_spec() };
+    let new = NewKey {
+        id: key.id,
+        label: "changeling".to_owned(),
+        spec: Algorithm::Es256.key_spec(),
+        usage: Usage::Sign,
+    };
     rig.pool.generate(&grant(), &new, soon()).await.unwrap();
     let signed = rig.sign(&key, soon()).await;
     assert!(matches!(signed, Err(Fault::KeyMismatch(_))), "{signed:?}");
@@ -48,7 +53,12 @@ async fn another_key_under_the_same_id_does_not_sign() {
 async fn two_pairs_under_one_id_do_not_sign() {
     let rig = Rig::new().await;
     let (key, _) = rig.key(Algorithm::Es256).await;
-    let new = NewKeyPair { id: key.id, label: "twin".to_owned(), spec: Algorithm::Es256.key_spec() };
+    let new = NewKey {
+        id: key.id,
+        label: "twin".to_owned(),
+        spec: Algorithm::Es256.key_spec(),
+        usage: Usage::Sign,
+    };
     rig.pool.generate(&grant(), &new, soon()).await.unwrap();
     let signed = rig.sign(&key, soon()).await;
     assert!(matches!(signed, Err(Fault::KeyMismatch(_))), "{signed:?}");
@@ -66,7 +76,7 @@ async fn what_is_too_long_for_the_wire_is_refused_in_front() {
     let signed = rig.pool.sign(&grant(), &key, Algorithm::Ed25519, long, soon()).await;
     assert!(matches!(signed, Err(Fault::Failed(_))), "{signed:?}");
     let label = "x".repeat(1 << 20);
-    let new = NewKeyPair { id: CkaId::from_bytes(random()), label, spec: KeySpec::Ed25519 };
+    let new = NewKey { id: CkaId::from_bytes(random()), label, spec: KeySpec::Ed25519, usage: Usage::Sign };
     assert!(matches!(rig.pool.generate(&grant(), &new, soon()).await, Err(Fault::Unsupported(_))));
     assert_eq!(rig.workers(), workers);
     rig.close().await;

@@ -21,7 +21,7 @@ use crate::support::{Rig, grant, soon};
 const P256: &[u8] = b"\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07";
 const SECP256K1: &[u8] = b"\x06\x05\x2b\x81\x04\x00\x0a";
 
-/// What a private key has wrong, and what [`kms_core::hsm::PrivateObject::deviation`] says of it.
+/// What a private key has wrong, and what [`kms_core::hsm::KeyObject::deviation`] says of it.
 type Mutation = (fn() -> Attribute, Option<&'static str>);
 
 const MUTATIONS: [Mutation; 11] = [
@@ -46,7 +46,9 @@ async fn each_attribute_that_is_not_as_it_must_be_is_named() {
     for (number, (_, expected)) in MUTATIONS.iter().enumerate() {
         let id = [u8::try_from(number).unwrap(); 16];
         let deviation = |object: &Object| match object.half {
-            Half::Private(private) if object.cka_id == id => Some(private.deviation()),
+            Half::Private(private) if object.cka_id == id => {
+                Some(private.deviation(kms_core::hsm::Usage::Sign))
+            }
             _ => None,
         };
         let found: Vec<_> = listed.iter().filter_map(deviation).collect();

@@ -78,7 +78,8 @@ async fn probed_and_served(token: &Token) -> Profile {
     pool.wait_ready().await.unwrap();
     let id = kms_core::hsm::CkaId::from_bytes(random());
     let spec = Algorithm::Es256.key_spec();
-    let new = kms_core::hsm::NewKeyPair { id, label: "probed".to_owned(), spec };
+    let new =
+        kms_core::hsm::NewKey { id, label: "probed".to_owned(), spec, usage: kms_core::hsm::Usage::Sign };
     pool.generate(&grant(), &new, soon()).await.unwrap();
     assert_eq!(pool.find(&grant(), id, soon()).await.unwrap().private.len(), 1);
     support::eventually("both serve", || pool.health().workers_ready == 2).await;

@@ -9,7 +9,7 @@ use std::{
 
 use kms_core::{
     Action, Algorithm, Grant, Hsm,
-    hsm::{CkaId, Fault, KeyRef, NewKeyPair},
+    hsm::{CkaId, Fault, KeyRef, NewKey},
     signature,
     time::Deadline,
 };
@@ -119,7 +119,12 @@ impl<T: Deref<Target = Token>> Rig<T> {
     /// Makes a key for `algorithm` and says where it is and what its SPKI is.
     pub(crate) async fn key(&self, algorithm: Algorithm) -> (KeyRef, Vec<u8>) {
         let id = CkaId::from_bytes(random());
-        let new = NewKeyPair { id, label: format!("test/{algorithm}"), spec: algorithm.key_spec() };
+        let new = NewKey {
+            id,
+            label: format!("test/{algorithm}"),
+            spec: algorithm.key_spec(),
+            usage: algorithm.usage(),
+        };
         self.pool.generate(&grant(), &new, soon()).await.unwrap();
         let found = self.pool.find(&grant(), id, soon()).await.unwrap();
         assert_eq!((found.private.len(), found.public.len()), (1, 1));

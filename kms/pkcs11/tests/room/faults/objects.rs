@@ -2,7 +2,7 @@
 
 use kms_core::{
     Algorithm, Hsm,
-    hsm::{CkaId, Fault, KeyRef, NewKeyPair},
+    hsm::{CkaId, Fault, KeyRef, NewKey, Usage},
 };
 use rustix::process::Signal;
 
@@ -160,7 +160,7 @@ async fn a_destruction_without_login_does_not_pass_for_one() {
     rig.close().await;
 }
 
-fn new_pair() -> NewKeyPair {
+fn new_pair() -> NewKey {
     let id = CkaId::from_bytes(random());
-    NewKeyPair { id, label: "test/faulty".to_owned(), spec: Algorithm::Es256.key_spec() }
+    NewKey { id, label: "test/faulty".to_owned(), spec: Algorithm::Es256.key_spec(), usage: Usage::Sign }
 }
