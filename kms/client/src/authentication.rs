@@ -7,13 +7,12 @@ use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::Channel,
 };
 
-use crate::Error;
+use crate::{Error, replicas::Replicas};
 
-/// The channel under the generated clients.
-pub type Authenticated = InterceptedService<Channel, Authentication>;
+/// The connections under the generated clients.
+pub type Authenticated = InterceptedService<Replicas, Authentication>;
 
 /// Puts `authorization: Bearer …` and, where absent, `grpc-timeout` on each request.
 #[derive(Clone)]

@@ -44,6 +44,12 @@ calls!(keys: repeatable {
     get_public_key(GetPublicKeyRequest) -> PublicKey;
     /// Signs a key set.
     sign_key_set_bundle(SignKeySetBundleRequest) -> SignKeySetBundleResponse;
+    /// Says how many envelopes a consumer holds under each version; a report is a whole, and replaces the last.
+    report_usage(ReportUsageRequest) -> KeyUsage;
+    /// Shows what still lives on which version.
+    get_key_usage(GetKeyUsageRequest) -> KeyUsage;
+    /// Says that a consumer is no more. Of a repetition after a lost answer, NOT_FOUND is the answer.
+    remove_consumer(RemoveConsumerRequest) -> KeyUsage;
 });
 
 calls!(keys: remembered {
@@ -81,6 +87,43 @@ calls!(crypto: repeatable {
     sign_jwt(SignJwtRequest) -> SignJwtResponse;
     /// Signs up to 128 inputs.
     batch_sign(BatchSignRequest) -> BatchSignResponse;
+});
+
+// Wrapping twice harms nothing either: nobody holds the first wrap, and the version's budget has room.
+calls!(crypto: repeatable {
+    /// Wraps a key.
+    wrap_key(WrapKeyRequest) -> WrapKeyResponse;
+    /// Unwraps a key.
+    unwrap_key(UnwrapKeyRequest) -> UnwrapKeyResponse;
+    /// Moves a wrapped key to the version that wraps now.
+    rewrap_key(RewrapKeyRequest) -> RewrapKeyResponse;
+    /// Makes a data key, and gives it bare and wrapped.
+    generate_data_key(GenerateDataKeyRequest) -> GenerateDataKeyResponse;
+    /// Makes a data key, and gives it wrapped only.
+    generate_data_key_without_plaintext(GenerateDataKeyRequest) -> GenerateDataKeyWithoutPlaintextResponse;
+    /// Encrypts a small payload into an envelope. [`envelope`](crate::envelope) does it here, for any size.
+    encrypt(EncryptRequest) -> EncryptResponse;
+    /// Opens an envelope with a small payload.
+    decrypt(DecryptRequest) -> DecryptResponse;
+    /// Moves an envelope to the version that wraps now.
+    re_encrypt(ReEncryptRequest) -> ReEncryptResponse;
+    /// Wraps up to 128 keys.
+    batch_wrap_key(BatchWrapKeyRequest) -> BatchWrapKeyResponse;
+    /// Unwraps up to 128 keys.
+    batch_unwrap_key(BatchUnwrapKeyRequest) -> BatchUnwrapKeyResponse;
+    /// Moves up to 128 wrapped keys.
+    batch_rewrap_key(BatchRewrapKeyRequest) -> BatchRewrapKeyResponse;
+    /// Makes up to 128 data keys.
+    batch_generate_data_key(BatchGenerateDataKeyRequest) -> BatchGenerateDataKeyResponse;
+    /// Makes up to 128 data keys, and gives them wrapped only.
+    batch_generate_data_key_without_plaintext(BatchGenerateDataKeyRequest)
+        -> BatchGenerateDataKeyWithoutPlaintextResponse;
+    /// Encrypts up to 128 small payloads.
+    batch_encrypt(BatchEncryptRequest) -> BatchEncryptResponse;
+    /// Opens up to 128 envelopes.
+    batch_decrypt(BatchDecryptRequest) -> BatchDecryptResponse;
+    /// Moves up to 128 envelopes.
+    batch_re_encrypt(BatchReEncryptRequest) -> BatchReEncryptResponse;
 });
 
 calls!(access: once {

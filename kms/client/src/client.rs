@@ -1,14 +1,18 @@
-//! Connecting, and the connection's one handle.
+//! Connecting, and the connections' one handle.
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use http::Uri;
 use rustls::crypto::CryptoProvider;
 use secrecy::SecretString;
-use tonic::transport::Endpoint;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::{
-    Authenticated, Authentication, Error, Kind, tls,
+    Authenticated, Authentication, Error, Kind,
+    replicas::{REPLICAS_MAX, Replicas},
+    tls,
     v1::{
         access_service_client::AccessServiceClient, crypto_service_client::CryptoServiceClient,
         hsm_service_client::HsmServiceClient, key_service_client::KeyServiceClient,
@@ -24,7 +28,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the service is, and how to speak to it.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `host:port` or `https://host:port`. There is no plain-text mode: a credential travels with each call.
+    /// `host:port` or `https://host:port`, of each replica, separated by commas; at most 64. The calls are spread over
+    /// them. There is no plain-text mode: a credential travels with each call.
     pub addr: String,
     /// PEM of the certificate authorities to trust; the system's own when `None`.
     pub ca_pem: Option<Vec<u8>>,
@@ -32,11 +37,11 @@ pub struct Options {
     pub access_token: SecretString,
     /// Bound on one attempt to connect: name resolution, TCP and TLS. Default 5 s.
     pub connect_timeout: Duration,
-    /// Deadline of each call, its repetitions included; the server is told what is left. Default 10 s.
+    /// Deadline of each call, its repetitions on whichever replica included; the server is told what is left. Default 10 s.
     pub timeout: Duration,
 }
 
-/// A connection to the service. Cloning is cheap and shares it; it reconnects by itself.
+/// The connections to the service. Cloning is cheap and shares them; they reconnect by themselves.
 #[derive(Clone)]
 pub struct Client {
     channel: Authenticated,
@@ -45,6 +50,7 @@ pub struct Client {
     access: AccessServiceClient<Authenticated>,
     hsm: HsmServiceClient<Authenticated>,
     status: StatusServiceClient<Authenticated>,
+    pub(crate) replicas: Replicas,
     pub(crate) timeout: Duration,
     pub(crate) provider: Arc<CryptoProvider>,
 }
@@ -63,20 +69,14 @@ impl Options {
 }
 
 impl Client {
-    /// Connects now, so that a wrong address or certificate shows here and not at the first call.
+    /// Connects now, so that a wrong address or certificate shows here and not at the first call. One replica that
+    /// answers is enough; the others are connected to when their turn comes.
     pub async fn connect(options: Options) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = tls::connector(&provider, options.ca_pem.as_deref())?;
         let authentication = Authentication::new(&options.access_token, options.timeout)?;
-        let channel = Endpoint::from(parse_addr(&options.addr)?)
-            .connect_timeout(options.connect_timeout)
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .connect_with_connector(tower::service_fn(move |uri| tls::connect(tls.clone(), uri)))
-            .await
-            .map_err(|error| Error::local(Kind::Unavailable, "cannot connect", &error))?;
-        let channel = Authenticated::new(channel, authentication);
+        let replicas = connect_to_one(endpoints(&options)?, &tls).await?;
+        let channel = Authenticated::new(replicas.clone(), authentication);
         Ok(Self {
             keys: KeyServiceClient::new(channel.clone()),
             crypto: CryptoServiceClient::new(channel.clone()),
@@ -84,12 +84,13 @@ impl Client {
             hsm: HsmServiceClient::new(channel.clone()),
             status: StatusServiceClient::new(channel.clone()),
             channel,
+            replicas,
             timeout: options.timeout,
             provider,
         })
     }
 
-    /// The connection itself, for generated clients of other services of the server, such as gRPC health.
+    /// The connections themselves, for generated clients of other services of the server, such as gRPC health.
     pub fn channel(&self) -> Authenticated {
         self.channel.clone()
     }
@@ -124,6 +125,51 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("timeout", &self.timeout).finish_non_exhaustive()
     }
+}
+
+/// The replicas, by the addresses that the caller wrote.
+fn endpoints(options: &Options) -> Result<Vec<(String, Endpoint)>, Error> {
+    let addrs: Vec<&str> = options.addr.split(',').map(str::trim).collect();
+    if addrs.len() > REPLICAS_MAX {
+        return Err(Error::invalid(format!("{} addresses are more than {REPLICAS_MAX}", addrs.len())));
+    }
+    let endpoint = |addr: &str| {
+        let endpoint = Endpoint::from(parse_addr(addr)?)
+            .connect_timeout(options.connect_timeout)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        Ok((addr.to_owned(), endpoint))
+    };
+    addrs.into_iter().map(endpoint).collect()
+}
+
+/// Connects to all replicas at once until one is there; the others get a connection that makes itself when needed.
+async fn connect_to_one(endpoints: Vec<(String, Endpoint)>, tls: &TlsConnector) -> Result<Replicas, Error> {
+    let connector = || {
+        let tls = tls.clone();
+        tower::service_fn(move |uri| tls::connect(tls.clone(), uri))
+    };
+    let attempts = endpoints.iter().enumerate().map(|(index, (addr, endpoint))| async move {
+        let connected = endpoint.connect_with_connector(connector()).await;
+        let named = |error| Error::local(Kind::Unavailable, &format!("cannot connect to {addr}"), &error);
+        connected.map(|channel| (index, channel)).map_err(named)
+    });
+    let mut attempts: FuturesUnordered<_> = attempts.collect();
+    let mut failures = Vec::new();
+    let (first, connected) = loop {
+        match attempts.next().await {
+            Some(Ok(connected)) => break connected,
+            Some(Err(error)) => failures.push(error),
+            None => return Err(Error::all_of(failures)),
+        }
+    };
+    drop(attempts);
+    let lazily = |endpoint: &Endpoint| endpoint.connect_with_connector_lazy(connector());
+    let mut channels: Vec<(String, Channel)> =
+        endpoints.iter().map(|(addr, endpoint)| (addr.clone(), lazily(endpoint))).collect();
+    channels[first].1 = connected;
+    Ok(Replicas::new(channels))
 }
 
 fn parse_addr(addr: &str) -> Result<Uri, Error> {

@@ -5,6 +5,8 @@ use std::{error::Error as StdError, time::Duration};
 use tonic::{Code, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
+use crate::unreached::Unreached;
+
 /// What sort of failure this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -42,6 +44,7 @@ pub struct Error {
     reason: Option<String>,
     field_violations: Vec<FieldViolation>,
     retry_delay: Option<Duration>,
+    never_sent: bool,
 }
 
 /// A field of the request that is wrong.
@@ -79,6 +82,16 @@ impl Error {
         self.retry_delay
     }
 
+    /// Whether the request has certainly had no effect, because no server has seen it.
+    pub fn never_sent(&self) -> bool {
+        self.never_sent
+    }
+
+    /// Whether another replica may fare better at once: this one was away, and named no time to wait.
+    pub(crate) fn is_of_one_replica(&self) -> bool {
+        self.kind == Kind::Unavailable && self.retry_delay.is_none()
+    }
+
     /// The caller's own mistake, found before anything was sent.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::bare(Kind::InvalidArgument, message.into())
@@ -89,13 +102,26 @@ impl Error {
         Self::bare(kind, format!("{what}: {}", causes(cause)))
     }
 
+    /// Several failures of one sort, as one.
+    pub(crate) fn all_of(failures: Vec<Self>) -> Self {
+        let messages: Vec<String> = failures.into_iter().map(|failure| failure.message).collect();
+        Self::bare(Kind::Unavailable, messages.join("; "))
+    }
+
     /// This client's own clock ran out.
     pub(crate) fn deadline() -> Self {
         Self::bare(Kind::DeadlineExceeded, "the deadline passed before the server answered".to_owned())
     }
 
     fn bare(kind: Kind, message: String) -> Self {
-        Self { kind, message, reason: None, field_violations: Vec::new(), retry_delay: None }
+        Self {
+            kind,
+            message,
+            reason: None,
+            field_violations: Vec::new(),
+            retry_delay: None,
+            never_sent: false,
+        }
     }
 }
 
@@ -106,7 +132,8 @@ impl From<Status> for Error {
             if is_timeout(cause) {
                 return Self::deadline();
             }
-            return Self::local(Kind::Unavailable, "the connection failed", cause);
+            let never_sent = unreached(cause).is_some_and(Unreached::never_sent);
+            return Self { never_sent, ..Self::local(Kind::Unavailable, "the connection failed", cause) };
         }
         let details = status.get_error_details();
         Self {
@@ -123,6 +150,7 @@ impl From<Status> for Error {
                 })
                 .collect(),
             retry_delay: details.retry_info().and_then(|info| info.retry_delay),
+            never_sent: false,
         }
     }
 }
@@ -164,6 +192,11 @@ impl StdError for Error {}
 /// Whether tonic's own timer, which runs beside ours, was the one to fire.
 fn is_timeout(error: &(dyn StdError + 'static)) -> bool {
     error.is::<TimeoutExpired>() || error.source().is_some_and(is_timeout)
+}
+
+/// What the connections' own error says, wherever it stands among the causes.
+fn unreached<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Unreached> {
+    error.downcast_ref().or_else(|| error.source().and_then(unreached))
 }
 
 /// The causes of `error`, outermost first, each said once.

@@ -5,6 +5,10 @@
 //! from [`Client::keys`], [`Client::crypto`], [`Client::access`], [`Client::hsm`] and [`Client::status`]: they
 //! authenticate and carry the deadline, but do not repeat.
 //!
+//! The service may have several replicas: `Options::new("kms-1:8443,kms-2:8443", ..)`. Calls are spread over those that
+//! work, and one that fails on a replica is repeated on another within its deadline: a call that may be made twice
+//! whenever the replica is away, any other only where the request certainly never reached it.
+//!
 //! ```no_run
 //! # async fn example() -> Result<(), kms_client::Error> {
 //! use kms_client::{Client, Options, v1};
@@ -27,10 +31,14 @@ mod calls;
 mod client;
 mod error;
 mod repeat;
+mod replicas;
 mod tls;
+mod unreached;
 
 pub use authentication::{Authenticated, Authentication};
 pub use client::{Client, Options};
 pub use error::{Error, FieldViolation, Kind};
 pub use kms_proto::v1;
+pub use replicas::Replicas;
 pub use secrecy::SecretString;
+pub use unreached::Unreached;

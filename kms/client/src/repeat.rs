@@ -1,16 +1,17 @@
 //! One call, repeated within its deadline where that is safe.
 //!
-//! Only two failures are worth a repetition: UNAVAILABLE, and RESOURCE_EXHAUSTED when the server says when.
-//! The pause doubles from one repetition to the next, is drawn at random below that (so that callers who failed
+//! Only two failures are worth a repetition: UNAVAILABLE, and RESOURCE_EXHAUSTED when the server says when. A request
+//! that no server has seen may be repeated whatever it asks for. The next attempt goes to another replica where there
+//! is one, and at once if the last was UNAVAILABLE and another replica is believed to be well. Otherwise the pause doubles from one repetition to the next, is drawn at random below that (so that callers who failed
 //! together do not come back together), and is never shorter than the server asked.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use rustls::crypto::SecureRandom;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Request, Response, Status};
 
-use crate::{Client, Error, Kind};
+use crate::{Client, Error, Kind, replicas::Tried};
 
 const FIRST_PAUSE_MAX: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -37,20 +38,28 @@ impl Client {
         Sent: Future<Output = Result<Response<Res>, Status>>,
     {
         let deadline = Instant::now() + self.timeout;
+        let tried = Arc::new(Tried::default());
         let mut pause_max = FIRST_PAUSE_MAX;
         loop {
             let mut request = Request::new(message.clone());
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            request.extensions_mut().insert(Arc::clone(&tried));
             let error = match timeout_at(deadline, send(request)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => Error::from(status),
-                Err(_) => return Err(Error::deadline()),
-            };
-            let pause = pause_before_next(&error, pause_max, self.provider.secure_random);
-            match pause {
-                Some(pause) if repeat == Repeat::Safe && Instant::now() + pause < deadline => {
-                    sleep(pause).await;
+                Err(_) => {
+                    self.replicas.ran_out(&tried);
+                    return Err(Error::deadline());
                 }
+            };
+            if repeat == Repeat::Never && !error.never_sent() {
+                return Err(error);
+            }
+            if error.is_of_one_replica() && self.replicas.another_is_well(&tried) {
+                continue;
+            }
+            match pause_before_next(&error, pause_max, self.provider.secure_random) {
+                Some(pause) if Instant::now() + pause < deadline => sleep(pause).await,
                 _ => return Err(error),
             }
             pause_max = PAUSE_MAX.min(pause_max * 2);

@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a test stops where its ground is missing")]
 
+mod replicas;
 mod server;
 
 use std::time::Duration;

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     future,
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU8, Ordering},
@@ -52,6 +52,7 @@ pub(crate) struct Server {
 struct Script {
     failures: Mutex<VecDeque<Status>>,
     stalls: AtomicBool,
+    connections: Mutex<Vec<std::net::TcpStream>>,
     seen: Mutex<Vec<(http::HeaderMap, Vec<u8>)>>,
 }
 
@@ -65,10 +66,30 @@ impl Server {
         Self { ca_pem, addr, acceptor, script, task }
     }
 
-    /// Cuts every connection and begins anew on the same port.
+    /// Ends, and begins anew on the same port.
     pub(crate) async fn restart(&mut self) {
+        self.stop().await;
+        self.resume().await;
+    }
+
+    /// Takes no more connections and says goodbye on those it has.
+    pub(crate) async fn stop(&mut self) {
+        self.script.connections.lock().expect("unpoisoned").clear();
         self.task.abort();
         assert!((&mut self.task).await.expect_err("it was aborted").is_cancelled());
+    }
+
+    /// Dies: every connection is cut, whatever is in flight.
+    pub(crate) async fn die(&mut self) {
+        for connection in self.script.connections.lock().expect("unpoisoned").drain(..) {
+            // One that the client has closed is not there to be shut down.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        self.stop().await;
+    }
+
+    /// Begins anew on the same port after [`Self::stop`].
+    pub(crate) async fn resume(&mut self) {
         let listener = TcpListener::bind(self.addr).await.expect("the port is free again");
         self.task = tokio::spawn(serve(listener, self.acceptor.clone(), Arc::clone(&self.script)));
     }
@@ -103,9 +124,14 @@ impl Drop for Server {
 
 async fn serve(listener: TcpListener, acceptor: TlsAcceptor, script: Arc<Script>) {
     let (accepted, incoming) = mpsc::channel(1);
+    let connections = Arc::clone(&script);
+    let open = &connections.connections;
     let accept = async {
         loop {
             let Ok((tcp, _)) = listener.accept().await else { continue };
+            let tcp = tcp.into_std().expect("a socket is a socket");
+            open.lock().expect("unpoisoned").push(tcp.try_clone().expect("a second handle"));
+            let tcp = tokio::net::TcpStream::from_std(tcp).expect("a socket is a socket");
             // A client that does not trust us ends the handshake.
             if let Ok(tls) = acceptor.accept(tcp).await {
                 let _ = accepted.send(Ok::<_, Infallible>(tls)).await;
