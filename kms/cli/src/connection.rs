@@ -17,6 +17,8 @@ use crate::{
 const CA_BYTES_MAX: usize = 1 << 20;
 /// Largest file with a credential.
 const TOKEN_BYTES_MAX: usize = 4_096;
+/// The service's one reason for whatever does not open.
+const NOT_OPENED: &str = "NOT_OPENED";
 
 /// Where the service is, and how to speak to it.
 #[derive(Debug, Clone, Args)]
@@ -65,7 +67,11 @@ pub(crate) fn given(path: Option<&OsString>) -> Option<&Path> {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let failure = Self::new(code(error.kind()), error.to_string());
+        let code = match error.reason() {
+            Some(NOT_OPENED) => Code::NotVerified,
+            _ => code(error.kind()),
+        };
+        let failure = Self::new(code, error.to_string());
         match (hint(error.kind()), error.retry_delay()) {
             (_, Some(delay)) => failure.hint(format!("try again in {} ms", delay.as_millis())),
             (Some(hint), None) => failure.hint(hint),

@@ -9,6 +9,8 @@ mod clock;
 mod completions;
 mod configuration;
 mod connection;
+mod context;
+mod destination;
 mod dev;
 mod doctor;
 mod duration;
@@ -21,10 +23,13 @@ mod keys;
 mod migrate;
 mod name;
 mod output;
+mod partial;
+mod randomness;
 mod serve;
 mod sign;
 mod status;
 mod view;
+mod wrapping;
 
 use std::process::ExitCode;
 
@@ -50,6 +55,13 @@ enum Command {
     Keys(keys::Keys),
     Sign(sign::Sign),
     Verify(sign::Verify),
+    Wrap(wrapping::Wrap),
+    Unwrap(wrapping::Unwrap),
+    Rewrap(wrapping::Rewrap),
+    Datakey(wrapping::Datakey),
+    Encrypt(wrapping::Encrypt),
+    Decrypt(wrapping::Decrypt),
+    ReEncrypt(wrapping::ReEncrypt),
     Jwt(jwt::Jwt),
     Jwks(jwks::Jwks),
     AccessToken(access_token::AccessToken),
@@ -91,6 +103,13 @@ impl Command {
             Self::Keys(command) => block_on(command.run(format)),
             Self::Sign(command) => block_on(command.run(format)),
             Self::Verify(command) => block_on(command.run(format)),
+            Self::Wrap(command) => block_on(command.run(format)),
+            Self::Unwrap(command) => block_on(command.run(format)),
+            Self::Rewrap(command) => block_on(command.run(format)),
+            Self::Datakey(command) => block_on(command.run(format)),
+            Self::Encrypt(command) => block_on(command.run(format)),
+            Self::Decrypt(command) => block_on(command.run(format)),
+            Self::ReEncrypt(command) => block_on(command.run(format)),
             Self::Jwt(command) => block_on(command.run(format)),
             Self::Jwks(command) => block_on(command.run(format)),
             Self::AccessToken(command) => block_on(command.run(format)),
