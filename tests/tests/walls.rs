@@ -17,16 +17,25 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kms-audit", &["kms-core"]),
     ("kms-api-jwks", &["kms-core"]),
     ("kms-api-grpc", &["kms-core", "kms-proto"]),
-    ("kms-client", &["kms-proto"]),
+    ("kms-client", &["kms-envelope", "kms-proto"]),
     (
         "kms-server",
         &["kms-core", "kms-pkcs11", "kms-store", "kms-audit", "kms-api-jwks", "kms-api-grpc", "kms-proto"],
     ),
     (
         "kms-cli",
-        &["kms-client", "kms-proto", "kms-server", "kms-core", "kms-store", "kms-pkcs11", "kms-softhsm"],
+        &[
+            "kms-client",
+            "kms-envelope",
+            "kms-proto",
+            "kms-server",
+            "kms-core",
+            "kms-store",
+            "kms-pkcs11",
+            "kms-softhsm",
+        ],
     ),
-    ("kms-tests", &["kms-client", "kms-proto", "kms-softhsm", "kms-test-postgres"]),
+    ("kms-tests", &["kms-client", "kms-envelope", "kms-proto", "kms-softhsm", "kms-test-postgres"]),
     ("kms-bench", &["kms-client", "kms-proto", "kms-softhsm", "kms-tests"]),
 ];
 

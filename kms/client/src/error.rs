@@ -97,6 +97,16 @@ impl Error {
         Self::bare(Kind::InvalidArgument, message.into())
     }
 
+    /// Nothing was sent, because it could not succeed.
+    pub(crate) fn refused(message: String) -> Self {
+        Self::bare(Kind::FailedPrecondition, message)
+    }
+
+    /// An answer that no server of ours gives.
+    pub(crate) fn senseless(why: &str) -> Self {
+        Self::bare(Kind::Internal, format!("the service's answer makes no sense: {why}"))
+    }
+
     /// A failure on this side of the wire, with all of its causes in the message.
     pub(crate) fn local(kind: Kind, what: &str, cause: &dyn StdError) -> Self {
         Self::bare(kind, format!("{what}: {}", causes(cause)))

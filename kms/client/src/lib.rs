@@ -29,6 +29,7 @@
 mod authentication;
 mod calls;
 mod client;
+pub mod envelope;
 mod error;
 mod repeat;
 mod replicas;

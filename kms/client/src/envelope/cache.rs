@@ -1,0 +1,196 @@
+//! Data keys in memory: each for a time, only so many, and each fetched once however many ask for it at the same time.
+//!
+//! What leaves the cache is dropped, and a data key that is dropped is zeroized; whoever still seals or opens with it has
+//! it until then. A key that has become too old is looked for when another comes, and by a task that lives only while
+//! there are keys, so that an idle process keeps none beyond its time.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use futures::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
+
+use crate::Error;
+
+/// What names an entry: a SHA-256.
+pub(super) type Id = [u8; 32];
+/// What time it is.
+pub(super) type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+/// The value on its way.
+pub(super) type Fetch<T> = BoxFuture<'static, Result<Arc<T>, Error>>;
+
+/// The shortest time between two looks at what has become too old.
+const SWEEP_PAUSE_MIN: Duration = Duration::from_millis(10);
+
+pub(super) struct Cache<T> {
+    entries: Arc<Mutex<Entries<T>>>,
+    clock: Clock,
+}
+
+struct Entries<T> {
+    slots: HashMap<Id, Slot<T>>,
+    /// The same, by the use longest ago. Uses are counted.
+    by_use: BTreeMap<u64, Id>,
+    uses: u64,
+    count_max: usize,
+    age_max: Duration,
+    is_swept: bool,
+}
+
+struct Slot<T> {
+    used: u64,
+    /// When the fetch began.
+    born: Instant,
+    state: State<T>,
+}
+
+enum State<T> {
+    /// Those who wait hold it: when all of them have given up, nobody is to inherit their deadline.
+    Awaited(WeakShared<Fetch<T>>),
+    Here(Arc<T>),
+}
+
+impl<T: Send + Sync + 'static> Cache<T> {
+    pub(super) fn new(count_max: usize, age_max: Duration, clock: Clock) -> Self {
+        let entries = Entries {
+            slots: HashMap::new(),
+            by_use: BTreeMap::new(),
+            uses: 0,
+            count_max,
+            age_max,
+            is_swept: false,
+        };
+        Self { entries: Arc::new(Mutex::new(entries)), clock }
+    }
+
+    /// The value of `id` if it is here, young and `accept`ed; else what `fetch` gives. Of all who ask meanwhile only one
+    /// fetches, and its failure is everybody's.
+    pub(super) async fn get(
+        &self,
+        id: Id,
+        accept: impl Fn(&T) -> bool,
+        fetch: impl Fn() -> Fetch<T>,
+    ) -> Result<Arc<T>, Error> {
+        loop {
+            let coming = {
+                let now = (self.clock)();
+                let mut entries = lock(&self.entries);
+                match entries.find(id, now, &accept) {
+                    Some(Found::Here(value)) => return Ok(value),
+                    Some(Found::Awaited(coming)) => coming,
+                    None => entries.await_it(id, now, fetch().shared()),
+                }
+            };
+            let value = coming.clone().await;
+            self.keep(id, &coming, &value);
+            let value = value?;
+            if accept(&value) {
+                return Ok(value);
+            }
+        }
+    }
+
+    /// Puts what came into its place, if that is still its own.
+    fn keep(&self, id: Id, coming: &Shared<Fetch<T>>, value: &Result<Arc<T>, Error>) {
+        let mut entries = lock(&self.entries);
+        entries.came(id, coming, value);
+        if !entries.is_swept
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            entries.is_swept = true;
+            runtime.spawn(sweep(Arc::downgrade(&self.entries), Arc::clone(&self.clock)));
+        }
+    }
+}
+
+/// Drops what becomes too old, until nothing is left.
+async fn sweep<T>(entries: Weak<Mutex<Entries<T>>>, clock: Clock) {
+    loop {
+        let pause = {
+            let Some(entries) = entries.upgrade() else { return };
+            let mut entries = lock(&entries);
+            let now = clock();
+            entries.drop_old(now);
+            let Some(next) = entries.slots.values().map(|slot| slot.born).min() else {
+                entries.is_swept = false;
+                return;
+            };
+            (next + entries.age_max).saturating_duration_since(now)
+        };
+        tokio::time::sleep(pause.max(SWEEP_PAUSE_MIN)).await;
+    }
+}
+
+enum Found<T> {
+    Here(Arc<T>),
+    Awaited(Shared<Fetch<T>>),
+}
+
+impl<T> Entries<T> {
+    fn find(&mut self, id: Id, now: Instant, accept: impl Fn(&T) -> bool) -> Option<Found<T>> {
+        let slot = self.slots.get_mut(&id)?;
+        let found = match &slot.state {
+            State::Here(value) if now < slot.born + self.age_max && accept(value) => {
+                Found::Here(Arc::clone(value))
+            }
+            State::Here(_) => return None,
+            State::Awaited(coming) => Found::Awaited(coming.upgrade()?),
+        };
+        self.by_use.remove(&slot.used);
+        self.uses += 1;
+        slot.used = self.uses;
+        self.by_use.insert(self.uses, id);
+        Some(found)
+    }
+
+    /// From now on whoever asks for `id` waits for `coming`.
+    fn await_it(&mut self, id: Id, now: Instant, coming: Shared<Fetch<T>>) -> Shared<Fetch<T>> {
+        self.drop_old(now);
+        self.remove(&id);
+        while self.slots.len() >= self.count_max.max(1)
+            && let Some((_, oldest)) = self.by_use.pop_first()
+        {
+            self.slots.remove(&oldest);
+        }
+        if let Some(awaited) = coming.downgrade() {
+            self.uses += 1;
+            self.by_use.insert(self.uses, id);
+            self.slots.insert(id, Slot { used: self.uses, born: now, state: State::Awaited(awaited) });
+        }
+        coming
+    }
+
+    fn came(&mut self, id: Id, coming: &Shared<Fetch<T>>, value: &Result<Arc<T>, Error>) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        match &slot.state {
+            State::Awaited(awaited) if awaited.upgrade().is_some_and(|own| own.ptr_eq(coming)) => {}
+            State::Awaited(_) | State::Here(_) => return,
+        }
+        match value {
+            Ok(value) => slot.state = State::Here(Arc::clone(value)),
+            Err(_) => self.remove(&id),
+        }
+    }
+
+    fn drop_old(&mut self, now: Instant) {
+        let old = |slot: &Slot<T>| match &slot.state {
+            State::Here(_) => now >= slot.born + self.age_max,
+            State::Awaited(awaited) => awaited.upgrade().is_none(),
+        };
+        let old: Vec<Id> = self.slots.iter().filter(|(_, slot)| old(slot)).map(|(id, _)| *id).collect();
+        old.iter().for_each(|id| self.remove(id));
+    }
+
+    fn remove(&mut self, id: &Id) {
+        if let Some(slot) = self.slots.remove(id) {
+            self.by_use.remove(&slot.used);
+        }
+    }
+}
+
+fn lock<T>(entries: &Mutex<Entries<T>>) -> MutexGuard<'_, Entries<T>> {
+    // After a panic in here the worst is a slot that nobody finds, and which goes when it is old.
+    entries.lock().unwrap_or_else(PoisonError::into_inner)
+}
