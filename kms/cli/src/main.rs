@@ -24,6 +24,7 @@ mod migrate;
 mod name;
 mod output;
 mod partial;
+mod progress;
 mod randomness;
 mod serve;
 mod sign;

@@ -11,10 +11,8 @@ use crate::{
     configuration::{self, Overrides},
     failure::{Code, Failure},
     output::{self, Format},
+    progress::Bar,
 };
-
-/// Cells of the bar.
-const BAR_LEN: u64 = 30;
 
 /// Move a store to another database, while no server runs
 #[derive(Debug, Args)]
@@ -65,11 +63,11 @@ impl SqliteToPostgres {
             return Err(Failure::usage(format!("{from} names no PostgreSQL"))
                 .hint("name the empty database in store.url, instead of store.path"));
         };
-        let mut shown = Shown { watched: output::watched(), line: None };
+        let mut shown = Shown { bar: Bar::of_counts("rows"), line: String::new() };
         let migrated =
             kms_store::sqlite_to_postgres(&self.from, &postgres.options()?, |progress| shown.show(progress))
                 .await;
-        shown.end();
+        drop(shown);
         let migrated = migrated.map_err(failure)?;
         let hex = |bytes: [u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let moved: Vec<_> = migrated
@@ -87,39 +85,23 @@ impl SqliteToPostgres {
     }
 }
 
-/// The progress, as it was shown last.
+/// The progress: a bar for people, lines for a log.
 struct Shown {
-    watched: bool,
-    line: Option<String>,
+    bar: Bar,
+    /// The last one.
+    line: String,
 }
 
 impl Shown {
     fn show(&mut self, progress: Progress) {
-        let line = if self.watched { bar(progress) } else { plain(progress) };
-        if self.line.as_ref() == Some(&line) {
-            return;
-        }
-        match self.watched {
-            true => output::rewrite_line(&line),
-            false => output::note(&line),
-        }
-        self.line = Some(line);
-    }
-
-    /// What follows stands on a line of its own.
-    fn end(&self) {
-        if self.watched && self.line.is_some() {
-            output::note("");
+        let Progress { step, done, of } = progress;
+        self.bar.show(doing(step), done, of);
+        let line = plain(progress);
+        if !output::watched() && self.line != line {
+            output::note(&line);
+            self.line = line;
         }
     }
-}
-
-/// Changes with each percent.
-fn bar(progress: Progress) -> String {
-    let Progress { done, of, .. } = progress;
-    let (percent, full) = (done * 100 / of.max(1), done * BAR_LEN / of.max(1));
-    let cells: String = (0..BAR_LEN).map(|cell| if cell < full { '#' } else { '.' }).collect();
-    format!("{:<9} [{cells}] {percent:>3} % of {of} rows", doing(progress.step))
 }
 
 /// Changes with each tenth.
@@ -163,11 +145,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bar_is_full_at_the_end_and_never_divides_by_nothing() {
-        let at = |done, of| Progress { step: Step::Copy, done, of };
-        assert_eq!(bar(at(5, 10)), "copying   [###############...............]  50 % of 10 rows");
-        assert!(bar(at(10, 10)).contains("[##############################] 100 %"));
-        assert!(bar(at(0, 0)).contains("  0 %"));
-        assert_eq!(plain(at(599, 1000)), "copying: 50 % of 1000 rows");
+    fn a_line_changes_with_each_tenth_and_never_divides_by_nothing() {
+        let at = |done, of| plain(Progress { step: Step::Copy, done, of });
+        assert_eq!(at(599, 1000), "copying: 50 % of 1000 rows");
+        assert_eq!(at(10, 10), "copying: 100 % of 10 rows");
+        assert_eq!(at(0, 0), "copying: 0 % of 0 rows");
     }
 }

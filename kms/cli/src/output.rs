@@ -171,12 +171,6 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Writes over the line at the terminal that people watch, which stays open.
-pub(crate) fn rewrite_line(text: &str) {
-    let mut err = io::stderr().lock();
-    let _ = write!(err, "\r{text}\u{1b}[K").and_then(|()| err.flush());
-}
-
 /// Prints a failure: `error: ...`, and `hint: ...` when there is one.
 pub(crate) fn report(failure: &Failure) {
     note(&format!("{} {}", painted("error:", "1;31", watched()), one_line(failure.message())));

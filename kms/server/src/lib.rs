@@ -7,6 +7,7 @@ pub mod addresses;
 pub mod authn;
 pub mod clock;
 pub mod config;
+mod connection;
 pub mod front;
 mod grpc;
 mod guarded;

@@ -1,66 +1,29 @@
-//! Accept loops: how many connections, how long a handshake may take, how a connection ends.
+//! Accept loops: how many connections, from whom, and how a listener ends.
 //!
-//! hyper serves the connections, so that certificates can change while we run, and so that every limit stands
-//! here, in one place. gRPC is HTTP/2 over TLS; JWKS, health and metrics are HTTP/1.1, with TLS when it is
-//! configured.
+//! The end has an order, so that no request is lost that could have been answered. Who has connected is taken in, also
+//! from the kernel's queue; the socket is closed; and only then are connections told to go elsewhere, so that who
+//! is told does not come back here.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
 use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{guarded::Guarded, peers::Peers};
+pub use crate::connection::Protocol;
+use crate::{connection::Server, peers::Peers};
 
 /// Most connections of one listener; more wait in the kernel's queue until one ends.
 const CONNECTIONS_MAX: usize = 4096;
 /// Most connections of one listener from one peer; more are closed at once.
 const PEER_CONNECTIONS_MAX: usize = 256;
-/// A TLS handshake takes at most this long, and what follows begins within as long.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of the client preface, with which HTTP/2 begins (RFC 9113 §3.4).
-const PREFACE_BYTES: usize = 24;
-/// A client that reads nothing of what we write is left after this time.
-const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
-/// The head of an HTTP/1.1 request arrives within this time; an idle connection is closed after it.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of an HTTP/1.1 request's head and of the buffers around it.
-const HEADER_BUFFER_BYTES_MAX: usize = 16 * 1024;
-/// Bytes of the header list of an HTTP/2 request (RFC 9113 §6.5.2).
-const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
-/// Requests that one HTTP/2 connection may have open.
-const STREAMS_MAX: u32 = 256;
-/// Streams that a client may open and reset before we look away (CVE-2023-44487).
-const RESET_STREAMS_MAX: usize = 64;
-/// HTTP/2 flow control: what a client may send ahead on one stream and on all of them, in bytes.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// A silent HTTP/2 connection is asked whether it lives, and closed when it does not answer.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// After an error of `accept` that is not the client's (no file descriptors left), we wait before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What is spoken on a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/2 only: gRPC.
-    Http2,
-    /// HTTP/1.1 only: everything that a browser, a probe or a scraper fetches.
-    Http1,
-}
 
 /// A bound socket with what is to be served on it.
 #[derive(Debug)]
@@ -79,10 +42,20 @@ impl Listener {
     /// Serves until `stop`; then no connection is accepted, open ones are told to end, and the requests in
     /// flight have `drain_max` to finish.
     pub async fn serve(self, stop: CancellationToken, drain_max: Duration) {
-        let connections = TaskTracker::new();
-        let cut = CancellationToken::new();
-        stop.clone().run_until_cancelled(self.accept(&connections, &stop, &cut)).await;
+        let Self { socket, protocol, tls, router } = self;
+        let house = House {
+            server: Arc::new(Server::new(protocol, tls, router)),
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            peers: Peers::default(),
+            connections: TaskTracker::new(),
+            leave: CancellationToken::new(),
+            cut: CancellationToken::new(),
+        };
+        stop.run_until_cancelled(house.accept(&socket)).await;
+        house.accept_waiting(socket);
         // The socket is closed by now: who connects is refused, and a load balancer goes elsewhere.
+        house.leave.cancel();
+        let House { connections, cut, .. } = house;
         connections.close();
         if timeout(drain_max, connections.wait()).await.is_err() {
             tracing::warn!(open = connections.len(), "connections cut: they did not end in time");
@@ -90,132 +63,67 @@ impl Listener {
             connections.wait().await;
         }
     }
+}
 
-    async fn accept(self, connections: &TaskTracker, stop: &CancellationToken, cut: &CancellationToken) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let peers = Peers::default();
-        let server = Arc::new(self.protocol.server());
-        let opening_bytes = self.protocol.opening_bytes();
-        let tls = self.tls.map(TlsAcceptor::from);
+/// The connections of a listener, and what they share.
+struct House {
+    server: Arc<Server>,
+    places: Arc<Semaphore>,
+    peers: Peers,
+    connections: TaskTracker,
+    /// Tells connections to end in order.
+    leave: CancellationToken,
+    /// Ends them.
+    cut: CancellationToken,
+}
+
+impl House {
+    async fn accept(&self, socket: &TcpListener) {
         loop {
             // The semaphore is never closed, so a place is always given at last.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let (socket, addr) = match self.socket.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) if is_of_the_client(&error) => continue,
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+            match socket.accept().await {
+                Ok((socket, addr)) => self.take_in(socket, addr, place),
+                Err(error) if is_of_the_client(&error) => {}
                 Err(error) => {
                     tracing::error!(%error, "cannot accept connections; trying again");
                     sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            let Some(peer) = peers.admit(addr.ip(), PEER_CONNECTIONS_MAX) else {
-                tracing::debug!(peer = %addr.ip(), "connection refused: this peer has too many");
-                continue;
-            };
-            let (server, tls) = (Arc::clone(&server), tls.clone());
-            let (router, stop, cut) = (self.router.clone(), stop.clone(), cut.clone());
-            connections.spawn(async move {
-                let _places = (place, peer);
-                cut.run_until_cancelled(connection(socket, tls, opening_bytes, &server, router, &stop)).await;
+            }
+        }
+    }
+
+    /// Takes in those for whom the kernel has accepted already, who would see their connections reset, and closes the
+    /// socket.
+    fn accept_waiting(&self, socket: TcpListener) {
+        // Asks the kernel itself, which may know more than the runtime has heard; it does not block.
+        let Ok(socket) = socket.into_std() else { return };
+        // Bounded, as more may come while we do this.
+        for _ in 0..CONNECTIONS_MAX {
+            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
+            let accepted = socket.accept().and_then(|(socket, addr)| {
+                socket.set_nonblocking(true)?;
+                Ok((TcpStream::from_std(socket)?, addr))
             });
-        }
-    }
-}
-
-impl Protocol {
-    /// The protocol's name in a TLS handshake (RFC 7301).
-    pub fn alpn(self) -> &'static [u8] {
-        match self {
-            Self::Http2 => b"h2",
-            Self::Http1 => b"http/1.1",
+            match accepted {
+                Ok((socket, addr)) => self.take_in(socket, addr, place),
+                Err(error) if is_of_the_client(&error) => {}
+                // Nobody waits any more.
+                Err(_) => return,
+            }
         }
     }
 
-    /// What a client sends at once when it has something to say.
-    fn opening_bytes(self) -> usize {
-        match self {
-            Self::Http2 => PREFACE_BYTES,
-            // The rest of the head has a timer of its own.
-            Self::Http1 => 1,
-        }
-    }
-
-    fn server(self) -> auto::Builder<TokioExecutor> {
-        let mut server = match self {
-            Self::Http2 => auto::Builder::new(TokioExecutor::new()).http2_only(),
-            Self::Http1 => auto::Builder::new(TokioExecutor::new()).http1_only(),
+    fn take_in(&self, socket: TcpStream, addr: SocketAddr, place: OwnedSemaphorePermit) {
+        let Some(peer) = self.peers.admit(addr.ip(), PEER_CONNECTIONS_MAX) else {
+            tracing::debug!(peer = %addr.ip(), "connection refused: this peer has too many");
+            return;
         };
-        server
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .max_buf_size(HEADER_BUFFER_BYTES_MAX);
-        server
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
-            .max_header_list_size(HEADER_LIST_BYTES_MAX)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT);
-        server
-    }
-}
-
-async fn connection(
-    socket: TcpStream,
-    tls: Option<TlsAcceptor>,
-    opening_bytes: usize,
-    server: &auto::Builder<TokioExecutor>,
-    router: Router,
-    stop: &CancellationToken,
-) {
-    // Small answers leave at once; a socket that refuses the option works nevertheless.
-    let _ = socket.set_nodelay(true);
-    match tls {
-        None => requests(socket, opening_bytes, server, router, stop).await,
-        Some(tls) => match stop.run_until_cancelled(timeout(HANDSHAKE_TIMEOUT, tls.accept(socket))).await {
-            Some(Ok(Ok(stream))) => requests(stream, opening_bytes, server, router, stop).await,
-            Some(Ok(Err(error))) => tracing::debug!(%error, "TLS handshake failed"),
-            Some(Err(_)) => tracing::debug!("TLS handshake took too long"),
-            None => {}
-        },
-    }
-}
-
-async fn requests<IO>(
-    stream: IO,
-    opening_bytes: usize,
-    server: &auto::Builder<TokioExecutor>,
-    router: Router,
-    stop: &CancellationToken,
-) where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    // Who has said nothing when we stop has nothing in flight that is worth a drain.
-    let opening = stop.clone().run_until_cancelled_owned(sleep(HANDSHAKE_TIMEOUT));
-    let stream = Guarded::new(
-        stream,
-        opening_bytes,
-        async {
-            opening.await;
-        },
-        WRITE_STALL_MAX,
-    );
-    let service = TowerToHyperService::new(router);
-    let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended early");
+        let (server, leave, cut) = (Arc::clone(&self.server), self.leave.clone(), self.cut.clone());
+        self.connections.spawn(async move {
+            let _places = (place, peer);
+            cut.run_until_cancelled(server.serve(socket, &leave)).await;
+        });
     }
 }
 
@@ -227,11 +135,9 @@ fn is_of_the_client(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use axum::routing::get;
     use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
         sync::{Notify, mpsc},
         task::JoinHandle,
     };
@@ -293,6 +199,76 @@ mod tests {
         go.notify_one();
         assert!(answer.await.expect("an answer").ends_with("done"));
         served.task.await.expect("drained");
+    }
+
+    #[tokio::test]
+    async fn who_is_in_the_kernels_queue_when_we_stop_is_answered() {
+        let router = Router::new().route("/slow", get(async || "done"));
+        let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = socket.local_addr().expect("an address");
+        let mut waiting = Vec::new();
+        for _ in 0..20 {
+            let mut socket = TcpStream::connect(addr).await.expect("the kernel takes it");
+            socket
+                .write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                .await
+                .expect("sent");
+            waiting.push(socket);
+        }
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let listener = Listener { socket, protocol: Protocol::Http1, tls: None, router };
+        let task = tokio::spawn(listener.serve(stop, Duration::from_secs(60)));
+        for mut socket in waiting {
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).await.expect("no reset");
+            assert!(answer.ends_with("done"), "{answer}");
+        }
+        task.await.expect("drained");
+    }
+
+    #[tokio::test]
+    async fn who_has_just_connected_when_we_stop_may_shake_hands_and_ask() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+        test_certificate::write(1, &cert, &key);
+        let pair = Arc::new(Pair::load(&cert, &key).expect("a pair"));
+        let tls = pair.server_config(&[Protocol::Http1.alpn()]).expect("TLS");
+        let router = Router::new().route("/slow", get(async || "done"));
+        let served = serve(router, Protocol::Http1, Some(tls), Duration::from_secs(60)).await;
+        let socket = TcpStream::connect(served.addr).await.expect("a connection");
+        served.stop.cancel();
+        while TcpStream::connect(served.addr).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        let mut stream = test_certificate::connect(socket, b"http/1.1").await.expect("a handshake");
+        stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.ends_with("done"), "{answer}");
+        served.task.await.expect("drained");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_is_told_to_go_finds_the_socket_closed() {
+        for _ in 0..2 {
+            let router = Router::new().route("/slow", get(async || "done"));
+            let served = serve(router, Protocol::Http1, None, Duration::from_secs(60)).await;
+            let mut told = Vec::new();
+            for _ in 0..64 {
+                let mut socket = TcpStream::connect(served.addr).await.expect("a connection");
+                socket.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+                told.push(tokio::spawn(async move {
+                    let _ = socket.read_to_string(&mut String::new()).await;
+                    TcpStream::connect(served.addr).await.is_ok()
+                }));
+            }
+            served.stop.cancel();
+            for told in told {
+                assert!(!told.await.expect("told"), "it could come back");
+            }
+            served.task.await.expect("drained");
+        }
     }
 
     #[tokio::test]

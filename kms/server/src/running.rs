@@ -30,8 +30,10 @@ use crate::{
     notify, ops, scheduler, tls,
 };
 
-/// How long requests in flight may take to finish at the end.
+/// How long calls in flight may take to finish at the end.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// And, after them, requests of HTTP; a probe of readiness is the longest.
+const HTTP_DRAIN_MAX: Duration = Duration::from_secs(3);
 /// How long a probe of readiness waits for the HSM's canary.
 const CANARY_MAX: Duration = Duration::from_secs(2);
 /// How long it waits in all: the HSM's link keeps its deadline, so whatever lasts longer is the store's.
@@ -44,8 +46,8 @@ pub(crate) struct Starting {
     grpc_addr: SocketAddr,
     http_addr: SocketAddr,
     http_router: Arc<OnceLock<Router>>,
-    stop: CancellationToken,
-    listeners: JoinSet<()>,
+    http_stop: CancellationToken,
+    http_listener: JoinSet<()>,
 }
 
 /// What listens and works while we serve.
@@ -53,8 +55,10 @@ pub(crate) struct Running {
     addresses: addresses::File,
     leaving: Arc<AtomicBool>,
     health: grpc::Health,
-    stop: CancellationToken,
-    listeners: JoinSet<()>,
+    grpc_stop: CancellationToken,
+    grpc_listener: JoinSet<()>,
+    http_stop: CancellationToken,
+    http_listener: JoinSet<()>,
     background: JoinSet<()>,
 }
 
@@ -76,10 +80,10 @@ impl Starting {
             protocol: Protocol::Http1,
             router: ops::until_ready(Arc::clone(&http_router)),
         };
-        let stop = CancellationToken::new();
-        let mut listeners = JoinSet::new();
-        listeners.spawn(http.serve(stop.clone(), DRAIN_MAX));
-        Ok(Self { certificates, grpc, grpc_addr, http_addr, http_router, stop, listeners })
+        let http_stop = CancellationToken::new();
+        let mut http_listener = JoinSet::new();
+        http_listener.spawn(http.serve(http_stop.clone(), HTTP_DRAIN_MAX));
+        Ok(Self { certificates, grpc, grpc_addr, http_addr, http_router, http_stop, http_listener })
     }
 
     /// Serves everything from here on. `leaving` will say when that is over.
@@ -90,10 +94,12 @@ impl Starting {
         audit: &Arc<FileLog>,
         leaving: Arc<AtomicBool>,
     ) -> anyhow::Result<Running> {
-        let Self { certificates, grpc, grpc_addr, http_addr, http_router, stop, mut listeners } = self;
+        let Self { certificates, grpc, grpc_addr, http_addr, http_router, http_stop, http_listener } = self;
         let metrics = Arc::new(metrics(config, service, audit, &certificates));
         let (router, health) = grpc::router(service, &config.grpc, Arc::clone(&metrics))?;
-        listeners.spawn(Listener { router, ..grpc }.serve(stop.clone(), DRAIN_MAX));
+        let grpc_stop = CancellationToken::new();
+        let mut grpc_listener = JoinSet::new();
+        grpc_listener.spawn(Listener { router, ..grpc }.serve(grpc_stop.clone(), DRAIN_MAX));
         http_router.get_or_init(|| {
             kms_api_jwks::router(Arc::clone(service), config.http.issuer.as_str()).merge(ops::router(
                 probe(service, audit),
@@ -113,21 +119,33 @@ impl Starting {
         }
         tracing::info!(grpc = %grpc_addr, http = %http_addr, "serving");
         notify::ready();
-        Ok(Running { addresses, leaving, health, stop, listeners, background })
+        Ok(Running {
+            addresses,
+            leaving,
+            health,
+            grpc_stop,
+            grpc_listener,
+            http_stop,
+            http_listener,
+            background,
+        })
     }
 }
 
 impl Running {
     /// Says that it is not ready any more, serves for another `delay`, then accepts nothing more and waits for the
-    /// requests in flight, within bounds.
+    /// requests in flight, within bounds. HTTP goes last: a balancer that asks there whether to send calls here hears
+    /// "no" for as long as one could come, and not a silence that it would have to interpret.
     pub(crate) async fn drain(mut self, delay: Duration) {
         notify::stopping();
         drop(self.addresses);
         self.leaving.store(true, Ordering::Relaxed);
         self.health.leave().await;
         sleep(delay).await;
-        self.stop.cancel();
-        while self.listeners.join_next().await.is_some() {}
+        self.grpc_stop.cancel();
+        while self.grpc_listener.join_next().await.is_some() {}
+        self.http_stop.cancel();
+        while self.http_listener.join_next().await.is_some() {}
         self.background.shutdown().await;
     }
 }
