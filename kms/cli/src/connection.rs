@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::Path};
 
 use clap::Args;
 use jiff::SignedDuration;
-use kms_client::{Client, Error, Kind, Options};
+use kms_client::{Client, Error, Kind, Options, envelope};
 
 use crate::{
     duration,
@@ -63,6 +63,20 @@ impl Connection {
 /// A path that is given. A variable that is set to nothing means the same as one that is not set.
 pub(crate) fn given(path: Option<&OsString>) -> Option<&Path> {
     path.filter(|path| !path.is_empty()).map(Path::new)
+}
+
+/// Whatever does not open is one failure, before a key is touched and after.
+impl From<envelope::Error> for Failure {
+    fn from(error: envelope::Error) -> Self {
+        match error {
+            envelope::Error::Kms(error) => error.into(),
+            envelope::Error::NotOpened | envelope::Error::Malformed(_) => {
+                Self::new(Code::NotVerified, error.to_string())
+            }
+            envelope::Error::Context(_) => Self::usage(error.to_string()),
+            envelope::Error::Seal(_) | envelope::Error::Io(_) => Self::other(error.to_string()),
+        }
+    }
 }
 
 impl From<Error> for Failure {

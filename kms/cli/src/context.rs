@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use kms_envelope::{EncryptionContext, EnvelopeContext};
+use kms_client::envelope::{EncryptionContext, EnvelopeContext};
 
 use crate::failure::Failure;
 

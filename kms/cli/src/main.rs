@@ -14,6 +14,8 @@ mod destination;
 mod dev;
 mod doctor;
 mod duration;
+mod env;
+mod envelope;
 mod failure;
 mod hsm;
 mod input;
@@ -25,7 +27,6 @@ mod name;
 mod output;
 mod partial;
 mod progress;
-mod randomness;
 mod serve;
 mod sign;
 mod status;
@@ -63,6 +64,8 @@ enum Command {
     Encrypt(wrapping::Encrypt),
     Decrypt(wrapping::Decrypt),
     ReEncrypt(wrapping::ReEncrypt),
+    Envelope(envelope::Envelope),
+    Env(env::Env),
     Jwt(jwt::Jwt),
     Jwks(jwks::Jwks),
     AccessToken(access_token::AccessToken),
@@ -111,6 +114,8 @@ impl Command {
             Self::Encrypt(command) => block_on(command.run(format)),
             Self::Decrypt(command) => block_on(command.run(format)),
             Self::ReEncrypt(command) => block_on(command.run(format)),
+            Self::Envelope(command) => block_on(command.run(format)),
+            Self::Env(command) => block_on(command.run(format)),
             Self::Jwt(command) => block_on(command.run(format)),
             Self::Jwks(command) => block_on(command.run(format)),
             Self::AccessToken(command) => block_on(command.run(format)),

@@ -152,7 +152,10 @@ mod tests {
         partial.file().write_all(b"whole").expect("written");
         assert!(is_partial(names(dir.path())[0].as_ref()), "{:?}", names(dir.path()));
         partial.keep(Existing::Refuse).expect("kept");
-        assert_eq!((names(dir.path()), fs::read(&target).expect("read")), (vec!["a".into()], b"whole".to_vec()));
+        assert_eq!(
+            (names(dir.path()), fs::read(&target).expect("read")),
+            (vec!["a".into()], b"whole".to_vec())
+        );
     }
 
     #[test]
@@ -160,8 +163,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let target = dir.path().join("a");
         fs::write(&target, "old").expect("written");
-        let refused = Partial::of(&target, 0o600).expect("made").keep(Existing::Refuse).expect_err("it is there");
-        assert_eq!((refused.kind(), fs::read(&target).expect("read")), (ErrorKind::AlreadyExists, b"old".to_vec()));
+        let refused =
+            Partial::of(&target, 0o600).expect("made").keep(Existing::Refuse).expect_err("it is there");
+        assert_eq!(
+            (refused.kind(), fs::read(&target).expect("read")),
+            (ErrorKind::AlreadyExists, b"old".to_vec())
+        );
         Partial::of(&target, 0o600).expect("made").keep(Existing::Replace).expect("replaced");
         assert_eq!((names(dir.path()), fs::read(&target).expect("read")), (vec!["a".into()], vec![]));
     }

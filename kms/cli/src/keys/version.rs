@@ -251,8 +251,7 @@ impl Destroy {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
         let (confirm, attestation) = (self.confirm, self.attestation);
         let (name, etag) = self.which.into_parts();
-        let request =
-            v1::DestroyKeyVersionRequest { name, etag, confirm, attestation, ..Default::default() };
+        let request = v1::DestroyKeyVersionRequest { name, etag, confirm, attestation, ..Default::default() };
         print(client.destroy_key_version(request).await?, format)
     }
 }

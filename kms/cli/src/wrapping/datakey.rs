@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use kms_client::v1;
-use kms_envelope::SecretBytes;
+use kms_client::{envelope::SecretBytes, v1};
 
 use super::{Answer, Field};
 use crate::{

@@ -1,8 +1,10 @@
 //! `kms decrypt`: an envelope with a small payload, opened by the service.
 
 use clap::Args;
-use kms_client::v1;
-use kms_envelope::{Header, SecretBytes};
+use kms_client::{
+    envelope::{Header, SecretBytes},
+    v1,
+};
 
 use super::{Answer, Field, Input, PAYLOAD_BYTES_MAX};
 use crate::{

@@ -83,7 +83,13 @@ enum Field {
 
 impl Answer {
     /// Writes `bytes` to where they are wanted, and the rest for programs.
-    fn deliver(mut self, field: Field, bytes: &[u8], to: &Destination, format: Format) -> Result<(), Failure> {
+    fn deliver(
+        mut self,
+        field: Field,
+        bytes: &[u8],
+        to: &Destination,
+        format: Format,
+    ) -> Result<(), Failure> {
         match to.prints_fields(format) {
             true => self.set(field, bytes),
             false => to.write(bytes, field.content())?,

@@ -34,8 +34,7 @@ impl ReEncrypt {
             ..Default::default()
         };
         let made = self.connection.client().await?.re_encrypt(request).await?;
-        let answer =
-            Answer { name: made.name, source_name: Some(made.source_name), ..Default::default() };
+        let answer = Answer { name: made.name, source_name: Some(made.source_name), ..Default::default() };
         answer.deliver(Field::Ciphertext, &made.ciphertext, &self.destination, format)
     }
 }

@@ -1,8 +1,7 @@
 //! `kms rewrap`: a wrapped key moves to the version that wraps now.
 
 use clap::Args;
-use kms_client::v1;
-use kms_envelope::WrappedKey;
+use kms_client::{envelope::WrappedKey, v1};
 
 use super::{Answer, Field, Input};
 use crate::{
@@ -35,8 +34,7 @@ impl Rewrap {
             ..Default::default()
         };
         let made = self.connection.client().await?.rewrap_key(request).await?;
-        let answer =
-            Answer { name: made.name, source_name: Some(made.source_name), ..Default::default() };
+        let answer = Answer { name: made.name, source_name: Some(made.source_name), ..Default::default() };
         answer.deliver(Field::WrappedKey, &made.wrapped_key, &self.destination, format)
     }
 }

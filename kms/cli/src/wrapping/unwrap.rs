@@ -1,8 +1,10 @@
 //! `kms unwrap`: a wrapped key, unwrapped in the HSM.
 
 use clap::Args;
-use kms_client::v1;
-use kms_envelope::{SecretBytes, WrappedKey};
+use kms_client::{
+    envelope::{SecretBytes, WrappedKey},
+    v1,
+};
 
 use super::{Answer, Field, Input};
 use crate::{

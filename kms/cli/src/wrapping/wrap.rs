@@ -1,8 +1,7 @@
 //! `kms wrap`: a key of others, wrapped in the HSM.
 
 use clap::Args;
-use kms_client::v1;
-use kms_envelope::WrappedKey;
+use kms_client::{envelope::WrappedKey, v1};
 
 use super::{Answer, Field, Input};
 use crate::{
