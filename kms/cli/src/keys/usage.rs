@@ -124,11 +124,17 @@ fn print(usage: v1::KeyUsage, format: Format) -> Result<(), Failure> {
         "wraps_max",
         "last_wrap_time",
         "last_unwrap_time",
-        "destruction_blockers",
     ];
     let versions = format.list(&shown.versions, &columns)?;
     let consumers = format.list(&shown.consumers, &["consumer", "envelopes", "report_time", "reporter"])?;
-    output::print_text(&format!("{versions}\n\n{consumers}"))
+    let blockers = shown.versions.iter().flat_map(|version| {
+        let line = |blocker| {
+            format!("version {} cannot be destroyed: {}", version.number, output::one_line(blocker))
+        };
+        version.destruction_blockers.iter().map(move |blocker| line(blocker))
+    });
+    let blockers: Vec<String> = blockers.collect();
+    output::print_text(&format!("{versions}\n\n{consumers}\n\n{}", blockers.join("\n")))
 }
 
 /// Reads `N=COUNT`.
