@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kms-store", &["kms-core"]),
     ("kms-audit", &["kms-core"]),
     ("kms-api-jwks", &["kms-core"]),
-    ("kms-api-grpc", &["kms-core", "kms-proto"]),
+    ("kms-api-grpc", &["kms-core", "kms-envelope", "kms-proto"]),
     ("kms-client", &["kms-envelope", "kms-proto"]),
     (
         "kms-server",

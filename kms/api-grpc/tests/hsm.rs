@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use kms_api_grpc::{HsmService, Services};
 use kms_core::{
     fakes::{ManualClock, MemoryLog, MemoryStore, SoftHsm, World, administrator},
-    hsm::{Half, Object, PrivateObject},
+    hsm::{Half, KeyObject, Object},
     kms::Settings,
 };
 use kms_proto::v1::{
@@ -24,7 +24,7 @@ async fn client(
 ) -> HsmServiceClient<HsmServiceServer<Service>> {
     let world = World::default();
     for (cka_id, label) in objects {
-        let half = Half::Private(PrivateObject::AS_IT_MUST_BE);
+        let half = Half::Private(KeyObject::AS_IT_MUST_BE);
         world.hsm.plant(Object { cka_id, label: label.to_owned(), half });
     }
     let kms = world.open(Settings::default()).await.expect("the service opens");

@@ -4,6 +4,7 @@
 
 mod replicas;
 mod server;
+mod wrapping;
 
 use std::time::Duration;
 

@@ -24,6 +24,9 @@ use crate::{
     verbs::{AttributeAudits, Births, MAX_AGE_MAX, RotationFailures},
 };
 
+/// How often the first beat is tried.
+const FIRST_BEATS_MAX: usize = 5;
+
 /// The service, over its four ports.
 pub struct Kms<H, S, A, C> {
     pub(crate) hsm: H,
@@ -191,8 +194,21 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             acceptance: Mutex::default(),
         };
         kms.compare_epochs().await?;
-        kms.beat(false, "{}".to_owned()).await?;
+        kms.first_beat().await?;
         Ok(kms)
+    }
+
+    /// A database that is slow for a moment is no reason not to start.
+    async fn first_beat(&self) -> Result<(), Error> {
+        for _ in 1..FIRST_BEATS_MAX {
+            match self.beat(false, "{}".to_owned()).await {
+                Err(error) if error.reason() == store::UNAVAILABLE => {
+                    tracing::warn!(%error, "the database did not answer in time; trying again");
+                }
+                outcome => return outcome.map(drop),
+            }
+        }
+        self.beat(false, "{}".to_owned()).await.map(drop)
     }
 
     /// The link to the token, for status and metrics.

@@ -69,6 +69,9 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 }
 
+/// The reason of an error that the store does not answer.
+pub(crate) const UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+
 /// The reason of an error that another change was faster: the same may be tried again on the rows as they are now.
 pub(crate) const CHANGED_MEANWHILE: &str = "CHANGED_MEANWHILE";
 
@@ -301,7 +304,7 @@ impl From<Fault> for Error {
                 format!("{what} was changed in the meantime; read it again and retry"),
             ),
             Fault::Unavailable(_) | Fault::Unknown(_) => Self::unavailable(
-                "STORE_UNAVAILABLE",
+                UNAVAILABLE,
                 "the store cannot be written at the moment; retry with the same request_id",
             ),
             Fault::Corrupt(_) => {

@@ -9,8 +9,13 @@
 //! [`open()`]; [`Sealer`] and [`Opener`] do the same for streams of any length.
 #![forbid(unsafe_code)]
 
+#[cfg(all(feature = "fuzzing", not(debug_assertions)))]
+compile_error!("what fuzzers call must not be built into a release");
+
 mod context;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod header;
 mod open;
 mod payload;

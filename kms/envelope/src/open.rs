@@ -1,5 +1,7 @@
 //! Opening what is in memory.
 
+use zeroize::Zeroizing;
+
 use crate::{
     DataKey, EnvelopeContext, Purpose, SecretBytes,
     error::{Malformed, OpenError},
@@ -44,15 +46,17 @@ impl<'a> Envelope<'a> {
         context: &EnvelopeContext,
     ) -> Result<SecretBytes, OpenError> {
         let mut chunks = unlock(&self.header, data_key, expected, context)?;
-        let count = self.payload.len().div_ceil(SEALED_CHUNK_LEN);
-        let len = self.payload.len().checked_sub(count * TAG_LEN).ok_or(OpenError::NotOpened)?;
+        let sealed_chunks = self.payload.chunks(SEALED_CHUNK_LEN);
+        let count = sealed_chunks.len();
         if count == 0 {
             return Err(OpenError::NotOpened);
         }
-        let mut plaintext = zeroize::Zeroizing::new(vec![0; len]);
+        let lens = sealed_chunks.clone().map(|sealed| sealed.len().checked_sub(TAG_LEN));
+        let len = lens.sum::<Option<usize>>().ok_or(OpenError::NotOpened)?;
+        let mut plaintext = Zeroizing::new(vec![0; len]);
         let mut rest = &mut plaintext[..];
-        for (number, sealed) in (1..).zip(self.payload.chunks(SEALED_CHUNK_LEN)) {
-            let len = sealed.len().checked_sub(TAG_LEN).ok_or(OpenError::NotOpened)?;
+        for (number, sealed) in (1..).zip(sealed_chunks) {
+            let len = sealed.len() - TAG_LEN;
             let (plain, after) = rest.split_at_mut(len);
             chunks.open(sealed, plain, number == count)?;
             rest = after;

@@ -46,13 +46,7 @@ pub(crate) struct Binding<'a> {
 impl Binding<'_> {
     /// The payload's key, ready for its chunks, and the commitment to it.
     pub(crate) fn derive(&self, data_key: &DataKey) -> Result<(Chunks, [u8; 32]), Unspecified> {
-        let aad = self.aad();
-        let info = [aad.as_slice()];
-        let mut output = Zeroizing::new([0; 64]);
-        Salt::new(HKDF_SHA256, self.salt)
-            .extract(data_key.expose_secret())
-            .expand(&info, KeyAndCommitment)?
-            .fill(&mut output[..])?;
+        let output = derive(data_key.expose_secret(), self.salt, &self.aad())?;
         let (key, committed) = output.split_at(32);
         let mut commitment = [0; 32];
         commitment.copy_from_slice(committed);
@@ -108,20 +102,17 @@ impl Chunks {
     /// Seals `plain` into `sealed`, which is a tag longer.
     pub(crate) fn seal(&mut self, plain: &[u8], sealed: &mut [u8], last: bool) -> Result<(), SealError> {
         let nonce = self.next_nonce(last).ok_or(SealError::TooLong)?;
-        let (ciphertext, tag) = sealed.split_at_mut(plain.len());
-        self.key.seal_out_of_place_scatter(nonce, Aad::empty(), plain, ciphertext, &[], tag)?;
-        Ok(())
+        Ok(seal(&self.key, nonce, b"", plain, sealed)?)
     }
 
     /// Opens `sealed` into `plain`, which is a tag shorter, and holds zeroes if it does not open.
     pub(crate) fn open(&mut self, sealed: &[u8], plain: &mut [u8], last: bool) -> Result<(), OpenError> {
-        let (ciphertext, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(OpenError::NotOpened)?;
         // One payload has one encoding: a last chunk is empty only when it is the only one.
-        if last && ciphertext.is_empty() && self.next != Some(0) {
+        if last && plain.is_empty() && self.next != Some(0) {
             return Err(OpenError::NotOpened);
         }
         let nonce = self.next_nonce(last).ok_or(OpenError::NotOpened)?;
-        self.key.open_separate_gather(nonce, Aad::empty(), ciphertext, tag, plain).map_err(|error| {
+        open(&self.key, nonce, b"", sealed, plain).map_err(|error| {
             plain.fill(0);
             error.into()
         })
@@ -137,6 +128,38 @@ impl Chunks {
     }
 }
 
+/// HKDF-SHA-256: 64 bytes.
+fn derive(ikm: &[u8], salt: &[u8], info: &[u8]) -> Result<Zeroizing<[u8; 64]>, Unspecified> {
+    let mut output = Zeroizing::new([0; 64]);
+    let info = [info];
+    Salt::new(HKDF_SHA256, salt).extract(ikm).expand(&info, KeyAndCommitment)?.fill(&mut output[..])?;
+    Ok(output)
+}
+
+/// AES-256-GCM, ciphertext and tag into `sealed`.
+fn seal(
+    key: &LessSafeKey,
+    nonce: Nonce,
+    aad: &[u8],
+    plain: &[u8],
+    sealed: &mut [u8],
+) -> Result<(), Unspecified> {
+    let (ciphertext, tag) = sealed.split_at_mut(plain.len());
+    key.seal_out_of_place_scatter(nonce, Aad::from(aad), plain, ciphertext, &[], tag)
+}
+
+/// The inverse. What is in `plain` after a failure is nobody's to see.
+fn open(
+    key: &LessSafeKey,
+    nonce: Nonce,
+    aad: &[u8],
+    sealed: &[u8],
+    plain: &mut [u8],
+) -> Result<(), Unspecified> {
+    let (ciphertext, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(Unspecified)?;
+    key.open_separate_gather(nonce, Aad::from(aad), ciphertext, tag, plain)
+}
+
 struct KeyAndCommitment;
 
 impl KeyType for KeyAndCommitment {
@@ -144,6 +167,9 @@ impl KeyType for KeyAndCommitment {
         64
     }
 }
+
+#[cfg(test)]
+mod wycheproof;
 
 #[cfg(test)]
 mod tests {

@@ -27,6 +27,8 @@ mod module;
 mod pin;
 mod public_key;
 mod signals;
+#[cfg(test)]
+mod wycheproof;
 
 pub use module::TokenError;
 pub use pool::Pool;

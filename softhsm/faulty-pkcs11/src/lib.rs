@@ -15,6 +15,7 @@ pub mod grammar;
 
 mod call;
 mod calls;
+mod ivs;
 mod link;
 mod module;
 mod objects;

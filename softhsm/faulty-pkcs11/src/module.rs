@@ -16,8 +16,8 @@ use libloading::Library;
 
 use crate::{
     calls,
-    grammar::environment::{DEV_FLAG, MODULE, SOCKET},
-    process,
+    grammar::environment::{DEV_FLAG, IVS, MODULE, SOCKET},
+    ivs, process,
 };
 
 /// The name of the standard's own interfaces (PKCS#11 v3.0 §5.3).
@@ -115,6 +115,9 @@ fn load() -> Result<Module, String> {
     let real = *real.ok_or_else(|| format!("{}: C_GetFunctionList gave {code:#x}", path.display()))?;
     if let Some(socket) = env::var_os(SOCKET) {
         process::connect(&socket).map_err(|error| format!("{SOCKET} {}: {error}", socket.display()))?;
+    }
+    if let Some(file) = env::var_os(IVS) {
+        ivs::open(&file).map_err(|error| format!("{IVS} {}: {error}", file.display()))?;
     }
     Ok(Module::new(true, real, Some(library)))
 }

@@ -17,7 +17,7 @@ use cryptoki::{
 };
 use kms_softhsm::{
     EphemeralToken, Token,
-    faults::{Controller, Event, environment, module},
+    faults::{Controller, Event, environment, line::Question, module},
 };
 
 /// What the child processes need beside the shim's own variables.
@@ -62,7 +62,10 @@ fn secret_keys_meet_their_faults_and_every_iv_is_recorded() {
                   C_GenerateKey nth 3: lose-object 2\n\
                   C_Login nth 1 times 1: delay-ms 1";
     controller.set(&script.parse().unwrap());
-    passes(child(&token, "child_encrypts", &controller.env(token.module())));
+    let file = token.conf().parent().unwrap().join("ivs");
+    let mut env = controller.env(token.module());
+    env.push((environment::IVS.into(), file.clone().into()));
+    passes(child(&token, "child_encrypts", &env));
     let events: Vec<Event> = controller.reports().into_iter().map(|report| report.event).collect();
     let ivs: Vec<_> = events
         .iter()
@@ -74,6 +77,13 @@ fn secret_keys_meet_their_faults_and_every_iv_is_recorded() {
     let by = |key: u8, iv: u8| (vec![key], vec![iv; 12]);
     // The fifth was meant for key 1, and the swap made it key 2's; the sixth is in parts.
     assert_eq!(ivs, [by(1, 1), by(2, 1), by(1, 2), by(1, 3), by(2, 1), by(1, 5)]);
+    let recorded = std::fs::read_to_string(file).unwrap();
+    let recorded: Vec<_> = recorded.lines().map(|line| line.parse::<Question>().unwrap()).collect();
+    let reported = events.iter().filter_map(|event| match event {
+        Event::Iv(gcm) => Some(Question::Iv(gcm.clone())),
+        _ => None,
+    });
+    assert_eq!(recorded, reported.collect::<Vec<_>>(), "the file says the same");
     assert_eq!(controller.fired(), 8, "{events:#?}");
     let logins = events.iter().filter(|event| matches!(event, Event::Login { user: 1 })).count();
     let results =

@@ -37,7 +37,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) -> Option<String> 
     Some(serial)
 }
 
-/// What is assumed of the token, or was measured: of AES-GCM and OAEP for information, nothing uses them yet.
+/// What is assumed of the token, or was measured.
 fn profile(profile: &Profile, findings: &mut Findings) {
     let edwards = match profile.edwards_params {
         Some(EdwardsParams::Name) => "EdDSA curves by name",
@@ -86,6 +86,8 @@ fn algorithms(token: &TokenReport, findings: &mut Findings) {
     }
     for (algorithm, mechanisms) in lacking {
         let found = format_args!("{algorithm} cannot be used: the token lacks {}", mechanisms.join(", "));
-        findings.warn("algorithms", found).hint("use another algorithm, or a newer module");
+        findings.warn("algorithms", found).hint(
+            "use another algorithm, or a newer module; what no profile knows, `kms hsm probe` measures",
+        );
     }
 }

@@ -194,3 +194,54 @@ fn lock<T>(entries: &Mutex<Entries<T>>) -> MutexGuard<'_, Entries<T>> {
     // After a panic in here the worst is a slot that nobody finds, and which goes when it is old.
     entries.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache(count_max: usize, age_max: Duration) -> Cache<u8> {
+        Cache::new(count_max, age_max, Arc::new(Instant::now))
+    }
+
+    /// Fetches the value of `id`, and says whether it still lives when nobody but the cache has it.
+    async fn fetched(cache: &Cache<u8>, id: u8) -> Weak<u8> {
+        let fetch = || async move { Ok(Arc::new(id)) }.boxed();
+        Arc::downgrade(&cache.get([id; 32], |_| true, fetch).await.expect("it comes"))
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_lives_and_what_gives_way_is_dropped_at_once() {
+        let cache = cache(2, Duration::from_secs(60));
+        let (first, second) = (fetched(&cache, 1).await, fetched(&cache, 2).await);
+        assert!(first.upgrade().is_some() && second.upgrade().is_some());
+        let third = fetched(&cache, 3).await;
+        assert!(first.upgrade().is_none(), "it is still in memory");
+        assert!(second.upgrade().is_some() && third.upgrade().is_some());
+        drop(cache);
+        assert!(second.upgrade().is_none() && third.upgrade().is_none(), "they outlived the cache");
+    }
+
+    #[tokio::test]
+    async fn what_is_too_old_is_dropped_without_anybody_asking_for_it() {
+        let cache = cache(2, Duration::from_millis(20));
+        let value = fetched(&cache, 1).await;
+        let dropped = async {
+            while value.upgrade().is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), dropped).await.expect("it is dropped");
+    }
+
+    #[tokio::test]
+    async fn the_uses_and_the_slots_are_the_same_entries() {
+        let cache = cache(3, Duration::from_secs(60));
+        for id in [1, 2, 1, 3, 4, 4, 2, 1, 5] {
+            fetched(&cache, id).await;
+            let entries = lock(&cache.entries);
+            assert_eq!(entries.by_use.len(), entries.slots.len());
+            assert!(entries.by_use.iter().all(|(used, id)| entries.slots[id].used == *used));
+            assert!(entries.slots.len() <= 3);
+        }
+    }
+}

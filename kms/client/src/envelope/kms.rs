@@ -151,7 +151,8 @@ fn check(crc32c: u32, bytes: &[u8]) -> Result<(), Error> {
 }
 
 /// 32 hexadecimal digits.
-fn uid(digits: &str) -> Option<[u8; 16]> {
-    let number = (digits.len() == 32).then(|| u128::from_str_radix(digits, 16).ok())?;
-    number.map(u128::to_be_bytes)
+fn uid(text: &str) -> Option<[u8; 16]> {
+    let is_hexadecimal = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = is_hexadecimal.then(|| u128::from_str_radix(text, 16).ok())??;
+    Some(number.to_be_bytes())
 }

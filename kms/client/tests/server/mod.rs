@@ -1,5 +1,5 @@
-//! A gRPC server over TLS with a certificate of its own. It answers three calls with empty messages, or fails
-//! as it was told, and keeps what it saw.
+//! A gRPC server over TLS with a certificate of its own. It answers a few calls with empty messages, or as it
+//! was told, and keeps what it saw.
 
 use std::{
     collections::VecDeque,
@@ -51,6 +51,7 @@ pub(crate) struct Server {
 #[derive(Default)]
 struct Script {
     failures: Mutex<VecDeque<Status>>,
+    answers: Mutex<VecDeque<Vec<u8>>>,
     stalls: AtomicBool,
     connections: Mutex<Vec<std::net::TcpStream>>,
     seen: Mutex<Vec<(http::HeaderMap, Vec<u8>)>>,
@@ -100,6 +101,10 @@ impl Server {
 
     pub(crate) fn fail_once(&self, status: Status) {
         self.script.failures.lock().expect("unpoisoned").push_back(status);
+    }
+
+    pub(crate) fn answer_once(&self, message: &impl Message) {
+        self.script.answers.lock().expect("unpoisoned").push_back(message.encode_to_vec());
     }
 
     pub(crate) fn stall(&self) {
@@ -158,6 +163,16 @@ async fn answer(
 ) -> Result<http::Response<Body>, Infallible> {
     Ok(match request.uri().path() {
         "/kms.v1.CryptoService/Sign" => unary::<v1::SignRequest, v1::SignResponse>(script, request).await,
+        "/kms.v1.CryptoService/GenerateDataKey" => {
+            unary::<v1::GenerateDataKeyRequest, v1::GenerateDataKeyResponse>(script, request).await
+        }
+        "/kms.v1.CryptoService/UnwrapKey" => {
+            unary::<v1::UnwrapKeyRequest, v1::UnwrapKeyResponse>(script, request).await
+        }
+        "/kms.v1.CryptoService/BatchRewrapKey" => {
+            unary::<v1::BatchRewrapKeyRequest, v1::BatchRewrapKeyResponse>(script, request).await
+        }
+        "/kms.v1.KeyService/GetKey" => unary::<v1::GetKeyRequest, v1::Key>(script, request).await,
         "/kms.v1.KeyService/RotateKey" => {
             unary::<v1::RotateKeyRequest, v1::KeyVersion>(script, request).await
         }
@@ -184,7 +199,10 @@ where
             }
             match script.failures.lock().expect("unpoisoned").pop_front() {
                 Some(status) => Err(status),
-                None => Ok(Response::new(Res::default())),
+                None => {
+                    let answer = script.answers.lock().expect("unpoisoned").pop_front().unwrap_or_default();
+                    Ok(Response::new(Res::decode(answer.as_slice()).expect("it decodes")))
+                }
             }
         }
     });

@@ -83,7 +83,7 @@ impl Random {
             earlier_attempts: Vec::new(),
             token_serial: "token".to_owned(),
             created_at: at(0),
-            born: (!self.one_in(8)).then(|| Born { material, timeline }),
+            born: (!self.one_in(8)).then_some(Born { material, timeline }),
             maker: None,
             suspended: self.one_in(8),
             compromise: self.one_in(8).then(|| Compromise { at: self.time(), reason: String::new() }),

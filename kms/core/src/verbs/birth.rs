@@ -318,7 +318,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
 /// What lies in the token under a row's CKA_ID, whole and of the right template, and has not proved itself yet.
 enum Newborn {
-    Pair(PublicKey),
+    Pair(Box<PublicKey>),
     Secret(CkaId),
 }
 
@@ -327,13 +327,13 @@ struct Proved {
     cka_id: CkaId,
     material: Material,
     /// The public half of a pair.
-    public: Option<PublicKey>,
+    public: Option<Box<PublicKey>>,
 }
 
 impl Newborn {
     fn of(algorithm: Algorithm, cka_id: CkaId, spki: Option<Vec<u8>>) -> Result<Self, Error> {
         Ok(match spki {
-            Some(spki) => Self::Pair(PublicKey::from_spki(algorithm, cka_id, &spki)?),
+            Some(spki) => Self::Pair(Box::new(PublicKey::from_spki(algorithm, cka_id, &spki)?)),
             None => Self::Secret(cka_id),
         })
     }

@@ -355,7 +355,7 @@ fn of_two_scheduled_destructions_each_is_done_when_it_is_due() {
         let change = || ChangeVersion { id: id("k"), number, request: Request::default() };
         fleet.run(kms.disable_key_version(&admin, change())).expect("disabled");
         let name = format!("keys/k/versions/{number}");
-        fleet.run(kms.destroy_key_version(&admin, change(), &name)).expect("scheduled");
+        fleet.run(kms.destroy_key_version(&admin, change(), name.as_str())).expect("scheduled");
         fleet.advance(hours(24));
     }
     fleet.advance(hours(28 * 24));

@@ -1,10 +1,10 @@
 //! A key-encryption key in software, which stands for the HSM, and envelopes made with it from fixed bytes.
 
-use std::num::NonZeroU32;
+use std::{io::Read as _, num::NonZeroU32};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use kms_envelope::{
-    DataKey, DataKeyId, EncryptionContext, Envelope, EnvelopeContext, OpenError, Purpose, SealHeader,
+    DataKey, DataKeyId, EncryptionContext, Envelope, EnvelopeContext, OpenError, Opener, Purpose, SealHeader,
     SecretBytes, WrapAlgorithm, WrapHeader, WrappedKey, seal,
 };
 
@@ -49,16 +49,23 @@ impl Kek {
     /// What UnwrapKey does: the header must name this very version, and all of it is authenticated.
     pub(crate) fn unwrap(&self, wrapped: &WrappedKey, context: &EncryptionContext) -> Option<DataKey> {
         let header = wrapped.header();
-        if (header.key_uid, header.key_version) != (self.uid, self.version)
-            || header.algorithm != WrapAlgorithm::A256GcmKw
-            || header.context_digest != context.digest()
-        {
+        let is_ours = (header.key_uid, header.key_version) == (self.uid, self.version);
+        (is_ours && header.algorithm == WrapAlgorithm::A256GcmKw)
+            .then(|| self.unwrap_whatever_it_says(wrapped, context))?
+    }
+
+    /// Without looking who is named: the header is authenticated all the same.
+    pub(crate) fn unwrap_whatever_it_says(
+        &self,
+        wrapped: &WrappedKey,
+        context: &EncryptionContext,
+    ) -> Option<DataKey> {
+        if wrapped.header().context_digest != context.digest() {
             return None;
         }
         let (iv, text) = wrapped.wrapped().split_first_chunk::<12>()?;
-        let mut text = text.to_vec();
-        let nonce = Nonce::assume_unique_for_key(*iv);
-        let key = self.key.open_in_place(nonce, Aad::from(header.aad()), &mut text).ok()?.to_vec();
+        let (mut text, aad) = (text.to_vec(), Aad::from(wrapped.header().aad()));
+        let key = self.key.open_in_place(Nonce::assume_unique_for_key(*iv), aad, &mut text).ok()?.to_vec();
         DataKey::from_secret(SecretBytes::new(key)).ok()
     }
 
@@ -76,8 +83,25 @@ impl Kek {
             .iter()
             .find_map(|recipient| self.unwrap(recipient, &context.key))
             .ok_or(OpenError::NotOpened)?;
-        Ok(envelope.open(&key, expected, context)?.expose_secret().to_vec())
+        opened_both_ways(&envelope, &key, expected, context)
     }
+}
+
+/// In memory and as a stream, which must agree.
+pub(crate) fn opened_both_ways(
+    envelope: &Envelope<'_>,
+    key: &DataKey,
+    expected: Purpose,
+    context: &EnvelopeContext,
+) -> Result<Vec<u8>, OpenError> {
+    let whole = envelope.open(key, expected, context).map(|plaintext| plaintext.expose_secret().to_vec());
+    let mut streamed = Vec::new();
+    let end = Opener::new(envelope.payload(), envelope.header(), key, expected, context)
+        .and_then(|mut opener| Ok(opener.read_to_end(&mut streamed)?));
+    assert_eq!(whole.is_ok(), end.is_ok(), "memory and stream disagree");
+    let plaintext = whole?;
+    assert!(streamed == plaintext, "memory and stream disagree");
+    Ok(plaintext)
 }
 
 pub(crate) fn data_key(seed: u8) -> DataKey {

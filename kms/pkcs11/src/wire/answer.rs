@@ -5,14 +5,14 @@ use std::{fmt, time::Duration};
 use kms_core::{
     Algorithm,
     epoch::Mark,
-    hsm::{Fault, Found, KeyObject, Page},
+    hsm::{Fault, Found, Page},
 };
 use kms_envelope::SecretBytes;
 
 use super::{
     Secret,
     codec::{Body, Malformed, Put, entry_of, index_of},
-    listing,
+    listing, objects,
 };
 
 /// What came of a request.
@@ -110,8 +110,6 @@ pub enum FromWorker {
     Answer(Answer),
 }
 
-/// Most objects of one class that an answer tells of one CKA_ID: it should be one.
-pub(crate) const FOUND_OBJECTS_MAX: u16 = 64;
 /// Most marks of the epoch in an answer.
 const MARKS_MAX: u32 = Mark::COUNT_MAX as u32;
 
@@ -216,7 +214,7 @@ fn encode_result(result: &Result<Outcome, Fault>, out: &mut Vec<u8>) {
         }
         Ok(Outcome::Found(found)) => {
             out.put_u8(2);
-            return encode_found(found, out);
+            return objects::encode_found(found, out);
         }
         Ok(Outcome::Marks(marks)) => {
             out.put_u8(10);
@@ -256,7 +254,7 @@ fn decode_result(body: &mut Body<'_>) -> Result<Result<Outcome, Fault>, Malforme
     Ok(match body.u8()? {
         0 => Ok(Outcome::Done),
         1 => Ok(Outcome::Signature(body.bytes()?.to_vec())),
-        2 => Ok(Outcome::Found(decode_found(body)?)),
+        2 => Ok(Outcome::Found(objects::decode_found(body)?)),
         3 => Err(Fault::Busy { retry_after: Duration::from_millis(body.u64()?) }),
         4 => Err(Fault::DeadlineExceeded),
         5 => Err(Fault::KeyNotFound),
@@ -271,64 +269,6 @@ fn decode_result(body: &mut Body<'_>) -> Result<Result<Outcome, Fault>, Malforme
         14 => Ok(Outcome::Unwrapped(SecretBytes::new(body.bytes()?.to_vec()))),
         15 => Err(Fault::NotOpened),
         _ => return Err(Malformed),
-    })
-}
-
-fn encode_found(found: &Found, out: &mut Vec<u8>) {
-    out.put_u32(u32::try_from(found.private.len()).unwrap_or(u32::MAX));
-    found.private.iter().for_each(|object| encode_key(object, out));
-    out.put_u32(u32::try_from(found.public.len()).unwrap_or(u32::MAX));
-    found.public.iter().for_each(|spki| out.put_bytes(spki));
-    out.put_u32(u32::try_from(found.secret.len()).unwrap_or(u32::MAX));
-    found.secret.iter().for_each(|object| encode_key(object, out));
-}
-
-fn decode_found(body: &mut Body<'_>) -> Result<Found, Malformed> {
-    Ok(Found {
-        private: body.list(FOUND_OBJECTS_MAX.into(), decode_key)?,
-        public: body.list(FOUND_OBJECTS_MAX.into(), |body| Ok(body.bytes()?.to_vec()))?,
-        secret: body.list(FOUND_OBJECTS_MAX.into(), decode_key)?,
-    })
-}
-
-pub(super) fn encode_key(object: &KeyObject, out: &mut Vec<u8>) {
-    let copyable = [object.copyable.is_some(), object.copyable == Some(true)];
-    let flags = [
-        object.token,
-        object.private,
-        object.sensitive,
-        object.extractable,
-        object.always_sensitive,
-        object.never_extractable,
-        object.local,
-        object.modifiable,
-        object.sign,
-        object.encrypt,
-        object.decrypt,
-        object.other_use,
-    ];
-    flags.iter().chain(&copyable).for_each(|flag| out.put_u8((*flag).into()));
-}
-
-pub(super) fn decode_key(body: &mut Body<'_>) -> Result<KeyObject, Malformed> {
-    Ok(KeyObject {
-        token: body.flag()?,
-        private: body.flag()?,
-        sensitive: body.flag()?,
-        extractable: body.flag()?,
-        always_sensitive: body.flag()?,
-        never_extractable: body.flag()?,
-        local: body.flag()?,
-        modifiable: body.flag()?,
-        sign: body.flag()?,
-        encrypt: body.flag()?,
-        decrypt: body.flag()?,
-        other_use: body.flag()?,
-        copyable: match (body.flag()?, body.flag()?) {
-            (true, copyable) => Some(copyable),
-            (false, false) => None,
-            (false, true) => return Err(Malformed),
-        },
     })
 }
 
@@ -351,7 +291,7 @@ impl fmt::Debug for Outcome {
 
 #[cfg(test)]
 mod tests {
-    use kms_core::hsm::{Cursor, Half, Object};
+    use kms_core::hsm::{Cursor, Half, KeyObject, Object};
     use proptest::prelude::*;
 
     use super::*;

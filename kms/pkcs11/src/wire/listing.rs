@@ -3,8 +3,8 @@
 use kms_core::hsm::{CKA_ID_LEN_MAX, Cursor, Half, Object, PAGE_OBJECTS_MAX, Page};
 
 use super::{
-    answer::{decode_key, encode_key},
     codec::{Body, Malformed, Put},
+    objects::{decode_key, encode_key},
 };
 
 pub(super) fn encode_cursor(cursor: Option<&Cursor>, out: &mut Vec<u8>) {

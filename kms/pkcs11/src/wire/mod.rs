@@ -10,14 +10,15 @@ mod codec;
 mod control;
 mod frame;
 mod listing;
+mod objects;
 mod outbox;
 mod request;
 
-pub(crate) use answer::FOUND_OBJECTS_MAX;
 pub use answer::{Answer, FromWorker, Hello, Outcome, Ready, Refusal, RefusalKind};
 pub use codec::Malformed;
 pub use control::{Exit, FromSupervisor, Order, Secret, ToSupervisor};
 pub use frame::{FRAME_LEN_MAX, Inbox, frame};
+pub(crate) use objects::FOUND_OBJECTS_MAX;
 pub use outbox::Outbox;
 pub use request::{Opaque, Operation, Request};
 

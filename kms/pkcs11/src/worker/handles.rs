@@ -21,8 +21,10 @@ struct Resolved {
     proof: Proof,
 }
 
+/// A handle, and the challenge that it has decrypted.
+pub(super) type Challenged = (ObjectHandle, Arc<[u8]>);
+
 /// By what a key has proved to be the one on record.
-#[derive(Clone, PartialEq, Eq)]
 pub(super) enum Proof {
     /// It has signed a challenge for the public key of this hash.
     Signed([u8; 32]),
@@ -43,8 +45,8 @@ impl Handles {
         })
     }
 
-    /// The handle of a pair that decrypts, if known, and the challenge that it has decrypted.
-    pub(super) fn decrypting(&self, key: &KeyRef) -> Result<Option<(ObjectHandle, Arc<[u8]>)>, Fault> {
+    /// The handle of a pair that decrypts, if known.
+    pub(super) fn decrypting(&self, key: &KeyRef) -> Result<Option<Challenged>, Fault> {
         self.lookup(key.id, |handle, proof| match proof {
             Proof::Decrypted { spki_sha256, challenge } if *spki_sha256 == key.spki_sha256 => {
                 Ok(Some((handle, Arc::clone(challenge))))
@@ -57,7 +59,10 @@ impl Handles {
     /// The handle of a secret key, if known by this answer.
     pub(super) fn secret(&self, id: CkaId, answer: &KnownAnswer) -> Result<Option<ObjectHandle>, Fault> {
         // Another answer may be of the same key: it is for the key to say.
-        self.lookup(id, |handle, proof| Ok((*proof == Proof::Opened(answer.clone())).then_some(handle)))
+        self.lookup(id, |handle, proof| match proof {
+            Proof::Opened(known) if known == answer => Ok(Some(handle)),
+            Proof::Opened(_) | Proof::Signed(_) | Proof::Decrypted { .. } => Ok(None),
+        })
     }
 
     pub(super) fn remember(&self, id: CkaId, handle: ObjectHandle, proof: Proof) {

@@ -9,6 +9,7 @@ mod handles;
 mod link;
 mod listing;
 pub(crate) mod locks;
+mod objects;
 mod session;
 mod template;
 mod wraps;

@@ -8,7 +8,7 @@ use std::{io, ops::Deref, path::Path, sync::Arc};
 
 use cryptoki::{
     error::{Error, RvError},
-    object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
+    object::ObjectHandle,
     session::{Session, SessionState},
     slot::Slot,
 };
@@ -20,7 +20,7 @@ use kms_core::{
 };
 
 use super::{
-    handles::{Handles, Proof, mismatch},
+    handles::{Handles, Proof},
     locks::{ChangeLock, Locks},
     template,
 };
@@ -28,7 +28,6 @@ use crate::{
     TokenError, mechanism,
     module::Module,
     profile::{Class, text},
-    public_key::PublicKey,
     wire::{FOUND_OBJECTS_MAX, Operation, Outcome, Request},
 };
 
@@ -61,14 +60,6 @@ pub(super) enum Trouble {
     Fault(Fault),
     /// A C function failed.
     Error(Error),
-}
-
-/// The objects of one CKA_ID.
-#[derive(Default)]
-pub(super) struct Objects {
-    pub(super) private: Vec<ObjectHandle>,
-    pub(super) public: Vec<ObjectHandle>,
-    pub(super) secret: Vec<ObjectHandle>,
 }
 
 impl Token {
@@ -259,22 +250,6 @@ impl TokenSession {
         Ok(private)
     }
 
-    /// The private key of the one pair that is on record, and its SubjectPublicKeyInfo. That the two belong together is
-    /// not known yet.
-    pub(super) fn pair(&self, key: &KeyRef) -> Result<(ObjectHandle, Vec<u8>), Trouble> {
-        let objects = {
-            let _searching = self.changes.searching()?;
-            self.objects(key.id)?
-        };
-        let (private, public) = match (&objects.private[..], &objects.public[..], &objects.secret[..]) {
-            ([], _, []) => return Err(Fault::KeyNotFound.into()),
-            ([private], [public], []) => (*private, *public),
-            _ => return Err(objects.crowd(key.id, "one private and one public object").into()),
-        };
-        let spki = self.public_key(public)?.spki().map_err(Fault::KeyMismatch)?;
-        if KeyRef::new(key.id, &spki) == *key { Ok((private, spki)) } else { Err(mismatch(key.id).into()) }
-    }
-
     fn destroy(&self, request: &Request, id: CkaId) -> Result<(), Trouble> {
         let _changing = self.changes.changing()?;
         in_time(request)?;
@@ -322,29 +297,6 @@ impl TokenSession {
         }
     }
 
-    /// One search for all of them: searching is the dear part.
-    pub(super) fn objects(&self, id: CkaId) -> Result<Objects, Trouble> {
-        let template = [Attribute::Token(true), Attribute::Id(id.as_bytes().to_vec())];
-        let mut objects = Objects::default();
-        for handle in self.session.find_objects(&template)? {
-            match self.session.get_attributes(handle, &[AttributeType::Class])?.first() {
-                Some(Attribute::Class(ObjectClass::PRIVATE_KEY)) => objects.private.push(handle),
-                Some(Attribute::Class(ObjectClass::PUBLIC_KEY)) => objects.public.push(handle),
-                Some(Attribute::Class(ObjectClass::SECRET_KEY)) => objects.secret.push(handle),
-                _ => {}
-            }
-        }
-        if objects.private.is_empty() && objects.secret.is_empty() {
-            self.logged_in()?;
-        }
-        Ok(objects)
-    }
-
-    fn public_key(&self, handle: ObjectHandle) -> Result<PublicKey, Trouble> {
-        let attributes = self.session.get_attributes(handle, &PublicKey::ATTRIBUTES)?;
-        Ok(PublicKey::from_attributes(&attributes).map_err(Fault::Failed)?)
-    }
-
     pub(super) fn is_stale(&self, error: &Error) -> bool {
         self.token.module.profile.class(error) == Class::StaleHandle
     }
@@ -354,19 +306,6 @@ impl TokenSession {
         let fresh = self.token.open().map_err(|error| LinkLost(Fault::Unavailable(text(&error))))?;
         self.session.0 = Some(fresh);
         Ok(())
-    }
-}
-
-impl Objects {
-    /// They are not what should be there.
-    pub(super) fn crowd(&self, id: CkaId, expected: &str) -> Fault {
-        let Self { private, public, secret } = self;
-        Fault::KeyMismatch(format!(
-            "CKA_ID {id} names {} private, {} public and {} secret objects; it should be {expected}",
-            private.len(),
-            public.len(),
-            secret.len()
-        ))
     }
 }
 

@@ -93,7 +93,10 @@ impl TokenSession {
         let wrapped = [&iv[..], &made].concat();
         let right = match self.decrypt(&kek, &wrapped, aad) {
             Ok(opened) => verify_slices_are_equal(opened.expose_secret(), plaintext).is_ok(),
-            Err(error) if self.may_be_input(&error) => false,
+            Err(error) if self.may_be_input(&error) => {
+                self.replace()?;
+                false
+            }
             Err(error) => return Err(error.into()),
         };
         // In this order: a handle that has come to mean another key meanwhile must not release anything.

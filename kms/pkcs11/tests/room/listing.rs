@@ -11,7 +11,7 @@ use cryptoki::{
 };
 use kms_core::{
     Algorithm, Hsm,
-    hsm::{CKA_ID_LEN_MAX, CkaId, Half, LABEL_LEN_MAX, Object},
+    hsm::{CKA_ID_LEN_MAX, CkaId, Half, LABEL_LEN_MAX, Object, Usage},
 };
 use kms_softhsm::EphemeralToken;
 
@@ -21,7 +21,7 @@ use crate::support::{Rig, grant, soon};
 const P256: &[u8] = b"\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07";
 const SECP256K1: &[u8] = b"\x06\x05\x2b\x81\x04\x00\x0a";
 
-/// What a private key has wrong, and what [`kms_core::hsm::KeyObject::deviation`] says of it.
+/// What a key has wrong, and what [`kms_core::hsm::KeyObject::deviation`] says of it.
 type Mutation = (fn() -> Attribute, Option<&'static str>);
 
 const MUTATIONS: [Mutation; 11] = [
@@ -32,11 +32,33 @@ const MUTATIONS: [Mutation; 11] = [
     (|| Attribute::Modifiable(true), Some("CKA_MODIFIABLE is true")),
     (|| Attribute::Copyable(true), Some("CKA_COPYABLE is true")),
     (|| Attribute::Sign(false), Some("CKA_SIGN is false")),
-    (|| Attribute::SignRecover(true), Some("a use other than CKA_SIGN is allowed")),
-    (|| Attribute::Decrypt(true), Some("a use other than CKA_SIGN is allowed")),
-    (|| Attribute::Unwrap(true), Some("a use other than CKA_SIGN is allowed")),
-    (|| Attribute::Derive(true), Some("a use other than CKA_SIGN is allowed")),
+    (|| Attribute::SignRecover(true), Some("a use other than its own is allowed")),
+    (|| Attribute::Decrypt(true), Some("a use other than its own is allowed")),
+    (|| Attribute::Unwrap(true), Some("a use other than its own is allowed")),
+    (|| Attribute::Derive(true), Some("a use other than its own is allowed")),
 ];
+
+/// The same of secret keys, under a CKA_ID with another last byte.
+const SECRET_MUTATIONS: [Mutation; 12] = [
+    (|| Attribute::Encrypt(true), None),
+    (|| Attribute::Private(false), Some("CKA_PRIVATE is false")),
+    (|| Attribute::Sensitive(false), Some("CKA_SENSITIVE is false")),
+    (|| Attribute::Extractable(true), Some("CKA_EXTRACTABLE is true")),
+    (|| Attribute::Modifiable(true), Some("CKA_MODIFIABLE is true")),
+    (|| Attribute::Encrypt(false), Some("CKA_ENCRYPT is false")),
+    (|| Attribute::Decrypt(false), Some("CKA_DECRYPT is false")),
+    (|| Attribute::Sign(true), Some("a use other than its own is allowed")),
+    (|| Attribute::Verify(true), Some("a use other than its own is allowed")),
+    (|| Attribute::Wrap(true), Some("a use other than its own is allowed")),
+    (|| Attribute::Unwrap(true), Some("a use other than its own is allowed")),
+    (|| Attribute::Derive(true), Some("a use other than its own is allowed")),
+];
+
+fn secret_id(number: usize) -> [u8; 16] {
+    let mut id = [u8::try_from(number).unwrap(); 16];
+    id[15] = 0xff;
+    id
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_attribute_that_is_not_as_it_must_be_is_named() {
@@ -46,13 +68,19 @@ async fn each_attribute_that_is_not_as_it_must_be_is_named() {
     for (number, (_, expected)) in MUTATIONS.iter().enumerate() {
         let id = [u8::try_from(number).unwrap(); 16];
         let deviation = |object: &Object| match object.half {
-            Half::Private(private) if object.cka_id == id => {
-                Some(private.deviation(kms_core::hsm::Usage::Sign))
-            }
+            Half::Private(private) if object.cka_id == id => Some(private.deviation(Usage::Sign)),
             _ => None,
         };
         let found: Vec<_> = listed.iter().filter_map(deviation).collect();
         assert_eq!(found, [*expected], "mutant {number}");
+    }
+    for (number, (_, expected)) in SECRET_MUTATIONS.iter().enumerate() {
+        let id = CkaId::from_bytes(secret_id(number));
+        let secrets = rig.pool.find(&grant(), id, soon()).await.unwrap().secret;
+        let found: Vec<_> = secrets.iter().map(|secret| secret.deviation(Usage::EncryptDecrypt)).collect();
+        assert_eq!(found, [*expected], "secret mutant {number}");
+        let listed = listed.iter().find(|object| object.cka_id == id.as_bytes()).unwrap();
+        assert_eq!(listed.half, Half::Secret(secrets[0]), "secret mutant {number}");
     }
     let imported = listed.iter().find_map(|object| match object.half {
         Half::Private(private) if object.cka_id == b"imported" => Some(private),
@@ -64,7 +92,7 @@ async fn each_attribute_that_is_not_as_it_must_be_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn objects_of_others_are_listed_in_whatever_form_and_what_is_no_key_pair_is_not() {
+async fn objects_of_others_are_listed_in_whatever_form_and_what_is_no_key_is_not() {
     let rig = Rig::new().await;
     let (ours, spki) = rig.key(Algorithm::Es256).await;
     inner("strangers_made", &rig.token);
@@ -81,7 +109,9 @@ async fn objects_of_others_are_listed_in_whatever_form_and_what_is_no_key_pair_i
         ("\u{fffd}\u{e9}", &Half::Public(None)),
         "no curve of ours"
     );
-    assert_eq!(by_id.len(), 4, "an AES key was listed: {by_id:?}");
+    let [Object { half: Half::Secret(aes), .. }] = by_id[&b"aes"[..]][..] else { panic!("one AES key") };
+    assert!(aes.deviation(Usage::EncryptDecrypt).is_some());
+    assert_eq!(by_id.len(), 5, "data was listed: {by_id:?}");
     rig.close().await;
 }
 
@@ -137,6 +167,30 @@ fn mutants_made() {
         private.push(mutation);
         generate(&session, P256, &id, b"mutant/1", private);
     }
+    for (number, (mutation, _)) in SECRET_MUTATIONS.iter().enumerate() {
+        let mutation = mutation();
+        let mut secret = vec![
+            Attribute::Token(true),
+            Attribute::ValueLen(32_u64.into()),
+            Attribute::Id(secret_id(number).to_vec()),
+            Attribute::Private(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+            Attribute::Modifiable(false),
+            Attribute::Copyable(false),
+            Attribute::Encrypt(true),
+            Attribute::Decrypt(true),
+            Attribute::Sign(false),
+            Attribute::Verify(false),
+            Attribute::Wrap(false),
+            Attribute::Unwrap(false),
+            Attribute::Derive(false),
+        ];
+        let kind = mutation.attribute_type();
+        secret.retain(|attribute| attribute.attribute_type() != kind);
+        secret.push(mutation);
+        session.generate_key(&Mechanism::AesKeyGen, &secret).unwrap();
+    }
     let scalar = [1; 32];
     let import = [
         Attribute::Class(cryptoki::object::ObjectClass::PRIVATE_KEY),
@@ -163,6 +217,13 @@ fn strangers_made() {
     generate(&session, SECP256K1, b"odd", b"\xff\xc3\xa9", vec![]);
     let aes = [Attribute::Token(true), Attribute::ValueLen(32_u64.into()), Attribute::Id(b"aes".to_vec())];
     session.generate_key(&Mechanism::AesKeyGen, &aes).unwrap();
+    let data = [
+        Attribute::Class(cryptoki::object::ObjectClass::DATA),
+        Attribute::Token(true),
+        Attribute::Label(b"data".to_vec()),
+        Attribute::Value(vec![1]),
+    ];
+    session.create_object(&data).unwrap();
 }
 
 #[test]

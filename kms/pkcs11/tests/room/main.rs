@@ -20,3 +20,4 @@ mod reinitialised;
 mod startup;
 mod support;
 mod tree;
+mod wraps;

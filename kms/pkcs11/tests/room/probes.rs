@@ -59,6 +59,14 @@ async fn a_probe_of_a_module_that_nobody_has_measured_yields_a_profile_that_serv
     assert_eq!(profile.oaep_hashes[..], [OaepHash::Sha1]);
 }
 
+/// Behind p11-kit nobody knows Kryoptic, whose CKR_DEVICE_ERROR for what OAEP does not open would end a worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_code_that_elsewhere_means_a_lost_hsm_is_ambiguous_where_a_tampered_ciphertext_gives_it() {
+    let Some(token) = kryoptic().and_then(remote) else { return };
+    let profile = probed_and_served(&token).await;
+    assert_eq!(format!("{:?}", profile.errors), r#"{"CKR_DEVICE_ERROR": Ambiguous}"#);
+}
+
 fn profile_fields(profile: &Profile) -> (Option<EdwardsParams>, Option<IvSource>, usize) {
     (profile.edwards_params, profile.iv_source, profile.oaep_hashes.len())
 }

@@ -9,10 +9,11 @@ use std::{
 
 use kms_core::{
     Action, Algorithm, Grant, Hsm,
-    hsm::{CkaId, Fault, KeyRef, NewKey},
+    hsm::{CkaId, Fault, KekRef, KeyRef, KnownAnswer, NewKey, SecretKeyRef},
     signature,
     time::Deadline,
 };
+use kms_envelope::SecretBytes;
 use kms_pkcs11::{
     Pool, Uri,
     pool::{Config, StartError},
@@ -136,6 +137,37 @@ impl<T: Deref<Target = Token>> Rig<T> {
         let input = signature::input_of(Algorithm::Es256, b"m");
         let signed = self.pool.sign(&grant(), key, Algorithm::Es256, input, deadline).await;
         signed.map(kms_core::Unsettled::open_for_conformance)
+    }
+
+    /// Makes a key that wraps, and asks for its known answer as a birth does.
+    pub(crate) async fn kek(&self) -> SecretKeyRef {
+        let (id, algorithm) = (CkaId::from_bytes(random()), Algorithm::A256GcmKw);
+        let (spec, usage) = (algorithm.key_spec(), algorithm.usage());
+        let new = NewKey { id, label: format!("test/{algorithm}"), spec, usage };
+        self.pool.generate(&grant(), &new, soon()).await.unwrap();
+        self.known(id).await
+    }
+
+    /// The key under `id`, whichever it is.
+    pub(crate) async fn known(&self, id: CkaId) -> SecretKeyRef {
+        let unknown = SecretKeyRef { id, known_answer: None };
+        let answer = self.wrap_with(&unknown, KnownAnswer::TEXT, KnownAnswer::aad(id)).await.unwrap();
+        SecretKeyRef::new(id, KnownAnswer::from_bytes(&answer).unwrap())
+    }
+
+    pub(crate) async fn wrap(&self, key: &SecretKeyRef, plaintext: &[u8]) -> Result<Vec<u8>, Fault> {
+        self.wrap_with(key, plaintext, b"aad".to_vec()).await
+    }
+
+    async fn wrap_with(&self, key: &SecretKeyRef, text: &[u8], aad: Vec<u8>) -> Result<Vec<u8>, Fault> {
+        let text = SecretBytes::new(text.to_vec());
+        let wrapped = self.pool.wrap_key(&grant(), key, text, aad, soon()).await;
+        wrapped.map(kms_core::Unsettled::open_for_conformance)
+    }
+
+    pub(crate) async fn unwrap(&self, key: &KekRef, wrapped: &[u8]) -> Result<Vec<u8>, Fault> {
+        let opened = self.pool.unwrap_key(&grant(), key, wrapped.to_vec(), b"aad".to_vec(), soon()).await;
+        opened.map(|opened| opened.open_for_conformance().expose_secret().to_vec())
     }
 
     /// Closes the pool and waits for the last worker.

@@ -2,7 +2,7 @@
 
 use cryptoki_sys::{
     CK_GCM_PARAMS, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_ULONG, CKA_ID, CKM_AES_GCM,
-    CKR_OK,
+    CKR_FUNCTION_FAILED, CKR_OK,
 };
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         function::Function,
         line::{GcmUse, Question},
     },
-    objects,
+    ivs, objects,
     process::{self, Hit},
 };
 
@@ -48,13 +48,21 @@ pub(crate) unsafe extern "C" fn C_EncryptInit(
     through(Function::EncryptInit, Some(session), |hits| {
         let key = meant(session, key, hits);
         let code = real!(C_EncryptInit(session, mechanism, key));
+        let is_reported = hits.iter().any(|hit| hit.fault == Fault::RecordIv);
         if code == CKR_OK
-            && hits.iter().any(|hit| hit.fault == Fault::RecordIv)
+            && (is_reported || ivs::are_recorded())
             // SAFETY: the caller gave a mechanism, which the real module has just accepted.
             && let Some(iv) = unsafe { gcm_iv(mechanism) }
         {
             let cka_id = objects::attribute(session, key, CKA_ID);
-            process::tell(&Question::Iv(GcmUse { key, cka_id, iv }));
+            let used = GcmUse { key, cka_id, iv };
+            if is_reported {
+                process::tell(&Question::Iv(used.clone()));
+            }
+            if ivs::append(used).is_err() {
+                // What is not on record must not happen.
+                return CKR_FUNCTION_FAILED;
+            }
         }
         code
     })

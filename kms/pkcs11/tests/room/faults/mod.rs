@@ -5,6 +5,7 @@
 mod calls;
 mod objects;
 mod starting;
+mod wraps;
 
 use kms_core::{Algorithm, hsm::Fault, signature};
 use kms_softhsm::faults::{Controller, Event};

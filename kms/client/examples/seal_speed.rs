@@ -1,0 +1,163 @@
+//! How fast a stream is sealed and opened on one core, beside AES-256-GCM of the same library on the same chunks; and how
+//! many calls a million small seals cost. Run it with `--release`, alone on the machine; it needs no server.
+
+use std::{
+    error::Error,
+    hint::black_box,
+    io::{Read, Write, sink},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    time::Instant,
+};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use kms_client::envelope::{
+    EncryptionContext, EnvelopeContext, Envelopes, Generated, Kms, Policy, Primary, Purpose, SecretBytes,
+    WrapHeader, WrappedKey,
+};
+use kms_envelope::{CHUNK_LEN, DataKey, DataKeyId, Header, Opener, SealHeader, Sealer, WrapAlgorithm};
+
+const STREAM_LEN: usize = 1 << 30;
+const SMALL_SEALS: u64 = 1_000_000;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let mut report = std::io::stdout();
+    let plain = vec![7_u8; 4 * CHUNK_LEN];
+    for round in 1..=3 {
+        let (bare_seal, bare_open) = bare(&plain[..CHUNK_LEN])?;
+        let (seal, sealed) = sealed(&plain)?;
+        let open = opened(&sealed)?;
+        writeln!(
+            report,
+            "round {round}, MB/s: seal {seal:.0} of {bare_seal:.0} = {:.2}; open {open:.0} of {bare_open:.0} = {:.2}",
+            seal / bare_seal,
+            open / bare_open
+        )?;
+    }
+    let kms = Local::default();
+    let envelopes = Envelopes::new(kms, "keys/a", Policy::default());
+    let begun = Instant::now();
+    for row in 0..SMALL_SEALS {
+        let context = EnvelopeContext {
+            key: EncryptionContext::default(),
+            local: EncryptionContext::new([("row".into(), row.to_string())])?,
+        };
+        black_box(envelopes.seal(&context, b"a field of a row").await?);
+    }
+    let rate = SMALL_SEALS as f64 / begun.elapsed().as_secs_f64();
+    writeln!(report, "{SMALL_SEALS} small seals: {} calls, {rate:.0} seals/s", CALLS.load(Relaxed))?;
+    Ok(())
+}
+
+/// AES-256-GCM in place, chunk by chunk: MB/s of sealing and of opening.
+fn bare(plain: &[u8]) -> Result<(f64, f64), Box<dyn Error>> {
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32])?);
+    let chunks = STREAM_LEN / CHUNK_LEN;
+    let mut chunk = plain.to_vec();
+    let begun = Instant::now();
+    let mut tag = None;
+    for counter in 0..chunks {
+        let nonce = Nonce::assume_unique_for_key((counter as u128).to_be_bytes()[4..].try_into()?);
+        tag = Some(key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut chunk)?);
+    }
+    let seal = rate(begun);
+    black_box(tag);
+    let nonce = || Nonce::assume_unique_for_key([0; 12]);
+    let mut sealed = plain.to_vec();
+    key.seal_in_place_append_tag(nonce(), Aad::empty(), &mut sealed)?;
+    let mut out = vec![0; plain.len()];
+    let (ciphertext, tag) = sealed.split_at(plain.len());
+    let begun = Instant::now();
+    for _ in 0..chunks {
+        key.open_separate_gather(nonce(), Aad::empty(), ciphertext, tag, &mut out)?;
+    }
+    Ok((seal, rate(begun)))
+}
+
+/// MB/s of sealing a stream, and the stream.
+fn sealed(plain: &[u8]) -> Result<(f64, Vec<u8>), Box<dyn Error>> {
+    // In memory, so that the disk is not measured; touched before, so that the kernel is not either.
+    let mut target = vec![1; STREAM_LEN + STREAM_LEN / 1_000];
+    target.clear();
+    let data_key = DataKey::from_secret(SecretBytes::new(vec![1; 32]))?;
+    let header = SealHeader {
+        recipients: vec![wrapped(&EncryptionContext::default())?],
+        purpose: Purpose::Native,
+        data_key_id: DataKeyId([1; 16]),
+    };
+    let random = |_: &mut [u8]| Ok(());
+    let begun = Instant::now();
+    let mut sealer = Sealer::new(target, &data_key, header, &EnvelopeContext::default(), random)?;
+    for _ in 0..STREAM_LEN / plain.len() {
+        sealer.write_all(plain)?;
+    }
+    let target = sealer.finish()?;
+    Ok((rate(begun), target))
+}
+
+/// MB/s of opening it.
+fn opened(mut sealed: &[u8]) -> Result<f64, Box<dyn Error>> {
+    let data_key = DataKey::from_secret(SecretBytes::new(vec![1; 32]))?;
+    let mut buffer = vec![0; CHUNK_LEN];
+    let begun = Instant::now();
+    let header = Header::read(&mut sealed)?;
+    let mut opener = Opener::new(sealed, &header, &data_key, Purpose::Native, &EnvelopeContext::default())?;
+    loop {
+        match opener.read(&mut buffer)? {
+            0 => return Ok(rate(begun)),
+            len => sink().write_all(black_box(&buffer[..len]))?,
+        }
+    }
+}
+
+fn rate(begun: Instant) -> f64 {
+    STREAM_LEN as f64 / 1e6 / begun.elapsed().as_secs_f64()
+}
+
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// Data keys of no worth.
+#[derive(Default)]
+struct Local(AtomicU32);
+
+impl Kms for Local {
+    async fn generate(&self, _: &str, context: &EncryptionContext) -> Result<Generated, kms_client::Error> {
+        CALLS.fetch_add(1, Relaxed);
+        let plaintext = self.0.fetch_add(1, Relaxed).to_be_bytes().repeat(8);
+        let wrapped = wrapped(context).map_err(|error| tonic::Status::internal(error.to_string()))?;
+        Ok(Generated { plaintext: SecretBytes::new(plaintext), wrapped_key: wrapped.to_bytes() })
+    }
+
+    async fn unwrap_key(
+        &self,
+        _: &str,
+        _: &[u8],
+        _: &EncryptionContext,
+    ) -> Result<SecretBytes, kms_client::Error> {
+        Err(tonic::Status::unimplemented("nothing is opened").into())
+    }
+
+    async fn rewrap_keys(
+        &self,
+        _: &str,
+        _: Vec<Vec<u8>>,
+    ) -> Result<Vec<Result<Vec<u8>, kms_client::Error>>, kms_client::Error> {
+        Err(tonic::Status::unimplemented("nothing is moved").into())
+    }
+
+    async fn primary(&self, _: &str) -> Result<Primary, kms_client::Error> {
+        Err(tonic::Status::unimplemented("nothing is moved").into())
+    }
+}
+
+fn wrapped(context: &EncryptionContext) -> Result<WrappedKey, kms_client::envelope::Malformed> {
+    let header = WrapHeader {
+        algorithm: WrapAlgorithm::A256GcmKw,
+        purpose: Purpose::Native,
+        key_uid: [1; 16],
+        key_version: std::num::NonZeroU32::MIN,
+        data_key_id: DataKeyId([1; 16]),
+        context_digest: context.digest(),
+    };
+    WrappedKey::new(header, vec![0; 60])
+}
