@@ -9,6 +9,7 @@
 mod binary;
 mod cached_verifier;
 mod command;
+mod desk;
 mod environment;
 mod fleet;
 mod jwt;
@@ -33,6 +34,7 @@ mod verifiers;
 pub use binary::kms;
 pub use cached_verifier::CachedVerifier;
 pub use command::{Output, refused};
+pub use desk::Desk;
 pub use environment::Environment;
 pub use fleet::{Fleet, Replica};
 pub use jwt::{Jwt, thumbprint};

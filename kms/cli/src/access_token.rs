@@ -68,10 +68,12 @@ struct Scope {
 enum Role {
     /// Manages keys and access tokens, and may use keys
     Administrator,
-    /// Signs, verifies and reads; with keys of tokens signs tokens only
+    /// Signs, verifies, wraps, unwraps and reads; with keys of tokens signs tokens only
     User,
-    /// The same, and signs bytes of its own choice with keys of tokens too
+    /// The same as a user, and signs bytes of its own choice with keys of tokens too
     RawSigner,
+    /// The same as a user, and unwraps and rewraps what a compromised version wrapped: for the rewrap after it
+    Recoverer,
 }
 
 /// List access tokens, revoked and expired ones included
@@ -178,6 +180,7 @@ impl Role {
             Self::Administrator => "administrator",
             Self::User => "user",
             Self::RawSigner => "raw-signer",
+            Self::Recoverer => "recoverer",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::Path};
 
 use clap::Args;
 use jiff::SignedDuration;
-use kms_client::{Client, Error, Kind, Options};
+use kms_client::{Client, Error, Kind, Options, envelope};
 
 use crate::{
     duration,
@@ -17,6 +17,8 @@ use crate::{
 const CA_BYTES_MAX: usize = 1 << 20;
 /// Largest file with a credential.
 const TOKEN_BYTES_MAX: usize = 4_096;
+/// The service's one reason for whatever does not open.
+const NOT_OPENED: &str = "NOT_OPENED";
 
 /// Where the service is, and how to speak to it.
 #[derive(Debug, Clone, Args)]
@@ -63,9 +65,27 @@ pub(crate) fn given(path: Option<&OsString>) -> Option<&Path> {
     path.filter(|path| !path.is_empty()).map(Path::new)
 }
 
+/// Whatever does not open is one failure, before a key is touched and after.
+impl From<envelope::Error> for Failure {
+    fn from(error: envelope::Error) -> Self {
+        match error {
+            envelope::Error::Kms(error) => error.into(),
+            envelope::Error::NotOpened | envelope::Error::Malformed(_) => {
+                Self::new(Code::NotVerified, error.to_string())
+            }
+            envelope::Error::Context(_) => Self::usage(error.to_string()),
+            envelope::Error::Seal(_) | envelope::Error::Io(_) => Self::other(error.to_string()),
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let failure = Self::new(code(error.kind()), error.to_string());
+        let code = match error.reason() {
+            Some(NOT_OPENED) => Code::NotVerified,
+            _ => code(error.kind()),
+        };
+        let failure = Self::new(code, error.to_string());
         match (hint(error.kind()), error.retry_delay()) {
             (_, Some(delay)) => failure.hint(format!("try again in {} ms", delay.as_millis())),
             (Some(hint), None) => failure.hint(hint),

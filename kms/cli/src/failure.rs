@@ -13,7 +13,7 @@ Exit codes:
   4  not authenticated, or not permitted
   5  the state of the key or of the service does not allow it, or it changed meanwhile
   6  unavailable, overloaded or out of time: trying again can succeed
-  7  the signature does not verify";
+  7  the signature does not verify, or the envelope or wrapped key does not open";
 
 /// What the process answers to its caller. The numbers are part of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) enum Code {
     Precondition = 5,
     /// Unavailable, exhausted, timed out.
     Unavailable = 6,
-    /// A signature that does not verify.
+    /// A signature that does not verify, an envelope that does not open.
     NotVerified = 7,
 }
 

@@ -9,9 +9,13 @@ mod clock;
 mod completions;
 mod configuration;
 mod connection;
+mod context;
+mod destination;
 mod dev;
 mod doctor;
 mod duration;
+mod env;
+mod envelope;
 mod failure;
 mod hsm;
 mod input;
@@ -21,11 +25,13 @@ mod keys;
 mod migrate;
 mod name;
 mod output;
+mod partial;
 mod progress;
 mod serve;
 mod sign;
 mod status;
 mod view;
+mod wrapping;
 
 use std::process::ExitCode;
 
@@ -51,6 +57,15 @@ enum Command {
     Keys(keys::Keys),
     Sign(sign::Sign),
     Verify(sign::Verify),
+    Wrap(wrapping::Wrap),
+    Unwrap(wrapping::Unwrap),
+    Rewrap(wrapping::Rewrap),
+    Datakey(wrapping::Datakey),
+    Encrypt(wrapping::Encrypt),
+    Decrypt(wrapping::Decrypt),
+    ReEncrypt(wrapping::ReEncrypt),
+    Envelope(envelope::Envelope),
+    Env(env::Env),
     Jwt(jwt::Jwt),
     Jwks(jwks::Jwks),
     AccessToken(access_token::AccessToken),
@@ -92,6 +107,15 @@ impl Command {
             Self::Keys(command) => block_on(command.run(format)),
             Self::Sign(command) => block_on(command.run(format)),
             Self::Verify(command) => block_on(command.run(format)),
+            Self::Wrap(command) => block_on(command.run(format)),
+            Self::Unwrap(command) => block_on(command.run(format)),
+            Self::Rewrap(command) => block_on(command.run(format)),
+            Self::Datakey(command) => block_on(command.run(format)),
+            Self::Encrypt(command) => block_on(command.run(format)),
+            Self::Decrypt(command) => block_on(command.run(format)),
+            Self::ReEncrypt(command) => block_on(command.run(format)),
+            Self::Envelope(command) => block_on(command.run(format)),
+            Self::Env(command) => block_on(command.run(format)),
             Self::Jwt(command) => block_on(command.run(format)),
             Self::Jwks(command) => block_on(command.run(format)),
             Self::AccessToken(command) => block_on(command.run(format)),

@@ -5,7 +5,7 @@
 //! credential that is shown only once. Colours only on a terminal that wants them (<https://no-color.org>).
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, ErrorKind, IsTerminal as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
@@ -16,7 +16,10 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_yaml_ng::Value;
 
-use crate::{clock, failure::Failure};
+use crate::{
+    failure::Failure,
+    partial::{self, Existing, Partial},
+};
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -129,26 +132,17 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 
 /// Writes beside `path` and moves it there, so that a reader sees the old file or the new one, also after a crash.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let mut beside = path.as_os_str().to_owned();
-    // A name that no other run has: one that was killed may have left its own behind.
-    beside.push(format!(".{}-{}.new", std::process::id(), clock::now().as_nanosecond()));
-    let beside = Path::new(&beside);
-    let write = || {
-        let mut file = File::options().write(true).create_new(true).open(beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(beside, path)?;
-        // The name, too, survives a crash.
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|error: io::Error| {
-        if error.kind() != ErrorKind::AlreadyExists {
-            // What is half written is of no use to anybody.
-            let _ = fs::remove_file(beside);
-        }
-        Failure::about(path.display())(error)
-    })
+    place_file(path, bytes, 0o666, Existing::Replace).map_err(Failure::about(path.display()))
+}
+
+/// Gives the name `path` to a file that is whole, or to none.
+pub(crate) fn place_file(path: &Path, bytes: &[u8], mode: u32, existing: Existing) -> io::Result<()> {
+    let dir = partial::dir_of(path);
+    partial::sweep(dir);
+    let partial = Partial::of(path, mode)?;
+    partial.file().write_all(bytes)?;
+    partial.keep(existing)?;
+    partial::sync_dir(dir)
 }
 
 /// Opens a file for a secret before the secret exists, so that nothing is made that cannot be kept.
@@ -226,6 +220,8 @@ fn cell(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;

@@ -23,7 +23,6 @@ impl Bar {
     }
 
     /// A bar that counts bytes, and shows them in the unit that fits.
-    #[expect(dead_code, reason = "for commands that move files, which are to come")]
     pub(crate) fn of_bytes() -> Self {
         Self::new(OF_BYTES, "")
     }
@@ -37,6 +36,11 @@ impl Bar {
         }
         self.0.set_length(of);
         self.0.set_position(done);
+    }
+
+    /// Tells the person at the terminal something, above the bar.
+    pub(crate) fn say(&self, text: &str) {
+        self.0.suspend(|| output::note(text));
     }
 
     fn new(template: &str, things: &'static str) -> Self {

@@ -30,6 +30,7 @@ pub(crate) struct Key {
     /// Which of the periods are the class's.
     inherited: Vec<String>,
     claim_rules: Option<ClaimRules>,
+    required_context: Vec<String>,
     create_time: Option<String>,
     update_time: Option<String>,
     etag: String,
@@ -183,6 +184,7 @@ impl From<v1::Key> for Key {
                 audiences: rules.audiences,
                 required: rules.required,
             }),
+            required_context: key.required_context,
             create_time: key.create_time.and_then(time_text),
             update_time: key.update_time.and_then(time_text),
             etag: key.etag,

@@ -17,12 +17,13 @@ use crate::{
 /// Keys asked for at once; the server's own limit.
 const PAGE_SIZE: i32 = 1_000;
 
-/// Make a key and its first version, which signs at once
+/// Make a key and its first version, which signs or wraps at once
 #[derive(Debug, Args)]
 pub(super) struct Create {
     /// Name: 1 to 63 of a-z, 0-9, '.', '_' and '-'
     name: KeyName,
-    /// ES256, ES384, ES512, Ed25519, EdDSA, or RS256, RS384, RS512, PS256, PS384, PS512 with -2048, -3072 or -4096
+    /// ES256, ES384, ES512, Ed25519, EdDSA, or RS256, RS384, RS512, PS256, PS384, PS512 with -2048, -3072 or -4096;
+    /// to wrap: A256GCMKW, or RSA-OAEP-256 with the same sizes
     #[arg(long, short, value_name = "ALGORITHM")]
     algorithm: String,
     /// Whom to ask about the key
@@ -31,8 +32,8 @@ pub(super) struct Create {
     /// A label, for filters; may be repeated
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
-    /// jwt: signs tokens; signature: signs bytes, and no tokens; jwks-bundle: signs key sets, by `kms jwks bundle`
-    /// [server's default: jwt]
+    /// jwt: signs tokens; signature: signs bytes, and no tokens; jwks-bundle: signs key sets, by `kms jwks bundle`;
+    /// wrap: wraps keys of others [server's default: jwt, or what alone the algorithm can]
     #[arg(long, value_name = "PURPOSE", default_value = "", hide_default_value = true)]
     purpose: String,
     /// Which class gives the periods that are not named: root, jwt-signing, database, api, session or development
@@ -43,6 +44,9 @@ pub(super) struct Create {
     periods: Periods,
     #[command(flatten)]
     claim_rules: ClaimRules,
+    /// Wrap only under an encryption context that has this name; may be repeated, for keys that wrap
+    #[arg(long = "require-context", value_name = "NAME")]
+    required_context: Vec<String>,
 }
 
 /// What the claims of a key's tokens must say.
@@ -86,7 +90,7 @@ pub(super) struct Get {
     name: KeyName,
 }
 
-/// Change owner, labels, class, periods or claim rules; what is not named stays
+/// Change owner, labels, class, periods, claim rules or required context; what is not named stays
 #[derive(Debug, Args)]
 pub(super) struct Update {
     /// Name of the key
@@ -122,6 +126,13 @@ struct Changes {
     /// Take all claim rules away
     #[arg(long, conflicts_with_all = ["issuers", "audiences", "required"])]
     no_claim_rules: bool,
+    /// Wrap only under an encryption context that has this name; all that are required are replaced by those given. May
+    /// be repeated. What is wrapped already opens as before
+    #[arg(long = "require-context", value_name = "NAME")]
+    required_context: Vec<String>,
+    /// Require no name in the encryption context any more
+    #[arg(long, conflicts_with = "required_context")]
+    no_required_context: bool,
 }
 
 impl Create {
@@ -133,6 +144,7 @@ impl Create {
             purpose: self.purpose,
             class: self.class,
             claim_rules: self.claim_rules.to_wire(),
+            required_context: self.required_context,
             ..with_periods(&self.periods)
         };
         let request =
@@ -198,6 +210,7 @@ impl Update {
             labels: self.changes.labels.into_iter().collect(),
             class: self.changes.class.unwrap_or_default(),
             claim_rules: self.changes.claim_rules.to_wire(),
+            required_context: self.changes.required_context,
             etag: self.etag,
             ..with_periods(&self.changes.periods)
         };
@@ -218,6 +231,7 @@ impl Changes {
             ("labels", !self.labels.is_empty() || self.no_labels),
             ("class", self.class.is_some()),
             ("claim_rules", self.claim_rules.to_wire().is_some() || self.no_claim_rules),
+            ("required_context", !self.required_context.is_empty() || self.no_required_context),
         ];
         let named = named.into_iter().filter(|(_, named)| *named).map(|(path, _)| path.to_owned());
         named.chain(self.periods.paths(&self.inherit)).collect()

@@ -4,6 +4,7 @@ mod class;
 mod key;
 mod periods;
 mod timeline;
+mod usage;
 mod version;
 
 use clap::{Args, Subcommand};
@@ -36,6 +37,9 @@ enum Verb {
     Public(version::Public),
     Classes(class::Classes),
     ClassUpdate(class::ClassUpdate),
+    Usage(usage::Usage),
+    ReportUsage(usage::ReportUsage),
+    Consumers(usage::Consumers),
 }
 
 impl Keys {
@@ -57,6 +61,9 @@ impl Keys {
             Verb::Public(verb) => verb.run(client, format).await,
             Verb::Classes(verb) => verb.run(client, format).await,
             Verb::ClassUpdate(verb) => verb.run(client, format).await,
+            Verb::Usage(verb) => verb.run(client, format).await,
+            Verb::ReportUsage(verb) => verb.run(client, format).await,
+            Verb::Consumers(verb) => verb.run(client, format).await,
         }
     }
 }

@@ -41,6 +41,7 @@ fn events(key: &v1::Key, versions: &[v1::KeyVersion], now: Timestamp) -> Vec<Eve
             events.push(Event { time, when: distance(time, now), version, event });
         }
     };
+    let wraps = key.purpose == "wrap";
     for version in versions {
         use v1::key_version::State;
         let number = Some(version.number);
@@ -50,16 +51,26 @@ fn events(key: &v1::Key, versions: &[v1::KeyVersion], now: Timestamp) -> Vec<Eve
             version.create_time,
             if state == State::PendingCreation { "is being made" } else { "made" },
         );
-        add(number, version.publish_time, "published in the JWKS");
-        let signs = if version.emergency { "signs, at once: an emergency" } else { "signs" };
-        add(number, version.activate_time, signs);
-        add(number, version.retire_time.filter(|_| !gone), "no longer signs, still verifies");
-        add(number, version.compromise_time, "declared compromised: refused everywhere");
+        add(number, version.publish_time.filter(|_| !wraps), "published in the JWKS");
+        let begins = match (wraps, version.emergency) {
+            (true, _) => "wraps",
+            (false, true) => "signs, at once: an emergency",
+            (false, false) => "signs",
+        };
+        add(number, version.activate_time, begins);
+        let ends = if wraps { "no longer wraps, still unwraps" } else { "no longer signs, still verifies" };
+        add(number, version.retire_time.filter(|_| !gone), ends);
+        let compromised = match wraps {
+            true => "declared compromised: unwraps for a recoverer alone",
+            false => "declared compromised: refused everywhere",
+        };
+        add(number, version.compromise_time, compromised);
         add(number, version.withdraw_time.filter(|_| !gone), "leaves the JWKS");
         add(number, version.destroy_time, "destroyed in the HSM");
     }
     if !versions.iter().any(|version| version.activate_time == key.next_rotation_time) {
-        add(None, key.next_rotation_time, "the next version is to sign");
+        let begins = if wraps { "the next version is to wrap" } else { "the next version is to sign" };
+        add(None, key.next_rotation_time, begins);
     }
     add(None, Some(prost_types::Timestamp { seconds: now.as_second(), nanos: 0 }), "now");
     // What lies at the same time stays in the order of a version's life.

@@ -14,7 +14,7 @@ use crate::{
 /// Versions asked for at once; the server's own limit.
 const PAGE_SIZE: i32 = 1_000;
 
-/// Make the next version: published at once, signing after the key's publish lead
+/// Make the next version: published at once, signing after the key's publish lead; of a key that wraps, wrapping soon
 #[derive(Debug, Args)]
 pub(super) struct Rotate {
     /// Name of the key
@@ -69,6 +69,10 @@ pub(super) struct Destroy {
     /// The version's name in full, keys/NAME/versions/N: destruction cannot be undone
     #[arg(long, value_name = "VERSION-NAME")]
     confirm: String,
+    /// For keys that wrap: that nothing which nobody reports, such as a backup, holds envelopes of this version, in your
+    /// own words. Stands in the audit log
+    #[arg(long = "attest", value_name = "TEXT", default_value = "", hide_default_value = true)]
+    attestation: String,
 }
 
 /// Call a scheduled destruction off; the version stays disabled
@@ -113,7 +117,7 @@ impl Rotate {
             ..Default::default()
         };
         let version = client.rotate_key(request).await?;
-        if self.emergency {
+        if self.emergency && !wraps(&version.algorithm) {
             note(&breaks(&version));
         }
         print(version, format)
@@ -137,6 +141,11 @@ impl Revoke {
 /// How long a verifier may go on with a key set that it has: the server's longest max-age.
 const CACHED_MINUTES: u32 = 5;
 
+/// Whether a key of this algorithm wraps, and so stands in no key set.
+fn wraps(algorithm: &str) -> bool {
+    algorithm == "A256GCMKW" || algorithm.starts_with("RSA-OAEP-256")
+}
+
 /// What an emergency breaks, for whom and for how long.
 fn breaks(version: &v1::KeyVersion) -> String {
     format!(
@@ -150,6 +159,9 @@ fn breaks(version: &v1::KeyVersion) -> String {
 
 /// What to do after a revocation.
 fn next_steps(version: &v1::KeyVersion, successor: Option<&v1::KeyVersion>) -> Vec<String> {
+    if wraps(&version.algorithm) {
+        return rewrap_steps(version, successor);
+    }
     let mut steps = vec![format!(
         "{} is out of the JWKS and signs nothing more. Verifiers that have cached the key set accept it for up to \
          {CACHED_MINUTES} minutes more, and those that use a bundle until it has expired; make those that keep it longer \
@@ -169,6 +181,36 @@ fn next_steps(version: &v1::KeyVersion, successor: Option<&v1::KeyVersion>) -> V
             .to_owned(),
     );
     steps
+}
+
+/// The same of a key that wraps: whoever has the version opens what it wrapped, until that is rewrapped, and every copy
+/// of it for ever.
+fn rewrap_steps(version: &v1::KeyVersion, successor: Option<&v1::KeyVersion>) -> Vec<String> {
+    let key = version.name.split("/versions/").next().unwrap_or_default();
+    let id = key.trim_start_matches("keys/");
+    vec![
+        format!(
+            "{} wraps nothing more, and unwraps only for callers with the role recoverer: nobody else opens its envelopes \
+             until they are rewrapped.",
+            version.name
+        ),
+        match successor {
+            Some(successor) => format!("{} wraps in its place.", successor.name),
+            None => "Nothing wraps yet in its place: a version is being made, or could not be made yet. It is tried \
+                     again without a request; see `kms status` and the server's log."
+                .to_owned(),
+        },
+        format!(
+            "Rewrap now: make a credential (`kms access-token create rewrap-{id} --role recoverer --key {id} --ttl 1d --out \
+             FILE`), and with it move every store that `kms keys usage {id}` names; files: `kms envelope rewrap --key {id} \
+             --recursive --consumer NAME DIR`."
+        ),
+        format!(
+            "Whoever has the version also has every data key of every copy of what it wrapped, such as a backup. Payloads \
+             that are worth it must be sealed anew (`kms envelope open`, `kms envelope seal --key {id}`), not only rewrapped."
+        ),
+        "Find out how it got out before you trust the next one; the audit log has every unwrap.".to_owned(),
+    ]
 }
 
 impl Versions {
@@ -207,9 +249,9 @@ impl Enable {
 
 impl Destroy {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
-        let confirm = self.confirm;
+        let (confirm, attestation) = (self.confirm, self.attestation);
         let (name, etag) = self.which.into_parts();
-        let request = v1::DestroyKeyVersionRequest { name, etag, confirm, ..Default::default() };
+        let request = v1::DestroyKeyVersionRequest { name, etag, confirm, attestation, ..Default::default() };
         print(client.destroy_key_version(request).await?, format)
     }
 }

@@ -56,8 +56,8 @@ pub use self::{
     policy::Policy,
 };
 pub use kms_envelope::{
-    ContextError, EncryptionContext, EnvelopeContext, Header, Malformed, Purpose, SealError, SecretBytes,
-    WrapHeader, WrappedKey,
+    CHUNK_LEN, ContextError, EncryptionContext, EnvelopeContext, Header, Malformed, Purpose, SealError,
+    SecretBytes, WrapAlgorithm, WrapHeader, WrappedKey,
 };
 
 /// Seals and opens with one key of the service. Cloning is cheap and shares the data keys in memory.

@@ -1,0 +1,373 @@
+//! A rewrap campaign: files are looked at one after another, those that are not on the version that wraps now are moved
+//! in batches, and a file that fails stops no other. It keeps no state: a file's header says where it is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kms_client::{
+    Client, Kind,
+    envelope::{self, BATCH_ITEMS_MAX, Envelopes, Header, Kms as _, Policy, Primary},
+};
+use serde::Serialize;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{
+    SEALED,
+    files::{Found, open_regular},
+    header_swap::swap,
+    inspect::read_header,
+    tally::{FailedFile, Failures, counted},
+};
+use crate::{
+    failure::Failure,
+    output::one_line,
+    partial::{dir_of, sync_dir},
+    progress::Bar,
+};
+
+/// How often what the service is too busy for is asked again.
+const ATTEMPTS_MAX: u32 = 6;
+/// How long it is left alone before that, at first; then twice as long, each time.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// How every envelope begins.
+const MAGIC: &[u8; 4] = b"KMSE";
+
+pub(super) struct Campaign {
+    envelopes: Envelopes,
+    primary: Primary,
+    pace: Pace,
+    waiting: Vec<Item>,
+    counts: Counts,
+    failures: Failures,
+    bar: Bar,
+}
+
+/// A file that is to be moved.
+struct Item {
+    path: PathBuf,
+    file: File,
+    header: Header,
+    version: u32,
+}
+
+/// What became of the files.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    looked_at: u64,
+    moved: u64,
+    there_already: u64,
+    other_keys: u64,
+    no_envelopes: u64,
+    links: u64,
+    /// Files of which it is not known under which version they are.
+    pub(super) unknown: u64,
+    pub(super) by_version: BTreeMap<u32, u64>,
+}
+
+/// The same, as it is printed.
+#[derive(Debug, Serialize)]
+pub(super) struct Summary<'a> {
+    moved: u64,
+    there_already: u64,
+    failed: u64,
+    payload_bytes_reencrypted: u64,
+    files_by_version: &'a BTreeMap<u32, u64>,
+    of_other_keys: u64,
+    no_envelopes: u64,
+    links_not_followed: u64,
+    failures: &'a [FailedFile],
+}
+
+impl Campaign {
+    pub(super) async fn new(client: Client, key: String, rate: Option<u32>) -> Result<Self, Failure> {
+        let primary = client.primary(&key).await?;
+        Ok(Self {
+            envelopes: Envelopes::new(client, key, Policy::default()),
+            primary,
+            pace: Pace { rate, started: Instant::now(), sent: 0 },
+            waiting: Vec::new(),
+            counts: Counts::default(),
+            failures: Failures::default(),
+            bar: Bar::of_counts("files"),
+        })
+    }
+
+    /// Looks at one, and moves what waits once it fills a batch. An error is the service's, and ends the campaign.
+    pub(super) async fn take(&mut self, found: Found, total: u64) -> Result<(), Failure> {
+        self.counts.looked_at += 1;
+        match found {
+            // Refused before: it is no file.
+            Found::StandardInput => {}
+            Found::Link(path) => {
+                self.counts.links += 1;
+                let name = one_line(&path.display().to_string());
+                self.bar.say(&format!("{name} is a symbolic link, and not followed"));
+            }
+            Found::Failed(path, failure) => self.unreadable(&path, failure),
+            Found::Named(path) => self.look(path, false),
+            Found::Walked(path) => self.look(path, true),
+        }
+        match self.waiting.len() < self.pace.batch_len() {
+            true => Ok(()),
+            false => self.flush(total).await,
+        }
+    }
+
+    /// Moves what waits.
+    pub(super) async fn flush(&mut self, total: u64) -> Result<(), Failure> {
+        let batch = std::mem::take(&mut self.waiting);
+        let mut dirs = BTreeSet::new();
+        let moved = self.move_all(batch, &mut dirs).await;
+        // The names of what was moved survive a crash, also when the service has gone away since.
+        for dir in dirs {
+            if let Err(error) = sync_dir(&dir) {
+                self.failures.add(&dir, Failure::about(dir.display())(error));
+            }
+        }
+        self.bar.show("rewrapping", self.counts.looked_at, total.max(self.counts.looked_at));
+        moved
+    }
+
+    pub(super) fn end(self) -> (Counts, Failures) {
+        (self.counts, self.failures)
+    }
+
+    fn look(&mut self, path: PathBuf, walked: bool) {
+        let read = || -> Result<Option<(File, Header)>, Failure> {
+            let file = open_regular(&path)?;
+            if walked && is_stranger(&path, &file)? {
+                return Ok(None);
+            }
+            let header = read_header(&file)?;
+            Ok(Some((file, header)))
+        };
+        let (file, header) = match read() {
+            Ok(Some(found)) => found,
+            Ok(None) => return self.counts.no_envelopes += 1,
+            Err(failure) => return self.unreadable(&path, failure),
+        };
+        match version_of(&header, self.primary.key_uid) {
+            None if walked => self.counts.other_keys += 1,
+            None => {
+                let failure = Failure::usage(format!("{} is another key's", path.display()));
+                self.failures.add(&path, failure.hint("kms envelope inspect shows the uid of its key"));
+            }
+            Some(version) if version == self.primary.version => {
+                self.counts.there_already += 1;
+                self.count(version);
+            }
+            Some(version) => self.waiting.push(Item { path, file, header, version }),
+        }
+    }
+
+    async fn move_all(&mut self, batch: Vec<Item>, dirs: &mut BTreeSet<PathBuf>) -> Result<(), Failure> {
+        let mut batch = batch;
+        for attempt in 0.. {
+            if batch.is_empty() {
+                return Ok(());
+            }
+            self.pace.wait(batch.len()).await;
+            let headers = batch.iter().map(|item| item.header.clone()).collect();
+            let results = match self.envelopes.rewrap_headers(headers).await {
+                Ok(results) => results,
+                Err(error) => {
+                    // They are where they were.
+                    batch.iter().for_each(|item| self.count(item.version));
+                    return Err(error.into());
+                }
+            };
+            let mut again = Vec::new();
+            for (item, result) in batch.into_iter().zip(results) {
+                match result {
+                    Err(error) if is_busy(&error) && attempt + 1 < ATTEMPTS_MAX => again.push(item),
+                    result => self.settle(item, result, dirs).await,
+                }
+            }
+            batch = again;
+            if !batch.is_empty() {
+                sleep(PAUSE * 2_u32.pow(attempt)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn settle(
+        &mut self,
+        item: Item,
+        result: Result<Option<Header>, envelope::Error>,
+        dirs: &mut BTreeSet<PathBuf>,
+    ) {
+        let (path, before) = (item.path.clone(), item.version);
+        let swapped = match result {
+            Ok(Some(header)) => in_background(item, header).await,
+            // Somebody else moved the primary back to where it is.
+            Ok(None) => {
+                self.counts.there_already += 1;
+                return self.count(before);
+            }
+            Err(error) => Err(Failure::from(error)),
+        };
+        match swapped {
+            Ok(header) => {
+                self.counts.moved += 1;
+                self.count(version_of(&header, self.primary.key_uid).unwrap_or(before));
+                dirs.insert(dir_of(&path).to_owned());
+            }
+            Err(failure) => {
+                self.count(before);
+                self.failures.add(&path, failure);
+            }
+        }
+    }
+
+    fn count(&mut self, version: u32) {
+        *self.counts.by_version.entry(version).or_default() += 1;
+    }
+
+    fn unreadable(&mut self, path: &Path, failure: Failure) {
+        self.counts.unknown += 1;
+        self.failures.add(path, failure);
+    }
+}
+
+/// Writes the file anew on a thread where it may take its time: meanwhile the connection is kept.
+async fn in_background(item: Item, header: Header) -> Result<Header, Failure> {
+    let work = move || swap(&item.path, &item.file, &item.header, &header).map(|()| header);
+    match tokio::task::spawn_blocking(work).await {
+        Ok(swapped) => swapped,
+        Err(error) => Err(Failure::other(format!("the file was not written: {error}"))),
+    }
+}
+
+/// Whether a file in a folder is left alone: it does not begin as an envelope, and its name does not say that it is one.
+pub(super) fn is_stranger(path: &Path, file: &File) -> Result<bool, Failure> {
+    if path.extension().is_some_and(|extension| extension == SEALED) {
+        return Ok(false);
+    }
+    let mut magic = [0; MAGIC.len()];
+    let len = file.read_at(&mut magic, 0).map_err(Failure::about(path.display()))?;
+    Ok(&magic[..len] != MAGIC)
+}
+
+/// Under which version of the key with this uid; `None` if under none.
+fn version_of(header: &Header, key_uid: [u8; 16]) -> Option<u32> {
+    let ours = header.recipients().iter().find(|recipient| recipient.header().key_uid == key_uid);
+    ours.map(|recipient| recipient.header().key_version.get())
+}
+
+/// Whether the same can succeed a moment later.
+fn is_busy(error: &envelope::Error) -> bool {
+    let kind = error.as_kms().map(kms_client::Error::kind);
+    matches!(kind, Some(Kind::Unavailable | Kind::ResourceExhausted | Kind::DeadlineExceeded))
+}
+
+/// How fast files are sent.
+struct Pace {
+    /// Per second.
+    rate: Option<u32>,
+    started: Instant,
+    sent: u64,
+}
+
+impl Pace {
+    /// How many go at once: never more than in a second.
+    fn batch_len(&self) -> usize {
+        self.rate.map_or(BATCH_ITEMS_MAX, |rate| BATCH_ITEMS_MAX.min(rate as usize))
+    }
+
+    /// Waits until `count` more may go.
+    async fn wait(&mut self, count: usize) {
+        sleep_until(self.started + self.due()).await;
+        self.sent += count as u64;
+    }
+
+    /// When the next ones may go, from the start.
+    fn due(&self) -> Duration {
+        self.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(self.sent as f64 / f64::from(rate)))
+    }
+}
+
+impl Counts {
+    pub(super) fn summary<'a>(&'a self, failures: &'a Failures) -> Summary<'a> {
+        Summary {
+            moved: self.moved,
+            there_already: self.there_already,
+            failed: failures.count(),
+            payload_bytes_reencrypted: 0,
+            files_by_version: &self.by_version,
+            of_other_keys: self.other_keys,
+            no_envelopes: self.no_envelopes,
+            links_not_followed: self.links,
+            failures: failures.named(),
+        }
+    }
+}
+
+impl Summary<'_> {
+    pub(super) fn text(&self) -> String {
+        let moved = counted(self.moved, "file");
+        let mut text = format!("{moved} moved, {} there already, {} failed", self.there_already, self.failed);
+        let others = [
+            (self.of_other_keys, "of other keys"),
+            (self.no_envelopes, "no envelopes"),
+            (self.links_not_followed, "symbolic links not followed"),
+        ];
+        for (count, what) in others.into_iter().filter(|(count, _)| *count > 0) {
+            text.push_str(&format!(", {count} {what}"));
+        }
+        for (version, count) in self.files_by_version {
+            text.push_str(&format!("\nversion {version}: {}", counted(*count, "file")));
+        }
+        text.push_str(&format!("\npayload bytes re-encrypted: {}", self.payload_bytes_reencrypted));
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(rate: Option<u32>) -> Pace {
+        Pace { rate, started: Instant::now(), sent: 0 }
+    }
+
+    #[test]
+    fn no_more_go_at_once_than_in_a_second() {
+        let lens = [None, Some(1), Some(50), Some(1_000)].map(|rate| pace(rate).batch_len());
+        assert_eq!(lens, [128, 1, 50, 128]);
+    }
+
+    #[test]
+    fn the_rate_is_kept_over_all_batches() {
+        let due = |rate, sent| Pace { sent, ..pace(rate) }.due();
+        assert_eq!(due(None, 1_000), Duration::ZERO);
+        assert_eq!((due(Some(10), 0), due(Some(10), 45)), (Duration::ZERO, Duration::from_millis(4_500)));
+    }
+
+    #[test]
+    fn only_what_neither_begins_nor_is_called_like_an_envelope_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cases = [("a", "KMSE...", false), ("b", "text", true), ("c", "", true), ("d.sealed", "", false)];
+        for (name, text, stranger) in cases {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            let file = File::open(&path).expect("opened");
+            assert_eq!(is_stranger(&path, &file).expect("read"), stranger, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_summary_says_what_was_not_touched() {
+        let counts = Counts { moved: 2, no_envelopes: 1, by_version: [(2, 2)].into(), ..Default::default() };
+        let failures = Failures::default();
+        let text = "2 files moved, 0 there already, 0 failed, 1 no envelopes\nversion 2: 2 files\n\
+                    payload bytes re-encrypted: 0";
+        assert_eq!(counts.summary(&failures).text(), text);
+    }
+}
