@@ -85,7 +85,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
             let made = kms.wrap_key(&call.caller, request, call.deadline).await?;
             Ok(wrapping::wrapped(made, checked))
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn unwrap_key(
@@ -107,7 +107,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
             let request = wrapping::parse_rewrap(request)?;
             kms.rewrap_key(&call.caller, request, call.deadline).await.map(wrapping::rewrapped)
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn generate_data_key(
@@ -118,7 +118,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
             let request = wrapping::parse_generate(request, true)?;
             kms.generate_data_key(&call.caller, request, call.deadline).await.map(wrapping::data_key)
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn generate_data_key_without_plaintext(
@@ -129,7 +129,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
             let request = wrapping::parse_generate(request, false)?;
             kms.generate_data_key(&call.caller, request, call.deadline).await.map(wrapping::data_key_wrapped)
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn encrypt(
@@ -142,7 +142,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
             let made = kms.encrypt(&call.caller, request, call.deadline).await?;
             Ok(wrapping::encrypted(made, checked))
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn decrypt(
@@ -164,7 +164,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
             let request = wrapping::parse_re_encrypt(request)?;
             kms.re_encrypt(&call.caller, request, call.deadline).await.map(wrapping::re_encrypted)
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn batch_wrap_key(
@@ -181,7 +181,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
                 .map(|(made, checked)| batch::wrap_key(made.map(|made| wrapping::wrapped(made, checked))));
             Ok(v1::BatchWrapKeyResponse { results: results.collect() })
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn batch_unwrap_key(
@@ -207,7 +207,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
             let results = results.into_iter().map(|made| batch::rewrap_key(made.map(wrapping::rewrapped)));
             Ok(v1::BatchRewrapKeyResponse { results: results.collect() })
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn batch_generate_data_key(
@@ -223,7 +223,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
                 results.into_iter().map(|made| batch::generate_data_key(made.map(wrapping::data_key)));
             Ok(v1::BatchGenerateDataKeyResponse { results: results.collect() })
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn batch_generate_data_key_without_plaintext(
@@ -241,7 +241,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
                 .map(|made| batch::generate_data_key_without_plaintext(made.map(wrapping::data_key_wrapped)));
             Ok(v1::BatchGenerateDataKeyWithoutPlaintextResponse { results: results.collect() })
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn batch_encrypt(
@@ -258,7 +258,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
                 .map(|(made, checked)| batch::encrypt(made.map(|made| wrapping::encrypted(made, checked))));
             Ok(v1::BatchEncryptResponse { results: results.collect() })
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 
     async fn batch_decrypt(
@@ -284,7 +284,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::crypto_service_server::CryptoS
             let results = results.into_iter().map(|made| batch::re_encrypt(made.map(wrapping::re_encrypted)));
             Ok(v1::BatchReEncryptResponse { results: results.collect() })
         };
-        self.0.run(request, verb).await
+        self.0.run_detached(request, verb).await
     }
 }
 

@@ -23,7 +23,8 @@ const RESERVE_ATTEMPTS_MAX: usize = 32;
 /// How far the stored time of a last use may lie behind.
 const NOTED_EVERY: SignedDuration = SignedDuration::from_mins(1);
 
-/// How many wraps one version may make.
+/// How many wraps one version may make. A wrap that is tried again, because the HSM failed meanwhile, takes a few IVs more
+/// than it is counted for: the limits leave room for that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WrapLimits {
     /// How many a replica takes at once.
@@ -46,7 +47,7 @@ pub(crate) struct Uses {
 }
 
 /// When a version wrapped and unwrapped last.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct LastUse {
     wrapped_at: Option<Timestamp>,
     unwrapped_at: Option<Timestamp>,
@@ -97,16 +98,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     /// Uses up the budget of every version that wraps: how often it has wrapped since the store was this old, nobody knows.
     /// Their keys rotate by themselves.
-    pub(crate) fn budgets_voided(&self) -> Vec<Write> {
+    ///
+    /// Likewise nobody knows who has unwrapped since: it counts as if somebody had just now.
+    pub(crate) fn budgets_voided(&self, now: Timestamp) -> Vec<Write> {
         let (picture, hard) = (self.catalog.now(), self.settings.wrap_limits.hard);
         let wraps =
             picture.keys.values().filter(|entry| entry.key.algorithm.usage() == Usage::EncryptDecrypt);
         let versions =
             wraps.flat_map(|entry| entry.versions.iter().map(|version| (&entry.key.id, &version.row)));
         let left = versions.filter(|(_, row)| row.destroyed_at.is_none());
-        let voided = left.map(|(key, row)| {
-            let from = picture.use_of(key, row.number).map_or(0, |used| used.reserved);
-            Write::ReserveWraps { key: key.clone(), version: row.number, from, to: hard.max(from) }
+        let voided = left.flat_map(|(key, row)| {
+            let (key, version) = (key.clone(), row.number);
+            let from = picture.use_of(&key, version).map_or(0, |used| used.reserved);
+            [
+                Write::NoteUse { key: key.clone(), version, wrapped_at: None, unwrapped_at: Some(now) },
+                Write::ReserveWraps { key, version, from, to: hard.max(from) },
+            ]
         });
         voided.collect()
     }
@@ -117,16 +124,26 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         picture.use_of(key, version).is_some_and(|used| used.reserved >= self.settings.wrap_limits.soft)
     }
 
+    /// Whether the version has none left.
+    pub(crate) fn is_out_of_wraps(&self, key: &KeyId, version: u32) -> bool {
+        let picture = self.catalog.now();
+        picture.use_of(key, version).is_some_and(|used| used.reserved >= self.settings.wrap_limits.hard)
+    }
+
     /// Writes when versions were used last, where what is stored is a minute old. The server calls this now and then, and
     /// when it ends. What is not written because the store is away is written the next time.
     pub async fn write_uses(&self) {
         let picture = self.catalog.now();
-        let noted = std::mem::take(&mut *self.uses.noted());
+        let noted = self.uses.noted().clone();
         let is_news = |noted: Option<Timestamp>, stored: Option<Timestamp>| {
             noted.filter(|at| stored.is_none_or(|stored| at.duration_since(stored) >= NOTED_EVERY))
         };
         let mut writes = Vec::new();
         for ((key, version), last) in &noted {
+            // What a failover has taken back is no version any more.
+            if picture.entry(key).and_then(|entry| entry.version(*version)).is_err() {
+                continue;
+            }
             let stored = picture.use_of(key, *version);
             let wrapped_at = is_news(last.wrapped_at, stored.and_then(|used| used.wrapped_at));
             let unwrapped_at = is_news(last.unwrapped_at, stored.and_then(|used| used.unwrapped_at));
@@ -134,13 +151,13 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 writes.push(Write::NoteUse { key: key.clone(), version: *version, wrapped_at, unwrapped_at });
             }
         }
-        if writes.is_empty() {
+        if !writes.is_empty()
+            && let Err(error) = self.commit(Transaction::new("note uses", writes)).await
+        {
+            tracing::warn!(%error, "when keys were used last could not be written; it will be tried again");
             return;
         }
-        if let Err(error) = self.commit(Transaction::new("note uses", writes)).await {
-            tracing::warn!(%error, "when keys were used last could not be written; it will be tried again");
-            self.uses.note_again(noted);
-        }
+        self.uses.forget_noted(&noted);
     }
 }
 
@@ -162,11 +179,9 @@ impl Uses {
         self.noted().entry((key.clone(), version)).or_default().join(last);
     }
 
-    fn note_again(&self, uses: HashMap<(KeyId, u32), LastUse>) {
-        let mut noted = self.noted();
-        for (version, last) in uses {
-            noted.entry(version).or_default().join(last);
-        }
+    /// Those that have not changed since.
+    fn forget_noted(&self, written: &HashMap<(KeyId, u32), LastUse>) {
+        self.noted().retain(|version, last| written.get(version) != Some(last));
     }
 
     fn take(&self, key: &KeyId, version: u32) -> bool {

@@ -6,7 +6,7 @@ use crate::{
     catalog::{Entry, Picture, Version},
     class::{AskedPeriods, Periods},
     gate::SystemWork,
-    key::{Purpose, later},
+    key::{Purpose, TakeOver, later},
     replica::LeaseToken,
     store::Write,
     time::{Deadline, SignedDuration, Timestamp},
@@ -65,6 +65,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 continue;
             }
             for version in entry.versions.iter().filter(|version| destruction_due(&version.row, now)) {
+                if let Err(error) = self.check_still_unused(&picture, entry, &version.row, now) {
+                    tracing::error!(key = %id, version = version.row.number, %error, "a destruction is due and held back");
+                    continue;
+                }
                 let number = version.row.number;
                 done += usize::from(report(
                     "destruction",
@@ -83,9 +87,47 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     /// Whether the version that wraps has few wraps left, and nothing comes after it yet.
     pub(super) fn must_rotate_early(&self, entry: &Entry, now: Timestamp) -> bool {
-        let has_next = entry.unborn().is_some() || timeline::pending(entry, now).is_some();
-        let primary = entry.find_primary(now).filter(|_| entry.key.purpose == Purpose::Wrap && !has_next);
-        primary.is_some_and(|primary| self.is_short_of_wraps(&entry.key.id, primary.row.number))
+        if entry.key.purpose != Purpose::Wrap || entry.unborn().is_some() {
+            return false;
+        }
+        let is_short = |row: &KeyVersion| self.is_short_of_wraps(&entry.key.id, row.number);
+        let soon = later(now, entry.lead(now, self.sets_kept()));
+        let comes_soon =
+            |row: &KeyVersion| row.born.as_ref().is_some_and(|born| born.timeline.activates_at <= soon);
+        let relieved = timeline::pending(entry, now).is_some_and(|row| comes_soon(row) && !is_short(row));
+        entry.find_primary(now).is_some_and(|primary| is_short(&primary.row)) && !relieved
+    }
+
+    /// How the next version takes over that is made early: at once where there is nothing left to wait with, or where
+    /// another one waits for a later time.
+    pub(super) fn early_takeover(&self, entry: &Entry, now: Timestamp) -> TakeOver {
+        let primary = entry.find_primary(now);
+        let is_used_up =
+            primary.is_some_and(|primary| self.is_out_of_wraps(&entry.key.id, primary.row.number));
+        match is_used_up || timeline::pending(entry, now).is_some() {
+            true => TakeOver::AtOnce,
+            false => TakeOver::AfterLead,
+        }
+    }
+
+    /// What consumers said, and who unwrapped, since a destruction was scheduled holds it back.
+    fn check_still_unused(
+        &self,
+        picture: &Picture,
+        entry: &Entry,
+        row: &KeyVersion,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        if entry.key.purpose != Purpose::Wrap {
+            return Ok(());
+        }
+        match self.destruction_blockers(picture, entry, row, now).first() {
+            None => Ok(()),
+            Some(blocker) => Err(Error::precondition(
+                "VERSION_IN_USE",
+                format!("{blocker}; call the destruction off (`kms keys restore`), or clear this away"),
+            )),
+        }
     }
 
     /// Puts every pending destruction off to at least the delay that a new one has. What a restored backup brings
@@ -181,8 +223,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             }
             self.write_versions("begin a destruction", &entry.key, vec![], Some(lease)).await?;
             Failpoint::DestructionBegun.reached();
-            let entry = self.catalog.entry(id)?;
+            let picture = self.catalog.now();
+            let entry = picture.entry(id)?;
             let row = &entry.version(number)?.row;
+            self.check_still_unused(&picture, entry, row, self.clock.now())?;
             self.hsm.destroy(&admission, row.cka_id, deadline).await?;
             Failpoint::DestructionDone.reached();
             let destroyed = KeyVersion { destroyed_at: Some(self.clock.now()), ..row.clone() };

@@ -223,7 +223,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let token = known.token;
         let mut writes = self.destructions_put_off(self.clock.now());
         writes.push(Write::MoveEpoch { past: token, nonce: self.random()? });
-        writes.extend(self.budgets_voided());
+        writes.extend(self.budgets_voided(self.clock.now()));
         self.commit(Transaction::new("accept an older store", writes)).await?;
         let epoch = self.catalog.now().epoch.unwrap_or(epoch);
         self.gate.set_recovery(None);
@@ -252,6 +252,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let (Some(known), Some(epoch)) = (self.recovery(), self.catalog.now().epoch) else { return };
         if epoch.value > known.token {
             self.gate.set_recovery(None);
+            self.uses.forget_blocks();
             *self.acceptance() = None;
             tracing::warn!(
                 epoch = epoch.value,

@@ -1,21 +1,30 @@
 //! What still lives on which version of a key that wraps: consumers report it, operators read it, and a destruction
 //! waits for it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, future::Future};
 
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, KeyId, KeyState, KeyVersion, Kms, Store, Unsettled,
+    audit::Subject,
+    caller::Role,
     catalog::{Entry, Picture},
     key::{Key, later},
-    store::{Transaction, UsageReport, VersionUse, Write},
-    time::Timestamp,
-    verbs::wrapping::check_purpose,
+    store::{CHANGED_MEANWHILE, UsageReport, VersionUse, Write},
+    time::{SignedDuration, Timestamp},
+    verbs::{requests::Terms, version_states::COMMIT_ATTEMPTS_MAX, wrapping::check_purpose},
 };
 
 /// Most consumers of one key, and most versions in one report.
 pub const CONSUMERS_MAX: usize = 256;
 /// See [`CONSUMERS_MAX`].
 pub const REPORTED_VERSIONS_MAX: usize = 1_024;
+/// Most envelopes under one version that a report tells.
+const ENVELOPES_MAX: u64 = 1 << 53;
+/// How long after its end as the one that wraps a version's reports count: an SDK that keeps data keys in memory seals
+/// under them meanwhile.
+const REPORT_MARGIN: SignedDuration = SignedDuration::from_hours(1);
+/// Most reasons that one refusal tells.
+const BLOCKERS_SHOWN_MAX: usize = 8;
 /// Longest attestation in bytes.
 pub const ATTESTATION_LEN_MAX: usize = 1_024;
 
@@ -79,8 +88,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Takes a consumer's report, which registers it if it is new.
     pub async fn report_usage(&self, caller: &Caller, request: ReportUsage) -> Result<KeyUsage, Error> {
         let now = self.clock.now();
-        let admission = self.gate.begin(caller, Action::ReportUsage, Some(&request.id), now).await?;
-        let result = self.report_admitted(caller, request, now).await;
+        let subject = Subject::from(Some(&request.id)).saying(&request.words());
+        let admission = self.gate.begin_about(caller, Action::ReportUsage, subject, now).await?;
+        let result = self.until_unchanged(|| self.report_once(caller, &request)).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -100,28 +110,47 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         consumer: &KeyId,
     ) -> Result<KeyUsage, Error> {
         let now = self.clock.now();
-        let admission = self.gate.begin(caller, Action::RemoveConsumer, Some(id), now).await?;
-        let result = async {
+        let subject = Subject::from(Some(id)).saying(consumer.as_str());
+        let admission = self.gate.begin_about(caller, Action::RemoveConsumer, subject, now).await?;
+        let remove = || async {
             let picture = self.catalog.now();
             let mut reports = picture.usage_reports(id).filter(|report| report.removed_at.is_none());
             let report = reports
                 .find(|report| report.consumer == *consumer)
                 .ok_or_else(|| Error::not_found(format_args!("consumer {consumer} of keys/{id}")))?;
             let removed = UsageReport { removed_at: Some(now), ..report.clone() };
-            self.commit(Transaction::new("remove a consumer", vec![Write::PutUsageReport(removed)])).await?;
+            self.put_report("remove a consumer", picture.entry(id)?, removed).await?;
             self.usage_of(id, now)
-        }
-        .await;
+        };
+        let result = self.until_unchanged(remove).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
-    async fn report_admitted(
+    /// Once more when somebody else changes the key meanwhile.
+    async fn until_unchanged<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        caller: &Caller,
-        request: ReportUsage,
-        now: Timestamp,
-    ) -> Result<KeyUsage, Error> {
-        let ReportUsage { id, consumer, envelopes } = request;
+        once: impl Fn() -> F,
+    ) -> Result<T, Error> {
+        for _ in 1..COMMIT_ATTEMPTS_MAX {
+            match once().await {
+                Err(error) if error.reason() == CHANGED_MEANWHILE => {}
+                outcome => return outcome,
+            }
+        }
+        once().await
+    }
+
+    /// Together with the key's revision: so a destruction that is decided at the same time, anywhere, sees the report or
+    /// is decided anew, and of two words about one consumer the later one was said with the earlier one known.
+    async fn put_report(&self, name: &'static str, entry: &Entry, report: UsageReport) -> Result<(), Error> {
+        let mut transaction = self.versions_written(name, &entry.key, vec![], Terms::default());
+        transaction.writes.push(Write::PutUsageReport(report));
+        self.commit(transaction).await
+    }
+
+    async fn report_once(&self, caller: &Caller, request: &ReportUsage) -> Result<KeyUsage, Error> {
+        let now = self.clock.now();
+        let ReportUsage { id, consumer, envelopes } = request.clone();
         let picture = self.catalog.now();
         let entry = picture.entry(&id)?;
         check_purpose(&entry.key)?;
@@ -133,17 +162,31 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let text = format!("keys/{id} has no version {number}");
             return Err(Error::invalid("envelopes", text));
         }
-        let mut consumers = picture.usage_reports(&id).filter(|report| report.removed_at.is_none());
-        let is_known = consumers.any(|report| report.consumer == consumer);
-        if !is_known && picture.usage_reports(&id).count() >= CONSUMERS_MAX {
+        if envelopes.values().any(|count| *count > ENVELOPES_MAX) {
+            return Err(Error::invalid(
+                "envelopes",
+                format!("a version has at most {ENVELOPES_MAX} envelopes"),
+            ));
+        }
+        let known = consumers(&picture, &id).find(|report| report.consumer == consumer);
+        // Whoever may use the key could else say in another's name that it needs nothing any more.
+        let owner = known.map_or(caller.name(), |report| report.by.as_str());
+        if owner != caller.name() && caller.role() != Role::Administrator {
+            let text = format!(
+                "{consumer} was registered by {owner}, who alone reports for it; use another name, or let an administrator \
+                 remove it first"
+            );
+            return Err(Error::precondition("CONSUMER_OF_ANOTHER", text));
+        }
+        if known.is_none() && consumers(&picture, &id).count() >= CONSUMERS_MAX {
             let text = format!(
                 "keys/{id} has {CONSUMERS_MAX} consumers already; report under one name for each store"
             );
             return Err(Error::precondition("TOO_MANY_CONSUMERS", text));
         }
-        let by = caller.name().to_owned();
+        let by = owner.to_owned();
         let report = UsageReport { key: id.clone(), consumer, envelopes, by, at: now, removed_at: None };
-        self.commit(Transaction::new("report usage", vec![Write::PutUsageReport(report)])).await?;
+        self.put_report("report usage", entry, report).await?;
         self.usage_of(&id, now)
     }
 
@@ -160,7 +203,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 is_primary: entry.is_primary(row.number, now),
                 used: picture.use_of(id, row.number).cloned(),
                 wraps_max: self.settings.wrap_limits.hard,
-                envelopes: consumers.iter().filter_map(|said| said.envelopes.get(&row.number)).sum(),
+                envelopes: consumers
+                    .iter()
+                    .filter_map(|said| said.envelopes.get(&row.number))
+                    .fold(0, |sum: u64, count| sum.saturating_add(*count)),
                 blockers: self.destruction_blockers(&picture, entry, row, now),
             }
         });
@@ -182,6 +228,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 "it wraps, or may wrap again: rotate the key and wait for the new version first".to_owned(),
             ];
         };
+        let settled =
+            REPORT_MARGIN.min(self.settings.unwrap_quiet_period).max(Key::FENCE + Key::CLOCKS_APART);
         let mut blockers = Vec::new();
         for report in consumers(picture, key) {
             let UsageReport { consumer, at, .. } = report;
@@ -189,9 +237,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 Some(count) if *count > 0 => blockers.push(format!(
                     "{consumer} reported {count} envelopes under it at {at:.0}: rewrap them, and let it report again"
                 )),
-                // A replica may have wrapped a little longer, and the store may have written it later still.
-                _ if *at < later(since, Key::FENCE + Key::CLOCKS_APART) => blockers.push(format!(
-                    "{consumer} has not reported since it stopped wrapping at {since:.0}: let it report, or remove it"
+                // Whoever keeps data keys in memory seals under them for a while.
+                _ if *at < later(since, settled) => blockers.push(format!(
+                    "{consumer} has not reported since {:.0}: let it report, or remove it",
+                    later(since, settled)
                 )),
                 _ => {}
             }
@@ -223,8 +272,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<(), Error> {
         let blockers = self.destruction_blockers(picture, entry, row, now);
         if !blockers.is_empty() {
-            let text =
-                format!("keys/{}/versions/{} is needed: {}", entry.key.id, row.number, blockers.join("; "));
+            let more = match blockers.len().saturating_sub(BLOCKERS_SHOWN_MAX) {
+                0 => String::new(),
+                more => format!("; and {more} more reasons"),
+            };
+            let shown = blockers[..blockers.len().min(BLOCKERS_SHOWN_MAX)].join("; ");
+            let text = format!("keys/{}/versions/{} is needed: {shown}{more}", entry.key.id, row.number);
             return Err(Error::precondition("VERSION_IN_USE", text));
         }
         let is_text = !attestation.trim().is_empty() && !attestation.chars().any(char::is_control);
@@ -236,6 +289,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             return Err(Error::invalid("attestation", text));
         }
         Ok(())
+    }
+}
+
+impl ReportUsage {
+    /// For the audit log, as far as a record holds it.
+    fn words(&self) -> String {
+        let mut words = format!("{}:", self.consumer);
+        for (number, count) in &self.envelopes {
+            let said = format!(" {number}={count}");
+            if words.len() + said.len() + 4 > ATTESTATION_LEN_MAX {
+                words.push_str(" ...");
+                break;
+            }
+            words.push_str(&said);
+        }
+        words
     }
 }
 

@@ -174,7 +174,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             return Ok(());
         }
         let takes_over = match rotation_due(&entry, now) {
-            _ if self.must_rotate_early(&entry, now) => TakeOver::AfterLead,
+            _ if self.must_rotate_early(&entry, now) => self.early_takeover(&entry, now),
             Some(activates_at) => TakeOver::At(activates_at),
             None => return Ok(()),
         };

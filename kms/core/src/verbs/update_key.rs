@@ -102,7 +102,8 @@ impl UpdateKey {
         let class = self.class.map_or("", ClassName::as_str);
         let rules = self.claim_rules.as_ref().map_or_else(String::new, rules_text);
         let periods = format!("{:?}", self.periods);
-        Fingerprint::of("UpdateKey", &[self.id.as_str(), &owner, &labels, class, &periods, &rules])
+        let required = format!("{:?}", self.required_context);
+        Fingerprint::of("UpdateKey", &[self.id.as_str(), &owner, &labels, class, &periods, &rules, &required])
     }
 }
 

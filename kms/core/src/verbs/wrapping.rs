@@ -21,6 +21,9 @@ pub const WRAPPED_LEN_MIN: usize = WrappedKey::KEY_LEN_MIN;
 /// See [`WRAPPED_LEN_MIN`].
 pub const WRAPPED_LEN_MAX: usize = WrappedKey::KEY_LEN_MAX;
 
+/// The reason of a refusal because of a version's state.
+const NOT_IN_USE: &str = "VERSION_NOT_IN_USE";
+
 /// How long to wait for a version that this replica has not heard of yet.
 const NOT_KNOWN_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -105,7 +108,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<Unsettled<SecretBytes>, Error> {
         let header = wrapped.header();
-        let version = unwrapping_version(entry, header, grant.action(), now)?;
+        let version = unwrapping_version(entry, header, grant.action(), now).inspect_err(|error| {
+            // Whoever asks in vain still holds what it wrapped.
+            if error.reason() == NOT_IN_USE {
+                self.uses.note_unwrap(&entry.key.id, header.key_version.get(), now);
+            }
+        })?;
         let key = version.kek()?;
         let opened =
             self.hsm.unwrap_key(grant, &key, wrapped.wrapped().to_vec(), header.aad(), deadline).await;
@@ -140,8 +148,9 @@ fn unwrapping_version<'a>(
     if header.key_uid != key.uid.0 || header.algorithm != wrap_algorithm(key)? {
         return Err(Error::not_opened());
     }
-    let last = entry.versions.last().map_or(0, |version| version.row.number);
-    if number > last {
+    let last = entry.versions.iter().rev().find(|version| version.row.born.is_some());
+    // Another server may have ended its birth a moment ago, and wrap with it already.
+    if last.is_none_or(|last| number > last.row.number) {
         let text = format!(
             "keys/{}/versions/{number} is not known here yet; retry, and if it stays so the database is older than what was \
              wrapped",
@@ -161,10 +170,7 @@ fn unwrapping_version<'a>(
                 KeyState::Destroyed => "is destroyed: what it wrapped cannot be opened any more",
                 _ => "is disabled, or waits for its destruction; enable or restore it to unwrap",
             };
-            Err(Error::precondition(
-                "VERSION_NOT_IN_USE",
-                format!("keys/{}/versions/{number} {text}", key.id),
-            ))
+            Err(Error::precondition(NOT_IN_USE, format!("keys/{}/versions/{number} {text}", key.id)))
         }
     }
 }

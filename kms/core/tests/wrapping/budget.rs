@@ -103,3 +103,43 @@ fn wraps_that_the_store_does_not_know_of_are_not_made() {
         wrap(&kms, "k", &context(&[])).await.expect("wrapped");
     });
 }
+
+#[test]
+fn a_version_that_is_planned_for_later_does_not_leave_the_key_without_wraps() {
+    block_on(async {
+        let (world, kms) = world_with(limited(), &["k"]).await;
+        let none = context(&[]);
+        let at = kms_core::Clock::now(&*world.clock) + DAY * 100;
+        let takes_over = kms_core::key::TakeOver::At(at);
+        let planned = RotateKey { takes_over, ..RotateKey::new(id("k")) };
+        kms.rotate_key(&administrator(), planned, soon()).await.expect("planned");
+        while wrap(&kms, "k", &none).await.is_ok() {}
+        assert_eq!(kms.run_due(soon()).await, 1);
+        assert_eq!(wrap(&kms, "k", &none).await.expect("at once").version, 3);
+        world.clock.advance(DAY * 101);
+        assert_eq!(wrap(&kms, "k", &none).await.expect("wrapped").version, 3, "the newest one wraps on");
+    });
+}
+
+#[test]
+fn after_an_older_store_was_accepted_no_version_of_before_wraps_and_all_unwrap() {
+    block_on(async {
+        let (world, kms) = world_with(limited(), &["k"]).await;
+        let none = context(&[]);
+        let wrapped = wrap(&kms, "k", &none).await.expect("wrapped").wrapped;
+        let backup = world.store.copy();
+        kms.disable_key_version(&administrator(), change(1)).await.expect("disabled");
+        kms.enable_key_version(&administrator(), change(1), soon()).await.expect("enabled");
+        drop(kms);
+        let world = World { store: backup.into(), ..world.clone() };
+        let log = kms_core::fakes::ServerLog::keep();
+        let kms = world.open(limited()).await.expect("opens");
+        let code = log.acceptance_code().expect("the log has a code");
+        assert_eq!(reason(wrap(&kms, "k", &none).await), Some("RECOVERY_MODE"));
+        kms.accept_older_store(&administrator(), &code, soon()).await.expect("accepted");
+        assert_eq!(reason(wrap(&kms, "k", &none).await), Some("WRAPS_USED_UP"));
+        unwrap(&kms, "k", &wrapped, &none).await.expect("opened");
+        assert_eq!(kms.run_due(soon()).await, 1);
+        assert_eq!(wrap(&kms, "k", &none).await.expect("at once").version, 2);
+    });
+}

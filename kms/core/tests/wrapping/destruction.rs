@@ -124,3 +124,81 @@ fn reports_are_bounded_and_name_what_is_there() {
         assert_eq!(reason(by_a_user), Some("PERMISSION_DENIED"));
     });
 }
+
+/// Scheduled, with nobody left who needs it, and due.
+async fn scheduled() -> (World, FakeKms) {
+    let (world, kms) = a_world().await;
+    rotate(&world, &kms).await;
+    world.clock.advance(DAY * 31);
+    destroy(&kms, SURE).await.expect("scheduled");
+    (world, kms)
+}
+
+#[test]
+fn a_destruction_that_is_due_waits_for_a_consumer_that_came_meanwhile() {
+    block_on(async {
+        let (world, kms) = scheduled().await;
+        world.clock.advance(DAY);
+        report(&kms, "nobody-knew", &[(1, 10_000)]).await.expect("reported");
+        world.clock.advance(DAY * 30);
+        kms.run_due(soon()).await;
+        assert_eq!(states(&kms).await[0], KeyState::Suspended, "it is held back");
+        report(&kms, "nobody-knew", &[(2, 10_000)]).await.expect("reported");
+        kms.run_due(soon()).await;
+        assert_eq!(states(&kms).await[0], KeyState::Destroyed);
+    });
+}
+
+#[test]
+fn a_destruction_that_is_due_waits_for_who_still_asks_for_the_version() {
+    block_on(async {
+        let (world, kms) = a_world().await;
+        let none = context(&[]);
+        let wrapped = wrap(&kms, "k", &none).await.expect("wrapped").wrapped;
+        rotate(&world, &kms).await;
+        world.clock.advance(DAY * 31);
+        destroy(&kms, SURE).await.expect("scheduled");
+        world.clock.advance(DAY * 20);
+        assert_eq!(reason(unwrap(&kms, "k", &wrapped, &none).await), Some("VERSION_NOT_IN_USE"));
+        world.clock.advance(DAY * 10);
+        kms.run_due(soon()).await;
+        assert_eq!(states(&kms).await[0], KeyState::Suspended, "somebody holds what it wrapped");
+        world.clock.advance(DAY * 20);
+        kms.run_due(soon()).await;
+        assert_eq!(states(&kms).await[0], KeyState::Destroyed);
+    });
+}
+
+#[test]
+fn nobody_speaks_for_the_consumer_of_another() {
+    block_on(async {
+        let (_, kms) = a_world().await;
+        report(&kms, "billing", &[(1, 5_000)]).await.expect("reported");
+        let report_as = async |caller: &Caller| {
+            let report = ReportUsage { id: id("k"), consumer: id("billing"), envelopes: BTreeMap::new() };
+            kms.report_usage(caller, report).await.map(drop)
+        };
+        let thief = Caller::new("access-token:thief", Role::User, KeyScope::All);
+        assert_eq!(reason(report_as(&thief).await), Some("CONSUMER_OF_ANOTHER"));
+        report_as(&administrator()).await.expect("an administrator may");
+        report(&kms, "billing", &[(1, 1)]).await.expect("and its own caller goes on");
+        kms.remove_consumer(&administrator(), &id("k"), &id("billing")).await.expect("removed");
+        report_as(&thief).await.expect("now the name is free");
+    });
+}
+
+#[test]
+fn of_a_report_and_a_destruction_at_once_on_two_servers_the_report_counts() {
+    block_on(async {
+        let (world, one) = a_world().await;
+        rotate(&world, &one).await;
+        world.clock.advance(DAY * 31);
+        let beside = world.beside();
+        let settings = Settings { allow_destroy: true, ..Settings::default() };
+        let other = beside.join(settings).await.expect("joins");
+        // The first server has not heard of it.
+        report(&other, "orders", &[(1, 7)]).await.expect("reported");
+        let refused = destroy(&one, SURE).await.expect_err("orders needs it");
+        assert!(refused.to_string().contains("orders reported 7 envelopes"), "{refused}");
+    });
+}

@@ -162,3 +162,17 @@ fn another_key_in_its_place_opens_and_wraps_nothing() {
         }
     });
 }
+
+#[test]
+fn a_version_whose_birth_is_not_over_here_may_wrap_elsewhere_already() {
+    block_on(async {
+        let (world, kms) = a_world().await;
+        let none = context(&[]);
+        let mut wrapped = wrap(&kms, "k", &none).await.expect("wrapped").wrapped.to_bytes();
+        world.hsm.set_fault(kms_core::fakes::HsmFault::GenerateFails);
+        kms.rotate_key(&administrator(), RotateKey::new(id("k")), soon()).await.expect_err("no birth");
+        wrapped[27] = 2;
+        let wrapped = WrappedKey::parse(&wrapped).expect("of version 2");
+        assert_eq!(reason(unwrap(&kms, "k", &wrapped, &none).await), Some("VERSION_NOT_KNOWN"));
+    });
+}
