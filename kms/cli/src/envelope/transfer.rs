@@ -2,6 +2,7 @@
 //! SDK's business.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs::File,
     io::{self, ErrorKind, Read},
@@ -93,7 +94,7 @@ impl Transfer {
             check_terminal(self.placement.force)?;
         }
         let (mut summary, mut failures) = (Summary::default(), Failures::default());
-        let bar = Arc::new(Bar::of_bytes());
+        let (bar, mut dirs) = (Arc::new(Bar::of_bytes()), BTreeSet::new());
         for found in files.found() {
             let (path, done) = match found {
                 Found::StandardInput => {
@@ -119,9 +120,10 @@ impl Transfer {
                 Found::Failed(path, failure) => (path, Err(failure)),
             };
             match done {
-                Ok(Done::Placed(bytes)) => {
+                Ok(Done::Placed { bytes, dir }) => {
                     summary.files += 1;
                     summary.bytes += bytes;
+                    dirs.insert(dir);
                 }
                 Ok(Done::Piped) => {}
                 Ok(Done::ThereAlready) => summary.there_already += 1,
@@ -129,6 +131,10 @@ impl Transfer {
             }
         }
         drop(bar);
+        // Once for all: what a crash takes before that is made again from what is still there.
+        for dir in &dirs {
+            partial::sync_dir(dir).map_err(Failure::about(dir.display()))?;
+        }
         if !to_stdout && (files.only().is_none() || failures.count() == 0) {
             (summary.failed, summary.failures) = (failures.count(), failures.named());
             format.print_text_or(&summary.text(self.direction), &summary)?;
@@ -193,8 +199,7 @@ impl Transfer {
             ErrorKind::AlreadyExists => in_the_way(&target),
             _ => about()(error),
         })?;
-        partial::sync_dir(dir).map_err(about())?;
-        Ok(Done::Placed(bytes))
+        Ok(Done::Placed { bytes, dir: dir.to_owned() })
     }
 
     async fn stream(&self, reader: impl Read + Send + 'static, writer: File) -> Result<File, Failure> {
@@ -208,8 +213,11 @@ impl Transfer {
 
 /// What became of one.
 enum Done {
-    /// Its result has so many bytes.
-    Placed(u64),
+    /// Its result has so many bytes, and its name is not on stable storage yet.
+    Placed {
+        bytes: u64,
+        dir: PathBuf,
+    },
     Piped,
     ThereAlready,
 }
