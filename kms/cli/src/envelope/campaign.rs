@@ -209,7 +209,7 @@ impl Campaign {
             for (item, result) in batch.into_iter().zip(results) {
                 match result {
                     Err(error) if is_busy(&error) && attempt + 1 < ATTEMPTS_MAX => again.push(item),
-                    Err(error) => self.failed(&item.path, item.version, error.into()),
+                    Err(error) => self.failed(&item.path, item.version, refused(error)),
                     // It is there already: whoever else moves files was faster.
                     Ok(None) => {
                         self.counts.there_already += 1;
@@ -280,6 +280,15 @@ pub(super) fn is_stranger(path: &Path, file: &File) -> Result<bool, Failure> {
 fn version_of(header: &Header, key_uid: [u8; 16]) -> Option<u32> {
     let ours = header.recipients().iter().find(|recipient| recipient.header().key_uid == key_uid);
     ours.map(|recipient| recipient.header().key_version.get())
+}
+
+/// The service says to nobody why it denies something; here there is one reason more than elsewhere.
+fn refused(error: envelope::Error) -> Failure {
+    match error.as_kms().map(kms_client::Error::kind) {
+        Some(Kind::PermissionDenied) => Failure::from(error)
+            .hint("a version that was declared compromised is moved with a credential of the role recoverer"),
+        _ => error.into(),
+    }
 }
 
 /// Whether the same can succeed a moment later.
