@@ -218,6 +218,7 @@ async fn after_a_compromise_only_a_recoverer_moves_files_and_then_everybody_open
     ensure!(output.code == Some(1) && output.stdout.starts_with("opened 0 files"), "{output:?}");
     let output = desk.run_as(&user, "envelope rewrap --recursive d", b"")?;
     ensure!(output.code == Some(1) && output.stdout.starts_with("0 files moved"), "{output:?}");
+    refused(&output, &["role recoverer"])?;
     let output = desk.run_as(&recoverer, "envelope rewrap --recursive d", b"")?;
     ensure!(output.text()?.starts_with("4 files moved"), "{output:?}");
     let output = desk.run_as(&user, "envelope open --recursive --existing replace d", b"")?;

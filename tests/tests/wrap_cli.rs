@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use anyhow::ensure;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use kms_tests::{Desk, refused};
+use kms_tests::{Desk, PATIENCE, Plan, refused, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_in_comes_out_under_the_same_context_only() -> anyhow::Result<()> {
@@ -115,5 +115,33 @@ async fn a_key_can_require_a_context_and_say_what_lives_on_its_versions() -> any
     ensure!(usage["consumers"] == serde_json::json!([]), "{usage}");
     let output = desk.run("keys consumers remove files orders-db")?;
     ensure!(output.code == Some(3), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_is_destroyed_only_by_who_attests_that_no_backup_needs_it() -> anyhow::Result<()> {
+    let mut plan = Plan::new()?;
+    let keys = "allow_destroy = true\nunwrap_quiet_period = \"1s\"".to_owned();
+    plan.more.push(("keys", keys));
+    plan.bootstrap().await?;
+    let server = plan.start().await?;
+    server.kms(["keys", "create", "files", "--algorithm", "A256GCMKW"]).await?.text()?;
+    server.kms(["keys", "rotate", "files", "--emergency"]).await?.text()?;
+    until("nothing keeps it but the attestation", PATIENCE, async || {
+        let usage = server.kms(["keys", "usage", "files", "-o", "json"]).await?.json()?;
+        Ok((usage["versions"][0]["destruction_blockers"] == serde_json::json!([])).then_some(()))
+    })
+    .await?;
+    let destroy = ["keys", "destroy", "files", "--version", "1", "--confirm", "keys/files/versions/1"];
+    let output = server.kms(destroy).await?;
+    ensure!(output.code == Some(2), "{output:?}");
+    refused(&output, &["attest"])?;
+    let attested = destroy.into_iter().chain(["--attest", "no backup is older than the key", "-o", "json"]);
+    let doomed = server.kms(attested).await?.json()?;
+    ensure!(doomed["destroy_time"].is_string(), "{doomed}");
+    let ours = kms_tests::records(server.plan.dir())?.into_iter().any(|record| {
+        record["action"] == "destroy_key_version" && record.to_string().contains("no backup is older")
+    });
+    ensure!(ours, "the attestation is not on record");
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! in batches, and a file that fails stops no other. It keeps no state: a file's header says where it is.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs::File,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
@@ -11,16 +11,20 @@ use std::{
 
 use kms_client::{
     Client, Kind,
-    envelope::{self, BATCH_ITEMS_MAX, Envelopes, Header, Kms as _, Policy, Primary},
+    envelope::{self, Envelopes, Header, Kms as _, Policy, Primary},
 };
 use serde::Serialize;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::sleep,
+};
 
 use super::{
     SEALED,
     files::{Found, open_regular},
     header_swap::swap,
     inspect::read_header,
+    pace::Pace,
     tally::{FailedFile, Failures, counted},
 };
 use crate::{
@@ -34,6 +38,9 @@ use crate::{
 const ATTEMPTS_MAX: u32 = 6;
 /// How long it is left alone before that, at first; then twice as long, each time.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Files that are written at the same time: most of it is waiting for stable storage.
+const SWAPS_MAX: usize = 8;
 
 /// How every envelope begins.
 const MAGIC: &[u8; 4] = b"KMSE";
@@ -54,6 +61,22 @@ struct Item {
     file: File,
     header: Header,
     version: u32,
+}
+
+/// A file that is being written anew, on a thread where it may take its time: meanwhile the connection is kept.
+struct Swap {
+    path: PathBuf,
+    /// Under which it was before.
+    version: u32,
+    written: JoinHandle<Result<Header, Failure>>,
+}
+
+impl Swap {
+    fn begin(item: Item, header: Header) -> Self {
+        let (path, version) = (item.path.clone(), item.version);
+        let write = move || swap(&item.path, &item.file, &item.header, &header).map(|()| header);
+        Self { path, version, written: spawn_blocking(write) }
+    }
 }
 
 /// What became of the files.
@@ -90,7 +113,7 @@ impl Campaign {
         Ok(Self {
             envelopes: Envelopes::new(client, key, Policy::default()),
             primary,
-            pace: Pace { rate, started: Instant::now(), sent: 0 },
+            pace: Pace::of(rate),
             waiting: Vec::new(),
             counts: Counts::default(),
             failures: Failures::default(),
@@ -182,12 +205,26 @@ impl Campaign {
                     return Err(error.into());
                 }
             };
-            let mut again = Vec::new();
+            let (mut again, mut swaps) = (Vec::new(), VecDeque::new());
             for (item, result) in batch.into_iter().zip(results) {
                 match result {
                     Err(error) if is_busy(&error) && attempt + 1 < ATTEMPTS_MAX => again.push(item),
-                    result => self.settle(item, result, dirs).await,
+                    Err(error) => self.failed(&item.path, item.version, refused(error)),
+                    // It is there already: whoever else moves files was faster.
+                    Ok(None) => {
+                        self.counts.there_already += 1;
+                        self.count(item.version);
+                    }
+                    Ok(Some(header)) => {
+                        if swaps.len() == SWAPS_MAX {
+                            self.settle(swaps.pop_front(), dirs).await;
+                        }
+                        swaps.push_back(Swap::begin(item, header));
+                    }
                 }
+            }
+            while !swaps.is_empty() {
+                self.settle(swaps.pop_front(), dirs).await;
             }
             batch = again;
             if !batch.is_empty() {
@@ -197,33 +234,26 @@ impl Campaign {
         Ok(())
     }
 
-    async fn settle(
-        &mut self,
-        item: Item,
-        result: Result<Option<Header>, envelope::Error>,
-        dirs: &mut BTreeSet<PathBuf>,
-    ) {
-        let (path, before) = (item.path.clone(), item.version);
-        let swapped = match result {
-            Ok(Some(header)) => in_background(item, header).await,
-            // Somebody else moved the primary back to where it is.
-            Ok(None) => {
-                self.counts.there_already += 1;
-                return self.count(before);
-            }
-            Err(error) => Err(Failure::from(error)),
-        };
-        match swapped {
+    /// Waits for a file to be written.
+    async fn settle(&mut self, swap: Option<Swap>, dirs: &mut BTreeSet<PathBuf>) {
+        let Some(Swap { path, version, written }) = swap else { return };
+        let written = written.await;
+        match written
+            .unwrap_or_else(|error| Err(Failure::other(format!("the file was not written: {error}"))))
+        {
             Ok(header) => {
                 self.counts.moved += 1;
-                self.count(version_of(&header, self.primary.key_uid).unwrap_or(before));
+                self.count(version_of(&header, self.primary.key_uid).unwrap_or(version));
                 dirs.insert(dir_of(&path).to_owned());
             }
-            Err(failure) => {
-                self.count(before);
-                self.failures.add(&path, failure);
-            }
+            Err(failure) => self.failed(&path, version, failure),
         }
+    }
+
+    /// It is where it was.
+    fn failed(&mut self, path: &Path, version: u32, failure: Failure) {
+        self.count(version);
+        self.failures.add(path, failure);
     }
 
     fn count(&mut self, version: u32) {
@@ -233,15 +263,6 @@ impl Campaign {
     fn unreadable(&mut self, path: &Path, failure: Failure) {
         self.counts.unknown += 1;
         self.failures.add(path, failure);
-    }
-}
-
-/// Writes the file anew on a thread where it may take its time: meanwhile the connection is kept.
-async fn in_background(item: Item, header: Header) -> Result<Header, Failure> {
-    let work = move || swap(&item.path, &item.file, &item.header, &header).map(|()| header);
-    match tokio::task::spawn_blocking(work).await {
-        Ok(swapped) => swapped,
-        Err(error) => Err(Failure::other(format!("the file was not written: {error}"))),
     }
 }
 
@@ -261,36 +282,19 @@ fn version_of(header: &Header, key_uid: [u8; 16]) -> Option<u32> {
     ours.map(|recipient| recipient.header().key_version.get())
 }
 
+/// The service says to nobody why it denies something; here there is one reason more than elsewhere.
+fn refused(error: envelope::Error) -> Failure {
+    match error.as_kms().map(kms_client::Error::kind) {
+        Some(Kind::PermissionDenied) => Failure::from(error)
+            .hint("a version that was declared compromised is moved with a credential of the role recoverer"),
+        _ => error.into(),
+    }
+}
+
 /// Whether the same can succeed a moment later.
 fn is_busy(error: &envelope::Error) -> bool {
     let kind = error.as_kms().map(kms_client::Error::kind);
     matches!(kind, Some(Kind::Unavailable | Kind::ResourceExhausted | Kind::DeadlineExceeded))
-}
-
-/// How fast files are sent.
-struct Pace {
-    /// Per second.
-    rate: Option<u32>,
-    started: Instant,
-    sent: u64,
-}
-
-impl Pace {
-    /// How many go at once: never more than in a second.
-    fn batch_len(&self) -> usize {
-        self.rate.map_or(BATCH_ITEMS_MAX, |rate| BATCH_ITEMS_MAX.min(rate as usize))
-    }
-
-    /// Waits until `count` more may go.
-    async fn wait(&mut self, count: usize) {
-        sleep_until(self.started + self.due()).await;
-        self.sent += count as u64;
-    }
-
-    /// When the next ones may go, from the start.
-    fn due(&self) -> Duration {
-        self.rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(self.sent as f64 / f64::from(rate)))
-    }
 }
 
 impl Counts {
@@ -332,23 +336,6 @@ impl Summary<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pace(rate: Option<u32>) -> Pace {
-        Pace { rate, started: Instant::now(), sent: 0 }
-    }
-
-    #[test]
-    fn no_more_go_at_once_than_in_a_second() {
-        let lens = [None, Some(1), Some(50), Some(1_000)].map(|rate| pace(rate).batch_len());
-        assert_eq!(lens, [128, 1, 50, 128]);
-    }
-
-    #[test]
-    fn the_rate_is_kept_over_all_batches() {
-        let due = |rate, sent| Pace { sent, ..pace(rate) }.due();
-        assert_eq!(due(None, 1_000), Duration::ZERO);
-        assert_eq!((due(Some(10), 0), due(Some(10), 45)), (Duration::ZERO, Duration::from_millis(4_500)));
-    }
 
     #[test]
     fn only_what_neither_begins_nor_is_called_like_an_envelope_is_left_alone() {

@@ -86,3 +86,87 @@ fn is_unchanged(path: &Path, then: &Metadata) -> io::Result<bool> {
     let state = |of: &Metadata| (of.dev(), of.ino(), of.len(), of.mtime(), of.mtime_nsec(), of.nlink());
     Ok(state(&now) == state(then))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    /// A header of this many recipients, all of this version.
+    fn header(version: u8, recipients: u8) -> Header {
+        let wrapped = [
+            b"KMSW\x01\x01\x01\x00",
+            &[1; 16][..],
+            &[0, 0, 0, version],
+            &[2; 16],
+            &[3; 32],
+            &[0, 60],
+            &[4; 60],
+        ];
+        let wrapped = wrapped.concat();
+        let mut bytes = [b"KMSE\x01\x01\x01", &[recipients][..], &[2; 16], &[5; 32], &[6; 32]].concat();
+        for _ in 0..recipients {
+            bytes.extend([&[0, 138], &wrapped[..]].concat());
+        }
+        Header::read(&bytes[..]).expect("a header")
+    }
+
+    fn sealed(dir: &tempfile::TempDir) -> (std::path::PathBuf, File, Vec<u8>) {
+        let path = dir.path().join("a.sealed");
+        let payload: Vec<u8> = (0..100_000_u32).map(|at| at as u8).collect();
+        fs::write(&path, [header(1, 1).to_bytes(), payload.clone()].concat()).expect("written");
+        let file = File::open(&path).expect("opened");
+        (path, file, payload)
+    }
+
+    #[test]
+    fn a_header_of_any_length_takes_the_place_of_another_and_the_payload_stays() {
+        for recipients in [1, 3] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let (path, file, payload) = sealed(&dir);
+            let new = header(2, recipients);
+            swap(&path, &file, &header(1, 1), &new).expect("swapped");
+            assert!(fs::read(&path).expect("read") == [new.to_bytes(), payload].concat(), "{recipients}");
+            assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1, "something is left");
+        }
+    }
+
+    #[test]
+    fn mode_times_and_extended_attributes_are_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, file, _) = sealed(&dir);
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        file.set_permissions(Permissions::from_mode(0o640)).expect("set");
+        let has_attributes = fsetxattr(&file, "user.owner", b"me", XattrFlags::empty()).is_ok();
+        let times = FileTimes::new().set_accessed(long_ago).set_modified(long_ago);
+        File::options().write(true).open(&path).expect("opened").set_times(times).expect("set");
+        swap(&path, &file, &header(1, 1), &header(2, 1)).expect("swapped");
+        let kept = fs::metadata(&path).expect("there");
+        assert_eq!((kept.permissions().mode() & 0o7777, kept.modified().expect("a time")), (0o640, long_ago));
+        let mut value = [0; 8];
+        let len = fgetxattr(File::open(&path).expect("opened"), "user.owner", &mut value);
+        assert_eq!(len.ok(), has_attributes.then_some(2));
+    }
+
+    #[test]
+    fn what_changed_meanwhile_or_has_another_name_is_left_as_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, file, _) = sealed(&dir);
+        fs::remove_file(&path).expect("removed");
+        fs::write(&path, "another").expect("written");
+        let failure = swap(&path, &file, &header(1, 1), &header(2, 1)).expect_err("it is another file");
+        assert_eq!(
+            (failure.code(), fs::read(&path).expect("read")),
+            (Code::Precondition, b"another".to_vec())
+        );
+
+        let (path, file, _) = sealed(&dir);
+        fs::hard_link(&path, dir.path().join("b")).expect("linked");
+        let before = fs::read(&path).expect("read");
+        let failure = swap(&path, &file, &header(1, 1), &header(2, 1)).expect_err("it has two names");
+        assert!(failure.message().contains("2 names"), "{}", failure.message());
+        assert!(fs::read(&path).expect("read") == before);
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 2, "something is left");
+    }
+}

@@ -115,7 +115,6 @@ impl Shown {
                 Purpose::Native => "native",
                 Purpose::Vault => "vault",
                 Purpose::Kubernetes => "kubernetes",
-                _ => "unknown",
             },
             data_key_id: hex(&header.data_key_id().0),
             context_digest: hex(header.context_digest()),
@@ -136,7 +135,6 @@ impl Recipient {
             algorithm: match header.algorithm {
                 WrapAlgorithm::A256GcmKw => "A256GCMKW",
                 WrapAlgorithm::RsaOaep256 => "RSA-OAEP-256",
-                _ => "unknown",
             },
         }
     }

@@ -9,6 +9,7 @@ mod files;
 mod header_swap;
 mod inspect;
 mod open;
+mod pace;
 mod rewrap;
 mod seal;
 mod tally;

@@ -31,7 +31,8 @@ impl Failures {
     pub(super) fn add(&mut self, path: &Path, failure: Failure) {
         self.count += 1;
         if self.named.len() < FAILURES_MAX {
-            let error = failure.message().to_owned();
+            let hint = failure.hint_text().map_or_else(String::new, |hint| format!("; {hint}"));
+            let error = format!("{}{hint}", failure.message());
             self.named.push(FailedFile { file: path.display().to_string(), error });
         }
         self.last = Some(failure);

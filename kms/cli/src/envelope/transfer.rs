@@ -2,9 +2,10 @@
 //! SDK's business.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs::File,
-    io::{self, ErrorKind, Read},
+    io::{self, ErrorKind, IsTerminal as _, Read},
     os::{fd::AsFd as _, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -27,6 +28,9 @@ use crate::{
     partial::{self, Existing, Partial},
     progress::Bar,
 };
+
+/// Shorter files are done before a bar could be read: 1 MiB.
+const SHOWN_BYTES_MIN: u64 = 1 << 20;
 
 /// Where results go.
 #[derive(Debug, Args)]
@@ -81,68 +85,94 @@ struct Summary<'a> {
 impl Transfer {
     pub(super) async fn run(self, files: &Files, format: Format) -> Result<(), Failure> {
         files.check()?;
-        let to_stdout = match (files.only(), &self.placement.out) {
-            (Some(_), Some(Source::StandardInput)) | (Some(Source::StandardInput), None) => true,
-            (None, Some(_)) => {
-                return Err(Failure::usage("--out is for one file")
-                    .hint("without it each result is put beside its file"));
-            }
-            _ => false,
-        };
-        if to_stdout {
-            check_terminal(self.placement.force)?;
-        }
-        let (mut summary, mut failures) = (Summary::default(), Failures::default());
-        let bar = Arc::new(Bar::of_bytes());
-        for found in files.found() {
-            let (path, done) = match found {
-                Found::StandardInput => {
-                    let done = match self.placement.out.clone() {
-                        Some(Source::File(target)) => self.write(io::stdin(), &target, 0o600).await,
-                        _ => self.pipe(io::stdin()).await.map(|()| Done::Piped),
-                    };
-                    (PathBuf::from("standard input"), done)
-                }
-                Found::Walked(path) if !self.direction.wants(&path) => continue,
-                Found::Walked(path) | Found::Named(path) => {
-                    let done = self.file(&path, to_stdout, &bar).await;
-                    (path, done)
-                }
-                Found::Link(path) => {
-                    bar.say(&format!(
-                        "{} is a symbolic link, and not followed",
-                        output::one_line(&path.display().to_string())
-                    ));
-                    summary.links_not_followed += 1;
-                    continue;
-                }
-                Found::Failed(path, failure) => (path, Err(failure)),
-            };
+        let to_stdout = self.goes_to_stdout(files)?;
+        let (mut summary, mut failures, mut dirs) =
+            (Summary::default(), Failures::default(), BTreeSet::new());
+        let of_one = files.only().is_some();
+        let bar = Arc::new(if of_one { Bar::of_bytes() } else { Bar::of_counts("files") });
+        let total = if output::watched() && !of_one { files.found().count() as u64 } else { 0 };
+        for (number, found) in (1..).zip(files.found()) {
+            let (path, done) = self.one(found, to_stdout, of_one.then_some(&bar)).await;
             match done {
-                Ok(Done::Placed(bytes)) => {
+                Ok(Done::Placed { bytes, dir }) => {
                     summary.files += 1;
                     summary.bytes += bytes;
+                    dirs.insert(dir);
                 }
-                Ok(Done::Piped) => {}
+                Ok(Done::Piped | Done::NotMeant) => {}
                 Ok(Done::ThereAlready) => summary.there_already += 1,
+                Ok(Done::Link) => {
+                    let name = output::one_line(&path.display().to_string());
+                    bar.say(&format!("{name} is a symbolic link, and not followed"));
+                    summary.links_not_followed += 1;
+                }
                 Err(failure) => failures.add(&path, failure),
+            }
+            if total > 0 {
+                bar.show(self.direction.step(), number, total.max(number));
             }
         }
         drop(bar);
-        if !to_stdout && (files.only().is_none() || failures.count() == 0) {
+        // Once for all: what a crash takes before that is made again from what is still there.
+        for dir in &dirs {
+            partial::sync_dir(dir).map_err(Failure::about(dir.display()))?;
+        }
+        if !to_stdout && (!of_one || failures.count() == 0) {
             (summary.failed, summary.failures) = (failures.count(), failures.named());
             format.print_text_or(&summary.text(self.direction), &summary)?;
         }
-        failures.end(files.only().is_some())
+        failures.end(of_one)
     }
 
-    async fn file(&self, path: &Path, to_stdout: bool, bar: &Arc<Bar>) -> Result<Done, Failure> {
+    /// Whether the plaintext or the envelope is what standard output gets, and nothing else.
+    fn goes_to_stdout(&self, files: &Files) -> Result<bool, Failure> {
+        match (files.only(), &self.placement.out) {
+            (Some(_), Some(Source::StandardInput)) | (Some(Source::StandardInput), None) => {
+                check_terminal(self.placement.force).map(|()| true)
+            }
+            (None, Some(_)) => {
+                Err(Failure::usage("--out is for one file")
+                    .hint("without it each result is put beside its file"))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    async fn one(
+        &self,
+        found: Found,
+        to_stdout: bool,
+        bar: Option<&Arc<Bar>>,
+    ) -> (PathBuf, Result<Done, Failure>) {
+        match found {
+            Found::StandardInput => {
+                let stdin = io::stdin();
+                if stdin.is_terminal() {
+                    output::note("reading from the terminal; end with Ctrl-D");
+                }
+                let done = match &self.placement.out {
+                    Some(Source::File(target)) => self.write(stdin, target, 0o600).await,
+                    _ => self.pipe(stdin).await,
+                };
+                (PathBuf::from("standard input"), done)
+            }
+            Found::Walked(path) if !self.direction.wants(&path) => (path, Ok(Done::NotMeant)),
+            Found::Walked(path) | Found::Named(path) => {
+                let done = self.file(&path, to_stdout, bar).await;
+                (path, done)
+            }
+            Found::Link(path) => (path, Ok(Done::Link)),
+            Found::Failed(path, failure) => (path, Err(failure)),
+        }
+    }
+
+    async fn file(&self, path: &Path, to_stdout: bool, bar: Option<&Arc<Bar>>) -> Result<Done, Failure> {
         let file = open_regular(path)?;
         let metadata = file.metadata().map_err(Failure::about(path.display()))?;
-        let step = self.direction.step();
-        let reader = Watched { file, bar: Arc::clone(bar), step, done: 0, of: metadata.len() };
+        let bar = bar.filter(|_| metadata.len() >= SHOWN_BYTES_MIN).map(Arc::clone);
+        let reader = Watched { file, bar, step: self.direction.step(), done: 0, of: metadata.len() };
         if to_stdout {
-            return self.pipe(reader).await.map(|()| Done::Piped);
+            return self.pipe(reader).await;
         }
         let target = match &self.placement.out {
             Some(Source::File(target)) => target.clone(),
@@ -157,10 +187,10 @@ impl Transfer {
     }
 
     /// To standard output, chunk by chunk.
-    async fn pipe(&self, reader: impl Read + Send + 'static) -> Result<(), Failure> {
+    async fn pipe(&self, reader: impl Read + Send + 'static) -> Result<Done, Failure> {
         let out = io::stdout().as_fd().try_clone_to_owned();
         let out = File::from(out.map_err(Failure::about("standard output"))?);
-        self.stream(reader, out).await.map(drop)
+        self.stream(reader, out).await.map(|_| Done::Piped)
     }
 
     /// To a file, whole or not at all.
@@ -193,8 +223,7 @@ impl Transfer {
             ErrorKind::AlreadyExists => in_the_way(&target),
             _ => about()(error),
         })?;
-        partial::sync_dir(dir).map_err(about())?;
-        Ok(Done::Placed(bytes))
+        Ok(Done::Placed { bytes, dir: dir.to_owned() })
     }
 
     async fn stream(&self, reader: impl Read + Send + 'static, writer: File) -> Result<File, Failure> {
@@ -208,10 +237,16 @@ impl Transfer {
 
 /// What became of one.
 enum Done {
-    /// Its result has so many bytes.
-    Placed(u64),
+    /// Its result has so many bytes, and its name is not on stable storage yet.
+    Placed {
+        bytes: u64,
+        dir: PathBuf,
+    },
     Piped,
     ThereAlready,
+    /// In a folder, and not for this direction.
+    NotMeant,
+    Link,
 }
 
 impl Direction {
@@ -266,7 +301,7 @@ fn in_the_way(target: &Path) -> Failure {
 /// A file that is read while a bar shows how far.
 struct Watched {
     file: File,
-    bar: Arc<Bar>,
+    bar: Option<Arc<Bar>>,
     step: &'static str,
     done: u64,
     of: u64,
@@ -276,7 +311,9 @@ impl Read for Watched {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let len = self.file.read(bytes)?;
         self.done += len as u64;
-        self.bar.show(self.step, self.done, self.of.max(self.done));
+        if let Some(bar) = &self.bar {
+            bar.show(self.step, self.done, self.of.max(self.done));
+        }
         Ok(len)
     }
 }
