@@ -116,9 +116,11 @@ impl Customers {
     }
 }
 
-/// What `UNNEST` takes. The version is always the one that the envelope itself names.
-fn columns(customers: Vec<Customer>) -> anyhow::Result<(Vec<i64>, Vec<Vec<u8>>, Vec<i32>)> {
-    let mut columns = (Vec::new(), Vec::new(), Vec::new());
+/// What `UNNEST` takes: ids, envelopes, versions. The version is always the one that the envelope itself names.
+type Columns = (Vec<i64>, Vec<Vec<u8>>, Vec<i32>);
+
+fn columns(customers: Vec<Customer>) -> anyhow::Result<Columns> {
+    let mut columns = Columns::default();
     for Customer { id, email } in customers {
         columns.2.push(i32::try_from(key_version(&email)?)?);
         columns.1.push(email);

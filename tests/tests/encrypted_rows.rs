@@ -51,7 +51,8 @@ async fn every_row_outlives_three_rotations_and_the_destruction_of_the_first_ver
         let began = Instant::now();
         shop.run(&["fill", "--rows", &part.to_string()]).await?.text()?;
         filling += began.elapsed();
-        rotate(&client, version + 2).await?;
+        // A rotation gives the next version its lead, in which the old one wraps on; an emergency has no time for that.
+        rotate(&client, version + 2, version != 1).await?;
     }
     let filled = count(&before, &shop.calls().await?, "GenerateDataKey");
     ensure!(filled <= rows / 1_000 + 3, "{filled} data keys were made for {rows} rows");
@@ -85,10 +86,10 @@ async fn every_row_outlives_three_rotations_and_the_destruction_of_the_first_ver
     let differing = differing(&sealed, &shop.rows()?, (rows, &overwritten))?;
     ensure!(differing == 0, "{differing} payloads differ");
 
-    // The report of before still counts; after a new one nothing does but the quiet period and the attestation.
+    // The report of before still counts; after one of now nothing does but the quiet period and the attestation.
     refused(destroy(&client, "nobody has looked").await, &wraps_some)?;
-    shop.run(&["report"]).await?.text()?;
     until("nothing speaks against its destruction", PATIENCE, async || {
+        shop.run(&["report"]).await?.text()?;
         let usage = client.get_key_usage(v1::GetKeyUsageRequest { name: KEY.into() }).await?;
         let first = usage.versions.first().context("no version")?;
         Ok(first.destruction_blockers.is_empty().then_some(()))
@@ -144,7 +145,7 @@ struct Shop {
 impl Shop {
     async fn open() -> anyhow::Result<Self> {
         let mut plan = Plan::new()?;
-        let keys = "allow_destroy = true\ndestroy_delay = \"15s\"\nunwrap_quiet_period = \"5s\"";
+        let keys = "allow_destroy = true\ndestroy_delay = \"1s\"\nunwrap_quiet_period = \"5s\"";
         plan.more.push(("keys", keys.to_owned()));
         plan.bootstrap().await?;
         let cluster = Cluster::start()?;
@@ -281,8 +282,8 @@ impl Shop {
     }
 }
 
-async fn rotate(client: &Client, to: usize) -> anyhow::Result<()> {
-    client.rotate_key(v1::RotateKeyRequest { name: KEY.into(), ..Default::default() }).await?;
+async fn rotate(client: &Client, to: usize, emergency: bool) -> anyhow::Result<()> {
+    client.rotate_key(v1::RotateKeyRequest { name: KEY.into(), emergency, ..Default::default() }).await?;
     until("the next version wraps", PATIENCE, async || {
         let key = client.get_key(v1::GetKeyRequest { name: KEY.into() }).await?;
         Ok((key.primary == format!("{KEY}/versions/{to}")).then_some(()))
