@@ -22,7 +22,7 @@ use kms_test_postgres::{Cluster, Database};
 use kms_tests::{Output, PATIENCE, Plan, Promise, Server, encrypted_rows, pkcs11_tool, until};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    process::{Child, Command},
+    process::{Child, ChildStdin, Command},
 };
 
 const KEY: &str = "keys/customers";
@@ -206,16 +206,19 @@ impl Shop {
         rows.lines().map(row).collect()
     }
 
-    /// Starts the rewrap loop and kills it in the middle; how many rows were moved then.
+    /// Starts the rewrap loop and kills it in the middle, where it waits for a row; how many rows it has moved.
     async fn rewrap_killed(&self, rows: usize) -> anyhow::Result<usize> {
+        let held = self.hold(&format!("UPDATE customers SET note = note WHERE id = {}", rows / 2)).await?;
         let mut rewrap = self.example(&["rewrap"])?.spawn()?;
-        until("it has moved a third", PATIENCE, async || {
-            Ok(self.by_version()?.remove(&4).filter(|moved| *moved > rows / 3))
-        })
-        .await?;
+        self.somebody_waits().await?;
         rewrap.kill().await?;
+        held.commit().await?;
+        // PostgreSQL does to the end what it was told before.
+        let sessions =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{}';", self.database.user);
+        until("its session ends", PATIENCE, async || Ok((self.sql(&sessions)? == "0").then_some(()))).await?;
         let moved = self.by_version()?.remove(&4).unwrap_or_default();
-        ensure!(moved > 0 && moved < rows, "it was killed after {moved} of {rows} rows");
+        ensure!(moved >= rows / 2 && moved < rows, "it was killed after {moved} of {rows} rows");
         Ok(moved)
     }
 
@@ -224,36 +227,32 @@ impl Shop {
     async fn rewrap_beside_a_writer(&self, id: usize, email: &[u8]) -> anyhow::Result<String> {
         ensure!(key_version(email)? == 1, "the writer has a newer version");
         let email: String = email.iter().map(|byte| format!("{byte:02x}")).collect();
-        let mut writer = self.writer()?;
-        let update = format!(
-            "BEGIN; UPDATE customers SET email = '\\x{email}', email_key_version = 1 WHERE id = {id}; \
-             SELECT 'written';\n"
-        );
-        let mut to_writer = writer.stdin.take().context("no input")?;
-        to_writer.write_all(update.as_bytes()).await?;
-        let said = BufReader::new(writer.stdout.take().context("no output")?).lines().next_line().await?;
-        ensure!(said.as_deref() == Some("written"), "{said:?}");
-
+        let write =
+            format!("UPDATE customers SET email = '\\x{email}', email_key_version = 1 WHERE id = {id}");
+        let held = self.hold(&write).await?;
         let rewrap = self.example(&["rewrap"])?.spawn()?;
-        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock';";
-        until(
-            "the loop waits for the writer",
-            PATIENCE,
-            async || Ok((self.sql(waits)? != "0").then_some(())),
-        )
-        .await?;
-        to_writer.write_all(b"COMMIT;\n").await?;
-        drop(to_writer);
-        ensure!(writer.wait().await?.success(), "the writer failed");
+        self.somebody_waits().await?;
+        held.commit().await?;
         let output = Output::of("encrypted-rows rewrap", rewrap.wait_with_output().await?);
         Ok(output.text()?.to_owned())
     }
 
-    /// An open session.
-    fn writer(&self) -> anyhow::Result<Child> {
+    /// Another session, which has done `statement` and not committed it.
+    async fn hold(&self, statement: &str) -> anyhow::Result<Held> {
         let mut psql = Command::from(self.cluster.psql(&self.url()));
         psql.env("PGPASSWORD", self.database.password()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        Ok(psql.kill_on_drop(true).spawn()?)
+        let mut psql = psql.kill_on_drop(true).spawn()?;
+        let mut input = psql.stdin.take().context("no input")?;
+        input.write_all(format!("BEGIN; {statement}; SELECT 'held';\n").as_bytes()).await?;
+        let said = BufReader::new(psql.stdout.take().context("no output")?).lines().next_line().await?;
+        ensure!(said.as_deref() == Some("held"), "{said:?}");
+        Ok(Held { psql, input })
+    }
+
+    async fn somebody_waits(&self) -> anyhow::Result<()> {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock';";
+        until("somebody waits for a row", PATIENCE, async || Ok((self.sql(waits)? != "0").then_some(())))
+            .await
     }
 
     /// Calls that the service has answered, by method.
@@ -279,6 +278,21 @@ impl Shop {
         let listing = pkcs11_tool(&self.server.plan.token, &["--list-objects"])?;
         ensure!(listing.text()?.contains(cka_id), "pkcs11-tool does not show {cka_id}:\n{}", listing.stdout);
         Ok(cka_id.to_owned())
+    }
+}
+
+/// A session in a transaction.
+struct Held {
+    psql: Child,
+    input: ChildStdin,
+}
+
+impl Held {
+    async fn commit(mut self) -> anyhow::Result<()> {
+        self.input.write_all(b"COMMIT;\n").await?;
+        drop(self.input);
+        ensure!(self.psql.wait().await?.success(), "the session failed");
+        Ok(())
     }
 }
 
