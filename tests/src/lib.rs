@@ -31,7 +31,7 @@ mod test_hsm;
 mod until;
 mod verifiers;
 
-pub use binary::kms;
+pub use binary::{encrypted_rows, kms};
 pub use cached_verifier::CachedVerifier;
 pub use command::{Output, refused};
 pub use desk::Desk;

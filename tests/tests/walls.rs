@@ -35,6 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "kms-softhsm",
         ],
     ),
+    ("kms-examples", &["kms-client"]),
     ("kms-tests", &["kms-client", "kms-envelope", "kms-proto", "kms-softhsm", "kms-test-postgres"]),
     ("kms-bench", &["kms-client", "kms-proto", "kms-softhsm", "kms-tests"]),
 ];
@@ -43,12 +44,12 @@ const ARROWS: &[(&str, &[&str])] = &[
 const ALSO_IN_TESTS: &[&str] = &["kms-softhsm", "kms-test-postgres"];
 
 /// Who alone may name a crate from outside. The benchmark measures the bare token beside the service; the fault shim is
-/// a module, and its tests call it as a program would.
+/// a module, and its tests call it as a program would; examples show how others use what they have.
 const ONLY: &[(&str, &[&str])] = &[
     ("cryptoki", &["kms-bench", "kms-faulty-pkcs11", "kms-pkcs11"]),
     ("cryptoki-sys", &["kms-faulty-pkcs11"]),
     ("libloading", &["kms-faulty-pkcs11"]),
-    ("sqlx", &["kms-store"]),
+    ("sqlx", &["kms-examples", "kms-store"]),
 ];
 
 /// The one crate with unsafe code. It knows nobody, and nobody may know it: it is built by its name.
