@@ -104,6 +104,7 @@ impl Servers {
     async fn start() -> anyhow::Result<Self> {
         let mut plan = Plan::on(TestHsm::recording(EphemeralToken::new()?))?;
         plan.more.push(("hsm", "workers = 1\nspare_workers = 1".into()));
+        plan.more.push(("grpc", "drain_delay = \"1ms\"".into()));
         let mut fleet = Fleet::prepare(plan, COPY + 1).await?;
         fleet.start_replica(0).await?;
         make_keys(fleet.replicas[0].environment()?).await?;
