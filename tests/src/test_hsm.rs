@@ -63,11 +63,20 @@ impl TestHsm {
 
     /// CKA_IDs (hexadecimal) of the private keys in the token, as `pkcs11-tool` sees them, from the token's own side.
     pub fn private_key_ids(&self) -> anyhow::Result<Vec<String>> {
+        self.ids("privkey")
+    }
+
+    /// The same of all keys that must not leave it: private ones, and secret ones.
+    pub fn key_ids(&self) -> anyhow::Result<Vec<String>> {
+        Ok([self.ids("privkey")?, self.ids("secrkey")?].concat())
+    }
+
+    fn ids(&self, class: &str) -> anyhow::Result<Vec<String>> {
         let near: &Token = match self {
             Self::Remote(remote) => remote.behind(),
             _ => self,
         };
-        let output = pkcs11_tool(near, &["--list-objects", "--type", "privkey"])?;
+        let output = pkcs11_tool(near, &["--list-objects", "--type", class])?;
         let id = |line: &str| Some(line.trim().strip_prefix("ID:")?.trim().to_owned());
         Ok(output.text()?.lines().filter_map(id).collect())
     }
