@@ -1,9 +1,12 @@
 //! The HSM of a story: a token alone, behind a server that can be killed, or behind the fault shim.
 
-use std::{ffi::OsString, ops::Deref};
+use std::{ffi::OsString, ops::Deref, path::PathBuf};
 
 use anyhow::bail;
-use kms_softhsm::{EphemeralToken, RemoteToken, Token, faults};
+use kms_softhsm::{
+    EphemeralToken, RemoteToken, Token,
+    faults::{self, environment},
+};
 
 use crate::pkcs11_tool;
 
@@ -16,6 +19,8 @@ pub enum TestHsm {
     Remote(Box<RemoteToken>),
     /// The fault shim, under its controller.
     Faulty(EphemeralToken, faults::Controller),
+    /// The fault shim without a fault: it writes each use of a key with an IV into a file.
+    Recording(EphemeralToken, PathBuf),
 }
 
 impl TestHsm {
@@ -31,11 +36,17 @@ impl TestHsm {
         Ok(Self::Faulty(token, controller))
     }
 
+    /// Puts the shim before `token`, to write down every IV. [`crate::IvRecord`] reads what it wrote.
+    pub fn recording(token: EphemeralToken) -> Self {
+        let file = token.conf().with_file_name("ivs");
+        Self::Recording(token, file)
+    }
+
     /// The URI by which the service finds it.
     pub fn uri(&self) -> anyhow::Result<String> {
         let uri = self.deref().uri();
         Ok(match self {
-            Self::Faulty(token, _) => {
+            Self::Faulty(token, _) | Self::Recording(token, _) => {
                 let (module, shim) = (token.module().display().to_string(), faults::module()?);
                 uri.replace(&module, &shim.display().to_string())
             }
@@ -52,11 +63,20 @@ impl TestHsm {
 
     /// CKA_IDs (hexadecimal) of the private keys in the token, as `pkcs11-tool` sees them, from the token's own side.
     pub fn private_key_ids(&self) -> anyhow::Result<Vec<String>> {
+        self.ids("privkey")
+    }
+
+    /// The same of all keys that must not leave it: private ones, and secret ones.
+    pub fn key_ids(&self) -> anyhow::Result<Vec<String>> {
+        Ok([self.ids("privkey")?, self.ids("secrkey")?].concat())
+    }
+
+    fn ids(&self, class: &str) -> anyhow::Result<Vec<String>> {
         let near: &Token = match self {
             Self::Remote(remote) => remote.behind(),
             _ => self,
         };
-        let output = pkcs11_tool(near, &["--list-objects", "--type", "privkey"])?;
+        let output = pkcs11_tool(near, &["--list-objects", "--type", class])?;
         let id = |line: &str| Some(line.trim().strip_prefix("ID:")?.trim().to_owned());
         Ok(output.text()?.lines().filter_map(id).collect())
     }
@@ -65,8 +85,14 @@ impl TestHsm {
     pub fn variables(&self) -> Vec<(OsString, OsString)> {
         let (name, value) = self.deref().env();
         let mut env = vec![(name.into(), value.into())];
-        if let Self::Faulty(token, controller) = self {
-            env.extend(controller.env(token.module()));
+        match self {
+            Self::Faulty(token, controller) => env.extend(controller.env(token.module())),
+            Self::Recording(token, file) => env.extend([
+                (environment::DEV_FLAG.into(), "1".into()),
+                (environment::MODULE.into(), token.module().into()),
+                (environment::IVS.into(), file.into()),
+            ]),
+            Self::Local(_) | Self::Remote(_) => {}
         }
         env
     }
@@ -83,7 +109,7 @@ impl Deref for TestHsm {
 
     fn deref(&self) -> &Token {
         match self {
-            Self::Local(token) | Self::Faulty(token, _) => token,
+            Self::Local(token) | Self::Faulty(token, _) | Self::Recording(token, _) => token,
             Self::Remote(token) => token,
         }
     }

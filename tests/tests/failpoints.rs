@@ -1,5 +1,5 @@
 //! The front is killed at every durable step, one after another, and started again: what it acknowledged is there and
-//! signs, what it had begun is finished, numbers have no gap, and each object in the token is named by a row.
+//! signs or unwraps, what it had begun is finished, numbers have no gap, and each object in the token is named by a row.
 //!
 //! The binary says which places there are and, in an unarmed run, how often each is passed. So a new place is visited
 //! without anybody adding it here; one that no story leads to fails the test.
@@ -22,9 +22,19 @@ const LANES: usize = 4;
 /// An aborted front, as a shell and our parent process count it: 128 + SIGABRT.
 const ABORTED: i32 = 128 + 6;
 
+/// What the front is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Story {
+    /// A key that signs: two versions, and the end of one.
+    Signing,
+    /// A key that wraps: two versions, each of which wraps.
+    Wrapping,
+}
+
 /// Where the front is killed: a place, and how often it was passed before.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Visit {
+    story: Story,
     point: String,
     passed: usize,
     /// A birth is cut at this place first, so that the next start resumes it.
@@ -36,32 +46,34 @@ struct Visit {
 struct Acknowledged {
     uid: Option<String>,
     versions: BTreeSet<u32>,
+    /// What they have wrapped.
+    wrapped: Vec<Vec<u8>>,
     destruction: bool,
 }
 
 /// One server's directory and token, and the keys that were made there.
 struct Lane {
     plan: Plan,
-    keys: BTreeMap<String, Acknowledged>,
+    keys: BTreeMap<String, (Story, Acknowledged)>,
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_wherever_the_front_is_killed() -> anyhow::Result<()> {
     let promise = Promise::begin(1, "failpoints")?;
-    let mut scout = Lane::new().await?;
-    let names: BTreeSet<String> =
-        scout.plan.run(&["failpoints"]).await?.text()?.lines().map(str::to_owned).collect();
-    let passed = scout.passes().await?;
-    let mut visits: Vec<Visit> = passed
-        .iter()
-        .flat_map(|(point, times)| {
-            (0..*times).map(|passed| Visit { point: point.clone(), passed, after: None })
-        })
-        .collect();
-    // Places that only a birth which was cut short comes by.
-    for (point, after) in [("birth-attempt-begun", "birth-generating"), ("birth-searched", "birth-generated")]
-    {
-        visits.push(Visit { point: point.to_owned(), passed: 0, after: Some(after) });
+    let (mut names, mut visits) = (BTreeSet::new(), Vec::new());
+    for story in [Story::Signing, Story::Wrapping] {
+        let scout = Lane::new().await?;
+        names.extend(scout.plan.run(&["failpoints"]).await?.text()?.lines().map(str::to_owned));
+        for (point, times) in scout.passes(story).await? {
+            let visit = |passed| Visit { story, point: point.clone(), passed, after: None };
+            visits.extend((0..times).map(visit));
+        }
+        // Places that only a birth which was cut short comes by.
+        for (point, after) in
+            [("birth-attempt-begun", "birth-generating"), ("birth-searched", "birth-generated")]
+        {
+            visits.push(Visit { story, point: point.to_owned(), passed: 0, after: Some(after) });
+        }
     }
     let visited: BTreeSet<String> = visits.iter().map(|visit| visit.point.clone()).collect();
     ensure!(visited == names, "places are not visited, or unknown: {:?}", &visited ^ &names);
@@ -106,11 +118,10 @@ impl Lane {
     }
 
     /// How often a whole story passes each place.
-    async fn passes(&mut self) -> anyhow::Result<BTreeMap<String, usize>> {
+    async fn passes(&self, story: Story) -> anyhow::Result<BTreeMap<String, usize>> {
         let trace = ("KMS_LOG__LEVEL", "warn,failpoint=trace".to_owned());
         let (mut running, environment) = self.start(&[trace]).await?;
-        let acknowledged = self.keys.entry("scout".to_owned()).or_default();
-        tell(&environment, "scout", acknowledged).await?;
+        story.tell(&environment, "scout", &mut Acknowledged::default()).await?;
         running.terminate().await?;
         let log = running.log();
         let mut passes = BTreeMap::new();
@@ -125,18 +136,18 @@ impl Lane {
     async fn visit(&mut self, visit: &Visit, key: &str) -> anyhow::Result<String> {
         let mut acknowledged = Acknowledged::default();
         if let Some(after) = visit.after {
-            self.killed(&format!("{after}=return"), key, &mut acknowledged).await?;
+            self.killed(&format!("{after}=return"), visit.story, key, &mut acknowledged).await?;
         }
         let armed = format!("{}={}*off->return", visit.point, visit.passed);
         let armed = if visit.passed == 0 { format!("{}=return", visit.point) } else { armed };
-        self.killed(&armed, key, &mut acknowledged).await?;
+        self.killed(&armed, visit.story, key, &mut acknowledged).await?;
         let told = acknowledged.to_string();
-        self.keys.insert(key.to_owned(), acknowledged);
+        self.keys.insert(key.to_owned(), (visit.story, acknowledged));
 
         let (mut running, environment) = self.start(&[]).await.context("the start after it")?;
         let client = environment.client().await?;
-        for (key, acknowledged) in &self.keys {
-            check(&client, key, acknowledged).await.with_context(|| key.clone())?;
+        for (key, (story, acknowledged)) in &self.keys {
+            check(&client, key, *story, acknowledged).await.with_context(|| key.clone())?;
         }
         ensure!(running.terminate().await?.success(), "it does not end in order");
         self.check_token().context("the token")?;
@@ -144,7 +155,13 @@ impl Lane {
     }
 
     /// Starts the front armed, tells it the story of `key`, and sees it die of that.
-    async fn killed(&self, armed: &str, key: &str, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
+    async fn killed(
+        &self,
+        armed: &str,
+        story: Story,
+        key: &str,
+        acknowledged: &mut Acknowledged,
+    ) -> anyhow::Result<()> {
         let log = self.plan.dir().join("log");
         let mut command = self.plan.command(&["serve"])?;
         command.env("FAILPOINTS", armed);
@@ -157,23 +174,23 @@ impl Lane {
         if served {
             let environment = self.plan.environment(&listening)?;
             // It is cut short, unless the place is passed behind the last answer.
-            let _ = tell(&environment, key, acknowledged).await;
+            let _ = story.tell(&environment, key, acknowledged).await;
         }
         let status = running.ended().await.with_context(|| format!("{armed} was not passed"))?;
         ensure!(status.code() == Some(ABORTED), "it ended with {status} and not by {armed}");
         Ok(())
     }
 
-    /// Each private key in the token is named by a row, and each version that lives has its own.
+    /// Each private or secret key in the token is named by a row, and each version that lives has its own.
     fn check_token(&self) -> anyhow::Result<()> {
         let script = "import sqlite3, sys\n\
                       db = sqlite3.connect('file:' + sys.argv[1] + '?mode=ro', uri=True)\n\
                       for row in db.execute('SELECT lower(hex(cka_id)), lower(hex(earlier_attempts)), \
-                      spki IS NOT NULL AND destroyed_at_us IS NULL FROM key_versions'): print(*row, sep=',')\n";
+                      published_at_us IS NOT NULL AND destroyed_at_us IS NULL FROM key_versions'): print(*row, sep=',')\n";
         let output =
             Command::new("python3").args(["-c", script]).arg(&self.plan.store).output().context("python3")?;
         let rows = Output::of("sqlite3", output);
-        let objects = BTreeSet::from_iter(self.plan.token.private_key_ids()?);
+        let objects = BTreeSet::from_iter(self.plan.token.key_ids()?);
         let mut named = BTreeSet::new();
         for row in rows.text()?.lines() {
             let mut cells = row.split(',');
@@ -208,13 +225,63 @@ impl fmt::Display for Acknowledged {
 
 impl fmt::Display for Visit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, pass {}", self.point, self.passed + 1)?;
+        write!(f, "{:?}: {}, pass {}", self.story, self.point, self.passed + 1)?;
         self.after.map_or(Ok(()), |after| write!(f, ", resuming a birth that was cut at {after}"))
     }
 }
 
-/// The story: a key, its second version, and the destruction of that one. The first signs throughout.
-async fn tell(service: &Environment, key: &str, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
+impl Story {
+    async fn tell(
+        self,
+        service: &Environment,
+        key: &str,
+        acknowledged: &mut Acknowledged,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::Signing => tell_of_signing(service, key, acknowledged).await,
+            Self::Wrapping => tell_of_wrapping(service, key, acknowledged).await,
+        }
+    }
+}
+
+/// A key, and its second version, which wraps at once. Both have wrapped.
+async fn tell_of_wrapping(
+    service: &Environment,
+    key: &str,
+    acknowledged: &mut Acknowledged,
+) -> anyhow::Result<()> {
+    let client = service.client().await?;
+    let (mut keys, name) = (client.keys(), format!("keys/{key}"));
+    let new = v1::Key { algorithm: "A256GCMKW".into(), ..Default::default() };
+    let create = v1::CreateKeyRequest { key_id: key.into(), key: Some(new), ..Default::default() };
+    let made = keys.create_key(create).await?.into_inner();
+    acknowledged.uid = Some(made.uid);
+    acknowledged.versions.insert(1);
+    acknowledged.wrapped.push(wrap(&client, &name).await?);
+    let rotate = v1::RotateKeyRequest { name: name.clone(), emergency: true, ..Default::default() };
+    acknowledged.versions.insert(keys.rotate_key(rotate).await?.into_inner().number);
+    acknowledged.wrapped.push(wrap(&client, &name).await?);
+    Ok(())
+}
+
+async fn wrap(client: &Client, name: &str) -> anyhow::Result<Vec<u8>> {
+    let request = v1::WrapKeyRequest { name: name.into(), plaintext: vec![0x5a; 32], ..Default::default() };
+    Ok(client.crypto().wrap_key(request).await?.into_inner().wrapped_key)
+}
+
+async fn unwraps(client: &Client, name: &str, wrapped_key: &[u8]) -> anyhow::Result<()> {
+    let wrapped_key = wrapped_key.to_vec();
+    let request = v1::UnwrapKeyRequest { name: name.into(), wrapped_key, ..Default::default() };
+    ensure!(client.unwrap_key(request).await?.plaintext == [0x5a; 32], "another key came out");
+    Ok(())
+}
+
+/// A key, its second version, and the destruction of that one. The first signs throughout.
+async fn tell_of_signing(
+    service: &Environment,
+    key: &str,
+    acknowledged: &mut Acknowledged,
+) -> anyhow::Result<()> {
     let client = service.client().await?;
     // Without the SDK's repetitions: each answer is of one try.
     let mut keys = client.keys();
@@ -246,8 +313,8 @@ async fn tell(service: &Environment, key: &str, acknowledged: &mut Acknowledged)
     .await
 }
 
-/// What was acknowledged is there; what was begun is finished; the first version signs.
-async fn check(client: &Client, key: &str, acknowledged: &Acknowledged) -> anyhow::Result<()> {
+/// What was acknowledged is there; what was begun is finished; the key signs, or opens what its versions have wrapped.
+async fn check(client: &Client, key: &str, story: Story, acknowledged: &Acknowledged) -> anyhow::Result<()> {
     let name = format!("keys/{key}");
     let found = client.get_key(v1::GetKeyRequest { name: name.clone() }).await;
     let found = match (found, &acknowledged.uid) {
@@ -270,6 +337,12 @@ async fn check(client: &Client, key: &str, acknowledged: &Acknowledged) -> anyho
     let numbers: Vec<u32> = versions.keys().copied().collect();
     ensure!(numbers == (1..=u32::try_from(numbers.len())?).collect::<Vec<_>>(), "a gap: {numbers:?}");
     ensure!(acknowledged.versions.iter().all(|number| versions.contains_key(number)), "lost: {numbers:?}");
+    if story == Story::Wrapping {
+        for wrapped in &acknowledged.wrapped {
+            unwraps(client, &found.name, wrapped).await.context("what it wrapped")?;
+        }
+        return unwraps(client, &found.name, &wrap(client, &found.name).await?).await.context("it wraps");
+    }
     let input = Some(v1::sign_request::Input::Message(b"a message".to_vec()));
     client
         .sign(v1::SignRequest { name: found.name, input, ..Default::default() })

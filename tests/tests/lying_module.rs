@@ -5,11 +5,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use kms_client::v1;
+use kms_client::{Client, v1};
 use kms_softhsm::{EphemeralToken, faults::Controller};
 use kms_tests::{PATIENCE, Plan, Promise, Refusal, Server, Signer, TestHsm, until};
 use tokio::task::JoinSet;
 use tonic::Code;
+use v1::batch_wrap_key_result::Outcome;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -85,6 +86,58 @@ async fn no_signature_of_a_lying_module_is_released() -> anyhow::Result<()> {
     promise.kept(
         format!("{fired} flipped bits and swapped handles below C_Sign"),
         format!("0 released; {} requests failed with INTERNAL", refused.len()),
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_wrap_of_a_lying_module_is_released() -> anyhow::Result<()> {
+    let promise = Promise::begin(10, "lying_module")?;
+    let server = faulty_server("").await?;
+    let client = server.client().await?;
+    for number in 0..2 {
+        let key = Some(v1::Key { algorithm: "A256GCMKW".into(), ..Default::default() });
+        let request = v1::CreateKeyRequest { key_id: format!("kek-{number}"), key, ..Default::default() };
+        client.create_key(request).await?;
+    }
+    let (faults, seed) = (Promise::count(200, 10_000), promise.seed.initial());
+    let (mut fired, mut refused, mut released) = (0, 0, Vec::new());
+    // What it encrypted is spoilt, or another key encrypted it, or is asked whether it was right.
+    for script in [
+        format!("C_Encrypt chance 300000 seed {seed}: flip-bit 77"),
+        format!("C_EncryptInit chance 300000 seed {seed}: swap-handles"),
+        format!("C_DecryptInit chance 300000 seed {seed}: swap-handles"),
+    ] {
+        controller(&server)?.set(&script.parse()?);
+        while controller(&server)?.fired() < u32::try_from(faults.div_ceil(3))? {
+            for (name, outcome) in wraps(&client).await? {
+                match outcome {
+                    Outcome::Response(wrapped) => released.push((name, wrapped.wrapped_key)),
+                    Outcome::Error(error) => {
+                        ensure!(error.code == Code::Internal as i32, "{script}: {}", error.message);
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        fired += controller(&server)?.fired();
+    }
+    controller(&server)?.clear();
+    for (name, wrapped_key) in &released {
+        let request = v1::UnwrapKeyRequest {
+            name: name.clone(),
+            wrapped_key: wrapped_key.clone(),
+            ..Default::default()
+        };
+        let opened = client.unwrap_key(request).await.context("a wrap was released that does not open")?;
+        ensure!(opened.plaintext == [0x5a; 32], "it opens as another key");
+    }
+    ensure!(refused > 0 && !released.is_empty(), "{refused} refused, {} released", released.len());
+    promise.kept(
+        format!(
+            "{fired} flipped bits and swapped handles below C_Encrypt and C_Decrypt while keys are wrapped"
+        ),
+        format!("{} wraps released: all open; {refused} requests failed with INTERNAL", released.len()),
     );
     Ok(())
 }
@@ -167,6 +220,21 @@ async fn a_token_with_four_sessions_serves_a_thousand_callers() -> anyhow::Resul
         format!("0 errors, {sessions} sessions open"),
     );
     Ok(())
+}
+
+/// A batch of wraps by two keys in turn: the key, and what became of it.
+async fn wraps(client: &Client) -> anyhow::Result<Vec<(String, Outcome)>> {
+    let names: Vec<_> = (0..64).map(|number| format!("keys/kek-{}", number % 2)).collect();
+    let request = |name: &String| v1::WrapKeyRequest {
+        name: name.clone(),
+        plaintext: vec![0x5a; 32],
+        ..Default::default()
+    };
+    let requests = names.iter().map(request).collect();
+    let results = client.batch_wrap_key(v1::BatchWrapKeyRequest { requests }).await?.results;
+    ensure!(results.len() == names.len(), "{} results", results.len());
+    let outcomes = results.into_iter().map(|result| result.outcome.context("no outcome"));
+    names.into_iter().zip(outcomes).map(|(name, outcome)| Ok((name, outcome?))).collect()
 }
 
 /// A server on SoftHSM behind the shim, which obeys `script` from the first C call on.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, ensure};
 use kms_client::{Client, Error, v1};
-use kms_tests::{Fleet, PATIENCE, Plan, Service, until};
+use kms_envelope::WrappedKey;
+use kms_tests::{Fleet, PATIENCE, Plan, Promise, Service, until};
 
 const SECRET: [u8; 32] = [0x5a; 32];
 const KEY: &str = "keys/orders";
@@ -159,6 +160,67 @@ async fn whatever_does_not_fit_has_one_reason_and_harms_nothing() -> anyhow::Res
     );
     ensure!(unwrap(&client, &wrapped).await?.plaintext == SECRET);
     ensure!(service.metric("kms_hsm_respawns_total").await? == before, "garbage cost a worker");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_header_opens_what_stands_behind_another() -> anyhow::Result<()> {
+    const BATCH_LEN: usize = 128;
+    let promise = Promise::begin(13, "wrapping")?;
+    let service = Service::start().await?;
+    let client = service.client().await?;
+    create(&client, "orders").await?;
+    create(&client, "other").await?;
+    let count = Promise::count(32, 1_000);
+    let mut made = Vec::new();
+    for number in 0..count {
+        // Two keys, and contexts that several have; what is wrapped tells them apart.
+        let name = ["keys/other", KEY][number % 2].to_owned();
+        let encryption_context = context(&[("tenant", ["acme", "umbrella", ""][number % 3])]);
+        let plaintext = number.to_be_bytes().repeat(4);
+        let request =
+            v1::WrapKeyRequest { name: name.clone(), plaintext, encryption_context, ..Default::default() };
+        let context = request.encryption_context.clone();
+        let wrapped = WrappedKey::parse(&client.wrap_key(request).await?.wrapped_key)?;
+        made.push((name, context, wrapped));
+    }
+    let pairs: Vec<_> = (0..count).flat_map(|of| (0..count).map(move |behind| (of, behind))).collect();
+    let mut opened = 0;
+    for (batch, pairs) in pairs.chunks(BATCH_LEN).enumerate() {
+        Promise::progress("batches of pairs", batch, (count * count).div_ceil(BATCH_LEN));
+        let ask = |(of, behind): &(usize, usize)| {
+            let (name, context, header) = &made[*of];
+            let swapped = WrappedKey::new(*header.header(), made[*behind].2.wrapped().to_vec())?;
+            anyhow::Ok(v1::UnwrapKeyRequest {
+                name: name.clone(),
+                wrapped_key: swapped.to_bytes(),
+                encryption_context: context.clone(),
+                ..Default::default()
+            })
+        };
+        let requests = pairs.iter().map(ask).collect::<anyhow::Result<_>>()?;
+        let results = client.batch_unwrap_key(v1::BatchUnwrapKeyRequest { requests }).await?.results;
+        ensure!(results.len() == pairs.len(), "{} results", results.len());
+        for (&(of, behind), result) in pairs.iter().zip(results) {
+            match result.outcome.context("no outcome")? {
+                v1::batch_unwrap_key_result::Outcome::Response(response) => {
+                    ensure!(of == behind, "the header of {of} opened {behind}");
+                    ensure!(response.plaintext == of.to_be_bytes().repeat(4), "{of} is another key");
+                    opened += 1;
+                }
+                v1::batch_unwrap_key_result::Outcome::Error(error) => {
+                    ensure!(of != behind, "{of} does not open: {}", error.message);
+                    ensure!(error.code == tonic::Code::InvalidArgument as i32, "{}", error.message);
+                }
+            }
+        }
+    }
+    ensure!(opened == count);
+    ensure!(service.metric("kms_hsm_respawns_total").await? == 0.0, "a swap cost a worker");
+    promise.kept(
+        format!("{count} wrapped keys of 2 keys and 3 contexts, every header with every other's wrap, through a service"),
+        format!("{} pairs: 0 opened; 0 workers replaced", count * (count - 1)),
+    );
     Ok(())
 }
 

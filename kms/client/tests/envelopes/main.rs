@@ -5,6 +5,7 @@
 mod fields;
 mod keys_in_memory;
 mod memory;
+mod payload_keys;
 mod rewraps;
 mod streams;
 
