@@ -24,7 +24,7 @@ const NOT_OPENED: &str = "NOT_OPENED";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connection {
-    /// Address of the service, host:port or https://host:port
+    /// Address of the service, host:port or https://host:port; of several replicas, separated by commas
     #[arg(long, env = "KMS_ADDR", global = true, value_name = "ADDR")]
     addr: Option<String>,
     /// PEM file of the certificate authorities to trust; without it the system's
