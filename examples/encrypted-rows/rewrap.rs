@@ -2,7 +2,7 @@
 //! data key, the payload, is neither decrypted nor changed, and no encryption context is needed.
 //!
 //! It needs no memory of its own. What is left to do are the rows that another version wraps: whoever stops it and starts
-//! it again goes on where it was, and two that run at once only do work twice. Applications read and write meanwhile: a
+//! it again goes on where it was, and two that run at once do no harm but work twice. Applications read and write meanwhile: a
 //! row that was written since it was read is left to its writer, and found again by the next pass if it is still stale.
 
 use anyhow::bail;
