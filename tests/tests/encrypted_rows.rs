@@ -82,6 +82,7 @@ async fn every_row_outlives_three_rotations_and_the_destruction_of_the_first_ver
     ensure!(shop.by_version()? == BTreeMap::from([(4, rows)]), "{:?}", shop.by_version()?);
     let verified = format!("{rows} rows open\nversion 4: {rows}");
     ensure!(shop.run(&["verify"]).await?.text()? == verified);
+    let unwrapped = count(&after, &shop.calls().await?, "UnwrapKey");
     ensure!(shop.run(&["read", "--id", &rows.to_string()]).await?.text()?.as_bytes() == OVERWRITTEN);
     let differing = differing(&sealed, &shop.rows()?, (rows, &overwritten))?;
     ensure!(differing == 0, "{differing} payloads differ");
@@ -121,7 +122,8 @@ async fn every_row_outlives_three_rotations_and_the_destruction_of_the_first_ver
         ),
         format!(
             "sealed in {:.1} s with {filled} calls; moved in {:.1} s with {} calls for batches and {} for the version that \
-             wraps; 0 rows on old versions, 0 payloads changed, all {rows} open, the copy of a row of before does not",
+             wraps; 0 rows on old versions, 0 payloads changed; all {rows} open, with {unwrapped} calls, and the copy of a \
+             row of before does not",
             filling.as_secs_f64(),
             moved.as_secs_f64(),
             count(&before, &after, "BatchRewrapKey"),
