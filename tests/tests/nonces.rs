@@ -36,7 +36,7 @@ const KEYS: [&str; 2] = ["keys/rotated", "keys/young"];
 #[tokio::test(flavor = "multi_thread")]
 async fn no_key_meets_an_iv_twice_over_kills_and_over_a_copy_of_the_state() -> anyhow::Result<()> {
     let mut promise = Promise::begin(14, "nonces")?;
-    let (kills, wraps) = (Promise::count(8, 100), Promise::count(16_000, 10_000_000));
+    let (kills, wraps) = (Promise::count(6, 100), Promise::count(12_000, 10_000_000));
     let mut servers = Servers::start().await?;
     let mut callers = Callers::start(&servers)?;
     let mut killed = Killed::default();
