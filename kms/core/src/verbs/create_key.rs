@@ -15,7 +15,7 @@ use crate::{
         birth::Attempt,
         requests::{Fingerprint, Request, label_text, rules_text},
         resumption::still_being_made,
-        update_key::{check_labels, check_owner, check_required_context},
+        update_key::{check_has_contexts, check_labels, check_owner, check_required_context},
     },
 };
 
@@ -105,6 +105,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         fingerprint: &Fingerprint,
     ) -> Result<(), Error> {
         check_purpose(request.purpose, request.algorithm)?;
+        check_has_contexts(request.purpose, &request.required_context)?;
         // Before the name is taken: a birth that can never succeed should not be begun.
         if !self.hsm.supports(request.algorithm) {
             return Err(Fault::Unsupported(request.algorithm.to_string()).into());

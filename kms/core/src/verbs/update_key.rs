@@ -7,7 +7,7 @@ use crate::{
     catalog::Entry,
     claim_rules::ClaimRules,
     class::{AskedPeriods, ClassName, PeriodChanges, Periods},
-    key::{Born, Labels, Timeline, later},
+    key::{Born, Labels, Purpose, Timeline, later},
     kms::KeyView,
     time::Timestamp,
     verbs::requests::{Fingerprint, Request, label_text, rules_text},
@@ -68,6 +68,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             key.claim_rules = rules;
         }
         if let Some(names) = request.required_context {
+            check_has_contexts(key.purpose, &names)?;
             key.required_context = check_required_context(names)?;
         }
         key.class = request.class.unwrap_or(key.class);
@@ -180,4 +181,12 @@ pub(super) fn check_required_context(mut names: Vec<String>) -> Result<Vec<Strin
         return Err(Error::invalid("required_context", text));
     }
     Ok(names)
+}
+
+/// Only wraps have an encryption context.
+pub(super) fn check_has_contexts(purpose: Purpose, required: &[String]) -> Result<(), Error> {
+    if purpose == Purpose::Wrap || required.is_empty() {
+        return Ok(());
+    }
+    Err(Error::invalid("required_context", "only a key whose purpose is wrap has encryption contexts"))
 }

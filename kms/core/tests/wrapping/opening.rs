@@ -128,6 +128,12 @@ fn a_name_that_the_key_requires_must_stand_in_the_context() {
         assert_eq!(refused.field(), Some("encryption_context"));
         assert!(refused.to_string().contains("tenant"), "{refused}");
         wrap(&kms, "strict", &context(&[("tenant", "")])).await.expect("wrapped");
+        let key = CreateKey {
+            required_context: vec!["tenant".to_owned()],
+            ..CreateKey::new(id("s"), Algorithm::Es256)
+        };
+        let refused = kms.create_key(&administrator(), key, soon()).await.expect_err("it has no contexts");
+        assert_eq!(refused.field(), Some("required_context"));
     });
 }
 
