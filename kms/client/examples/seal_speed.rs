@@ -171,6 +171,10 @@ impl Kms for Local {
         Err(tonic::Status::unimplemented("nothing is moved").into())
     }
 
+    async fn key_uid(&self, _: &str) -> Result<[u8; 16], kms_client::Error> {
+        Err(tonic::Status::unimplemented("nothing is opened").into())
+    }
+
     async fn primary(&self, _: &str) -> Result<Primary, kms_client::Error> {
         Err(tonic::Status::unimplemented("nothing is moved").into())
     }

@@ -20,10 +20,10 @@ use crate::{
     },
 };
 
-/// A silent connection is probed after this long, so that a vanished server is noticed between calls.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// A silent connection is probed after this long, so that a vanished server is noticed between calls and during them.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// A probe that is not answered within this time ends the connection; the next call makes a new one.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where the service is, and how to speak to it.
 #[derive(Debug, Clone)]
@@ -75,7 +75,7 @@ impl Client {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = tls::connector(&provider, options.ca_pem.as_deref())?;
         let authentication = Authentication::new(&options.access_token, options.timeout)?;
-        let replicas = connect_to_one(endpoints(&options)?, &tls).await?;
+        let replicas = connect_to_one(endpoints(&options)?, &tls, options.connect_timeout).await?;
         let channel = Authenticated::new(replicas.clone(), authentication);
         Ok(Self {
             keys: KeyServiceClient::new(channel.clone()),
@@ -135,7 +135,6 @@ fn endpoints(options: &Options) -> Result<Vec<(String, Endpoint)>, Error> {
     }
     let endpoint = |addr: &str| {
         let endpoint = Endpoint::from(parse_addr(addr)?)
-            .connect_timeout(options.connect_timeout)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
@@ -145,10 +144,14 @@ fn endpoints(options: &Options) -> Result<Vec<(String, Endpoint)>, Error> {
 }
 
 /// Connects to all replicas at once until one is there; the others get a connection that makes itself when needed.
-async fn connect_to_one(endpoints: Vec<(String, Endpoint)>, tls: &TlsConnector) -> Result<Replicas, Error> {
+async fn connect_to_one(
+    endpoints: Vec<(String, Endpoint)>,
+    tls: &TlsConnector,
+    timeout: Duration,
+) -> Result<Replicas, Error> {
     let connector = || {
         let tls = tls.clone();
-        tower::service_fn(move |uri| tls::connect(tls.clone(), uri))
+        tower::service_fn(move |uri| tls::connect(tls.clone(), uri, timeout))
     };
     let attempts = endpoints.iter().enumerate().map(|(index, (addr, endpoint))| async move {
         let connected = endpoint.connect_with_connector(connector()).await;
@@ -169,7 +172,7 @@ async fn connect_to_one(endpoints: Vec<(String, Endpoint)>, tls: &TlsConnector) 
     let mut channels: Vec<(String, Channel)> =
         endpoints.iter().map(|(addr, endpoint)| (addr.clone(), lazily(endpoint))).collect();
     channels[first].1 = connected;
-    Ok(Replicas::new(channels))
+    Ok(Replicas::new(channels, first))
 }
 
 fn parse_addr(addr: &str) -> Result<Uri, Error> {

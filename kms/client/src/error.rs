@@ -87,9 +87,9 @@ impl Error {
         self.never_sent
     }
 
-    /// Whether another replica may fare better at once: this one was away, and named no time to wait.
+    /// Whether another replica may fare better at once: this one was away, or cannot serve now.
     pub(crate) fn is_of_one_replica(&self) -> bool {
-        self.kind == Kind::Unavailable && self.retry_delay.is_none()
+        self.kind == Kind::Unavailable
     }
 
     /// The caller's own mistake, found before anything was sent.

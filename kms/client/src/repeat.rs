@@ -2,10 +2,14 @@
 //!
 //! Only two failures are worth a repetition: UNAVAILABLE, and RESOURCE_EXHAUSTED when the server says when. A request
 //! that no server has seen may be repeated whatever it asks for. The next attempt goes to another replica where there
-//! is one, and at once if the last was UNAVAILABLE and another replica is believed to be well. Otherwise the pause doubles from one repetition to the next, is drawn at random below that (so that callers who failed
-//! together do not come back together), and is never shorter than the server asked.
+//! is one, and at once if the last was UNAVAILABLE and another replica, not tried yet, is believed to be well. Otherwise
+//! the pause doubles from one repetition to the next, is drawn at random below that (so that callers who failed together
+//! do not come back together), and is never shorter than the server asked.
+//!
+//! A replica that does not answer at all must not use up the whole deadline while another works: an attempt has half of
+//! what is left, and is given up then if it may be made twice.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use rustls::crypto::SecureRandom;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -15,6 +19,14 @@ use crate::{Client, Error, Kind, replicas::Tried};
 
 const FIRST_PAUSE_MAX: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// The shortest share of the deadline that is worth an attempt.
+const SHARE_MIN: Duration = Duration::from_millis(50);
+/// No deadline is further away than this: the wire's form of one has eight digits, of milliseconds here.
+const TIMEOUT_MAX: Duration = Duration::from_millis(99_999_999);
+/// How often the service is asked again for a version that it does not know: its number may be the invention of whoever
+/// wrote the envelope.
+const NOT_KNOWN_REPEATS_MAX: u32 = 2;
 
 /// Whether doing it twice is the same as doing it once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,32 +49,67 @@ impl Client {
         Req: Clone,
         Sent: Future<Output = Result<Response<Res>, Status>>,
     {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout.min(TIMEOUT_MAX);
         let tried = Arc::new(Tried::default());
         let mut pause_max = FIRST_PAUSE_MAX;
+        let mut not_known = 0;
         loop {
             let mut request = Request::new(message.clone());
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
             request.extensions_mut().insert(Arc::clone(&tried));
-            let error = match timeout_at(deadline, send(request)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => Error::from(status),
-                Err(_) => {
-                    self.replicas.ran_out(&tried);
-                    return Err(Error::deadline());
-                }
+            let error = match self.attempt(repeat, &tried, deadline, send(request)).await {
+                Some(Ok(response)) => return Ok(response.into_inner()),
+                Some(Err(status)) => Error::from(status),
+                None if Instant::now() < deadline => continue,
+                None => return Err(Error::deadline()),
             };
             if repeat == Repeat::Never && !error.never_sent() {
                 return Err(error);
+            }
+            if error.reason() == Some("VERSION_NOT_KNOWN") {
+                not_known += 1;
+                if not_known > NOT_KNOWN_REPEATS_MAX {
+                    return Err(error);
+                }
             }
             if error.is_of_one_replica() && self.replicas.another_is_well(&tried) {
                 continue;
             }
             match pause_before_next(&error, pause_max, self.provider.secure_random) {
-                Some(pause) if Instant::now() + pause < deadline => sleep(pause).await,
+                Some(pause) if pause < deadline.saturating_duration_since(Instant::now()) => {
+                    sleep(pause).await
+                }
                 _ => return Err(error),
             }
             pause_max = PAUSE_MAX.min(pause_max * 2);
+        }
+    }
+
+    /// What became of one attempt; `None` if it was given up without an answer, for the deadline or for another replica.
+    async fn attempt<Res>(
+        &self,
+        repeat: Repeat,
+        tried: &Tried,
+        deadline: Instant,
+        sent: impl Future<Output = Result<Response<Res>, Status>>,
+    ) -> Option<Result<Response<Res>, Status>> {
+        let begun = Instant::now();
+        let mut sent = pin!(sent);
+        loop {
+            let until = match repeat {
+                Repeat::Safe => end_of_share(Instant::now(), deadline),
+                Repeat::Never => deadline,
+            };
+            if let Ok(answer) = timeout_at(until, &mut sent).await {
+                return Some(answer);
+            }
+            if until >= deadline || self.replicas.another_than_the_last_is_well(tried) {
+                // One that had hardly begun when the deadline came is not to blame.
+                if begun.elapsed() >= self.timeout / 4 {
+                    self.replicas.ran_out(tried);
+                }
+                return None;
+            }
         }
     }
 
@@ -89,7 +136,13 @@ fn pause_before_next(error: &Error, pause_max: Duration, random: &dyn SecureRand
         Ok(()) => f64::from(u32::from_be_bytes(dice)) / f64::from(u32::MAX),
         Err(_) => 1.0,
     };
-    Some(asked + pause_max.mul_f64(share))
+    Some(asked.saturating_add(pause_max.mul_f64(share)))
+}
+
+/// When an attempt that is under way at `now` has had its share of what is left.
+fn end_of_share(now: Instant, deadline: Instant) -> Instant {
+    let left = deadline.saturating_duration_since(now);
+    now + left.min(SHARE_MIN.max(left / 2))
 }
 
 fn uuid_v4(mut bytes: [u8; 16]) -> String {

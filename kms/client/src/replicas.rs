@@ -1,9 +1,12 @@
 //! Which server a request goes to. All replicas of the service are equal: any of them answers any call.
 //!
 //! Each has a connection of its own. A request goes to the one with the fewest requests in flight, in turn among
-//! equals: a slow replica gets less, without anybody measuring it. A replica whose connection fails, or which says
-//! UNAVAILABLE, rests for a moment, which doubles as long as it fails; then one request tries it again. When all of
-//! them rest, the one that has rested most is asked all the same: to refuse a call is the server's business.
+//! equals: a slow replica gets less, without anybody measuring it. A replica whose connection fails, which lets a request
+//! wait in vain, or which says that it cannot serve now, rests for a moment; then one request at a time tries it until it
+//! has answered. So does one that nobody has spoken to yet. When none is well, they are asked all the same, in turn: to
+//! refuse a call is the server's business.
+
+mod health;
 
 use std::{
     fmt,
@@ -18,17 +21,20 @@ use std::{
 };
 
 use http::{Request, Response};
-use tonic::{Code, body::Body, transport::Channel};
+use tonic::{Code, Status, body::Body, transport::Channel};
+use tonic_types::StatusExt;
 use tower::Service;
 
+use self::health::Health;
 use crate::unreached::Unreached;
 
 /// As many replicas as an address may name.
 pub(crate) const REPLICAS_MAX: usize = 64;
-/// How long a replica rests after its first failure.
-const FIRST_REST: Duration = Duration::from_millis(100);
-/// How long it rests at most.
-const REST_MAX: Duration = Duration::from_secs(5);
+/// A request that is given up after it has waited so long for its answer says that the replica is away.
+const SILENCE_MAX: Duration = Duration::from_millis(500);
+/// The reasons of UNAVAILABLE by which a server speaks of itself. Any other is of the request: of a version that it
+/// names, or of one key.
+const OF_THE_SERVER: [&str; 4] = ["FENCED", "HSM_UNAVAILABLE", "STORE_UNAVAILABLE", "AUDIT_UNAVAILABLE"];
 
 /// The connections to all replicas, as one. Cloning shares them.
 #[derive(Clone)]
@@ -44,13 +50,6 @@ struct Replica {
     health: Mutex<Health>,
 }
 
-/// How often a replica has failed since it last answered, and until when it rests for that.
-#[derive(Debug, Clone, Copy, Default)]
-struct Health {
-    failures: u32,
-    rests_until: Option<Instant>,
-}
-
 /// The replicas that one call, with its repetitions, has been to. Travels as an extension of the request.
 #[derive(Debug, Default)]
 pub(crate) struct Tried {
@@ -63,20 +62,20 @@ pub(crate) struct Tried {
 struct Rank {
     rests: bool,
     tried: bool,
-    rest: Duration,
     in_flight: usize,
     turn: usize,
 }
 
 impl Replicas {
-    /// `channels` are the replicas' addresses and connections, at least one and at most [`REPLICAS_MAX`].
-    pub(crate) fn new(channels: Vec<(String, Channel)>) -> Self {
+    /// `channels` are the replicas' addresses and connections, at least one and at most [`REPLICAS_MAX`]. Nothing is
+    /// known yet of any but the one at `connected`.
+    pub(crate) fn new(channels: Vec<(String, Channel)>, connected: usize) -> Self {
         debug_assert!((1..=REPLICAS_MAX).contains(&channels.len()));
-        let all = channels.into_iter().map(|(addr, channel)| Replica {
+        let all = channels.into_iter().enumerate().map(|(index, (addr, channel))| Replica {
             addr,
             channel,
             in_flight: AtomicUsize::new(0),
-            health: Mutex::default(),
+            health: Mutex::new(if index == connected { Health::default() } else { Health::unproven() }),
         });
         Self { all: all.collect(), turn: Arc::default() }
     }
@@ -84,18 +83,20 @@ impl Replicas {
     /// Whether a replica that `tried` does not name is believed to be well.
     pub(crate) fn another_is_well(&self, tried: &Tried) -> bool {
         let now = Instant::now();
-        self.all
-            .iter()
-            .enumerate()
-            .any(|(index, replica)| !tried.contains(index) && replica.health().rest(now).is_zero())
+        self.all.iter().enumerate().any(|(index, replica)| !tried.contains(index) && replica.is_well(now))
     }
 
-    /// The replica that was tried last has let a call's time run out.
+    /// Whether a replica other than the one that was tried last is believed to be well.
+    pub(crate) fn another_than_the_last_is_well(&self, tried: &Tried) -> bool {
+        let (now, last) = (Instant::now(), tried.last());
+        last.is_some()
+            && self.all.iter().enumerate().any(|(index, replica)| Some(index) != last && replica.is_well(now))
+    }
+
+    /// The replica that was tried last has let the time of an attempt run out.
     pub(crate) fn ran_out(&self, tried: &Tried) {
-        if let Some(replica) = self.all.get(tried.last.load(Relaxed))
-            && tried.set.load(Relaxed) != 0
-        {
-            replica.failed(Instant::now());
+        if let Some(replica) = tried.last().and_then(|last| self.all.get(last)) {
+            replica.health().failed(Instant::now());
         }
     }
 
@@ -103,15 +104,11 @@ impl Replicas {
         let now = Instant::now();
         let count = self.all.len();
         let turn = self.turn.fetch_add(1, Relaxed) % count;
-        let rank = |index: &usize| {
-            let rest = self.all[*index].health().rest(now);
-            Rank {
-                rests: !rest.is_zero(),
-                tried: tried.contains(*index),
-                rest,
-                in_flight: self.all[*index].in_flight.load(Relaxed),
-                turn: (index + count - turn) % count,
-            }
+        let rank = |index: &usize| Rank {
+            rests: !self.all[*index].is_well(now),
+            tried: tried.contains(*index),
+            in_flight: self.all[*index].in_flight.load(Relaxed),
+            turn: (index + count - turn) % count,
         };
         let index = (0..count).min_by_key(rank).unwrap_or_default();
         tried.insert(index);
@@ -135,23 +132,25 @@ impl Service<Request<Body>> for Replicas {
         Box::pin(async move {
             let tried = request.extensions().get::<Arc<Tried>>().cloned().unwrap_or_default();
             let replica = &replicas.all[replicas.choose(&tried)];
-            let _in_flight = InFlight::begin(&replica.in_flight);
+            let mut attempt = Attempt::begin(replica);
             let mut channel = replica.channel.clone();
             let answer = match poll_fn(|context| channel.poll_ready(context)).await {
                 Ok(()) => channel.call(request).await,
                 Err(error) => Err(error),
             };
+            attempt.has_ended = true;
+            let (mut health, now) = (replica.health(), Instant::now());
             match answer {
                 Ok(response) => {
-                    if is_unavailable(&response) {
-                        replica.failed(Instant::now());
-                    } else {
-                        replica.health().answered();
+                    match Said::by(&response) {
+                        Said::Answer => health.answered(),
+                        Said::NotNow => health.refused(now),
+                        Said::NotByTheServer => health.failed(now),
                     }
                     Ok(response)
                 }
                 Err(error) => {
-                    replica.failed(Instant::now());
+                    health.failed(now);
                     Err(Unreached::new(replica.addr.clone(), error))
                 }
             }
@@ -160,44 +159,15 @@ impl Service<Request<Body>> for Replicas {
 }
 
 impl Replica {
+    /// Whether a request may go there. To one that has not answered since it failed only when no other is on its way.
+    fn is_well(&self, now: Instant) -> bool {
+        let health = *self.health();
+        !health.rests(now) && (health.is_proven() || self.in_flight.load(Relaxed) == 0)
+    }
+
     fn health(&self) -> MutexGuard<'_, Health> {
-        // Three words, written in one step each: a panic leaves nothing half done.
+        // Two words, written in one step each: a panic leaves nothing half done.
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn failed(&self, now: Instant) {
-        self.health().failed(now);
-    }
-}
-
-impl Health {
-    fn rest(&self, now: Instant) -> Duration {
-        self.rests_until.map(|until| until.saturating_duration_since(now)).unwrap_or_default()
-    }
-
-    fn answered(&mut self) {
-        *self = Self::default();
-    }
-
-    fn failed(&mut self, now: Instant) {
-        // Many requests fail together when a connection is cut: that is one failure.
-        if self.rest(now).is_zero() {
-            self.failures += 1;
-        }
-        self.rests_until = Some(now + self.pause());
-    }
-
-    /// One request goes to a replica that has rested; the others wait for what becomes of it.
-    fn tried_again(&mut self, now: Instant) {
-        if self.failures > 0 && self.rest(now).is_zero() {
-            self.rests_until = Some(now + self.pause());
-            self.failures += 1;
-        }
-    }
-
-    fn pause(&self) -> Duration {
-        let doubled = 1 << self.failures.saturating_sub(1).min(16);
-        REST_MAX.min(FIRST_REST * doubled)
     }
 }
 
@@ -210,29 +180,58 @@ impl Tried {
         self.set.fetch_or(1 << index, Relaxed);
         self.last.store(index, Relaxed);
     }
+
+    fn last(&self) -> Option<usize> {
+        (self.set.load(Relaxed) != 0).then(|| self.last.load(Relaxed))
+    }
 }
 
 /// One request in flight, for as long as this lives.
-struct InFlight<'a>(&'a AtomicUsize);
+struct Attempt<'a> {
+    replica: &'a Replica,
+    begun: Instant,
+    has_ended: bool,
+}
 
-impl<'a> InFlight<'a> {
-    fn begin(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Relaxed);
-        Self(count)
+impl<'a> Attempt<'a> {
+    fn begin(replica: &'a Replica) -> Self {
+        replica.in_flight.fetch_add(1, Relaxed);
+        Self { replica, begun: Instant::now(), has_ended: false }
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.replica.in_flight.fetch_sub(1, Relaxed);
+        // Whoever waited has given up, by a clock of their own perhaps: nobody else will say so.
+        if !self.has_ended && self.begun.elapsed() > SILENCE_MAX {
+            self.replica.health().failed(Instant::now());
+        }
     }
 }
 
-/// Whether a server, or a proxy before it, says that it cannot serve now.
-fn is_unavailable(response: &Response<Body>) -> bool {
-    let status = response.headers().get("grpc-status");
-    response.status().is_server_error()
-        || status.is_some_and(|status| Code::from_bytes(status.as_bytes()) == Code::Unavailable)
+/// What an answer says of who gave it.
+enum Said {
+    /// The server works, whatever it thinks of the request.
+    Answer,
+    /// The server says that it cannot serve now.
+    NotNow,
+    /// A proxy says that there is no server.
+    NotByTheServer,
+}
+
+impl Said {
+    fn by(response: &Response<Body>) -> Self {
+        // A server that fails a call says so in the head of its answer.
+        let Some(status) = Status::from_header_map(response.headers()) else {
+            return if response.status().is_server_error() { Self::NotByTheServer } else { Self::Answer };
+        };
+        let is_its_own = || match status.get_error_details().error_info() {
+            Some(info) => OF_THE_SERVER.contains(&info.reason.as_str()),
+            None => true,
+        };
+        if status.code() == Code::Unavailable && is_its_own() { Self::NotNow } else { Self::Answer }
+    }
 }
 
 impl fmt::Debug for Replicas {
@@ -244,9 +243,10 @@ impl fmt::Debug for Replicas {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tonic_types::ErrorDetails;
 
     fn rank(rests: bool, tried: bool, in_flight: usize) -> Rank {
-        Rank { rests, tried, rest: Duration::from_secs(u64::from(rests)), in_flight, turn: 0 }
+        Rank { rests, tried, in_flight, turn: 0 }
     }
 
     #[test]
@@ -257,40 +257,34 @@ mod tests {
         );
         assert!(rank(false, false, 9) < rank(false, true, 0), "the same one was tried twice");
         assert!(rank(false, false, 0) < rank(false, false, 1), "the busy one was taken");
+        assert!(rank(true, false, 0) < rank(true, false, 1), "all rest, and the busy one was taken");
+    }
+
+    fn makes_it_rest(status: Status) -> bool {
+        matches!(Said::by(&status.into_http()), Said::NotNow | Said::NotByTheServer)
+    }
+
+    fn unavailable(reason: &str) -> Status {
+        let details = ErrorDetails::with_error_info(reason, "kms", []);
+        Status::with_error_details(Code::Unavailable, "not now", details)
     }
 
     #[test]
-    fn a_replica_rests_twice_as_long_with_each_failure_up_to_a_bound_and_not_once_it_answers() {
-        let (mut health, mut now) = (Health::default(), Instant::now());
-        let mut rests = Vec::new();
-        for _ in 0..20 {
-            health.tried_again(now);
-            health.failed(now);
-            rests.push(health.rest(now));
-            now += health.rest(now);
+    fn a_server_rests_for_what_it_says_of_itself_and_not_for_what_it_says_of_a_request() {
+        for reason in OF_THE_SERVER {
+            assert!(makes_it_rest(unavailable(reason)), "{reason}");
         }
-        assert_eq!(rests[..3], [FIRST_REST, FIRST_REST * 2, FIRST_REST * 4]);
-        assert_eq!(rests[19], REST_MAX);
-        health.answered();
-        assert!(health.rest(now).is_zero());
-    }
-
-    #[test]
-    fn requests_that_fail_together_are_one_failure() {
-        let (mut health, now) = (Health::default(), Instant::now());
-        for _ in 0..100 {
-            health.failed(now);
+        assert!(makes_it_rest(Status::unavailable("no reason")));
+        for reason in ["VERSION_NOT_KNOWN", "KEY_NOT_IN_HSM"] {
+            assert!(!makes_it_rest(unavailable(reason)), "{reason}");
         }
-        assert_eq!(health.rest(now), FIRST_REST);
+        assert!(!makes_it_rest(Status::internal("a defect")));
     }
 
     #[test]
-    fn a_replica_that_has_rested_gets_one_request_until_that_is_answered() {
-        let (mut health, now) = (Health::default(), Instant::now());
-        health.failed(now);
-        let later = now + FIRST_REST;
-        assert!(health.rest(later).is_zero());
-        health.tried_again(later);
-        assert!(!health.rest(later).is_zero(), "the second request would go there too");
+    fn a_proxy_without_a_server_behind_it_rests() {
+        let mut answer = Response::new(Body::empty());
+        *answer.status_mut() = http::StatusCode::BAD_GATEWAY;
+        assert!(matches!(Said::by(&answer), Said::NotByTheServer));
     }
 }

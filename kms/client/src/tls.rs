@@ -1,6 +1,6 @@
 //! The way to the server: TCP, then TLS 1.2 or 1.3 by rustls on aws-lc-rs, the one backend of this project.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -9,7 +9,7 @@ use rustls::{
     crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{Error, Kind};
@@ -28,8 +28,18 @@ pub(crate) fn connector(
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// One connection to the host and port of `uri`.
-pub(crate) async fn connect(tls: TlsConnector, uri: Uri) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+/// One connection to the host and port of `uri`, made within `timeout`. That is bounded here, and not by whoever calls,
+/// for tonic then knows the failure as one to connect: the request was never sent.
+pub(crate) async fn connect(
+    tls: TlsConnector,
+    uri: Uri,
+    timeout: Duration,
+) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server cannot be connected to in time");
+    time::timeout(timeout, connect_to(tls, uri)).await.map_err(late)?
+}
+
+async fn connect_to(tls: TlsConnector, uri: Uri) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
     let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the address lacks a host or a port"));
     };

@@ -84,6 +84,31 @@ async fn a_wait_beyond_the_deadline_is_not_begun() {
 }
 
 #[tokio::test]
+async fn a_version_that_the_service_does_not_know_is_asked_for_three_times_at_most() {
+    let server = Server::start().await;
+    for _ in 0..10 {
+        let mut details = ErrorDetails::with_error_info("VERSION_NOT_KNOWN", "kms", []);
+        details.set_retry_info(Some(Duration::from_millis(1)));
+        server.fail_once(Status::with_error_details(Code::Unavailable, "not known here yet", details));
+    }
+    let error = client(&server).await.sign(v1::SignRequest::default()).await.expect_err("it is invented");
+    assert_eq!(error.reason(), Some("VERSION_NOT_KNOWN"));
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn no_time_is_too_long() {
+    let server = Server::start().await;
+    let options = Options { timeout: Duration::MAX, connect_timeout: Duration::MAX, ..options(&server) };
+    let client = Client::connect(options).await.expect("the server is there");
+    let details = ErrorDetails::with_retry_info(Some(Duration::MAX));
+    server.fail_once(Status::with_error_details(Code::ResourceExhausted, "full", details));
+    let error = client.sign(v1::SignRequest::default()).await.expect_err("too long to wait");
+    assert_eq!(error.kind(), Kind::ResourceExhausted);
+    client.sign(v1::SignRequest::default()).await.expect("it is answered");
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_answer_is_left_at_the_deadline() {
     let server = Server::start().await;
     let options = Options { timeout: Duration::from_millis(100), ..options(&server) };

@@ -38,7 +38,7 @@ impl<W: Write> Sealer<W> {
         Ok(Self { inner, chunks, held, sealed: vec![0; SEALED_CHUNK_LEN], broken: false })
     }
 
-    /// Writes the last chunk and flushes.
+    /// Writes the last chunk and flushes. If only the flush fails, the envelope is whole for all that is known here.
     pub fn finish(mut self) -> Result<W, SealError> {
         self.usable()?;
         let held = std::mem::take(&mut self.held);

@@ -12,7 +12,7 @@ use std::{
 
 use futures::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 
-use crate::Error;
+use crate::{Error, Kind};
 
 /// What names an entry: a SHA-256.
 pub(super) type Id = [u8; 32];
@@ -66,58 +66,90 @@ impl<T: Send + Sync + 'static> Cache<T> {
     }
 
     /// The value of `id` if it is here, young and `accept`ed; else what `fetch` gives. Of all who ask meanwhile only one
-    /// fetches, and its failure is everybody's.
+    /// fetches, and what it is refused is refused to all. That it ran out of time or found nobody is its own: who came
+    /// later fetches once more.
     pub(super) async fn get(
         &self,
         id: Id,
         accept: impl Fn(&T) -> bool,
         fetch: impl Fn() -> Fetch<T>,
     ) -> Result<Arc<T>, Error> {
+        let mut has_retried = false;
         loop {
-            let coming = {
+            let (coming, is_anothers) = {
                 let now = (self.clock)();
                 let mut entries = lock(&self.entries);
                 match entries.find(id, now, &accept) {
                     Some(Found::Here(value)) => return Ok(value),
-                    Some(Found::Awaited(coming)) => coming,
-                    None => entries.await_it(id, now, fetch().shared()),
+                    Some(Found::Awaited(coming)) => (coming, true),
+                    None => (entries.await_it(id, now, fetch().shared()), false),
                 }
             };
             let value = coming.clone().await;
             self.keep(id, &coming, &value);
-            let value = value?;
-            if accept(&value) {
-                return Ok(value);
+            match value {
+                Ok(value) if accept(&value) => return Ok(value),
+                Ok(_) => {}
+                Err(error) if is_anothers && !has_retried && is_of_one_call(&error) => has_retried = true,
+                Err(error) => return Err(error),
             }
         }
     }
 
     /// Puts what came into its place, if that is still its own.
     fn keep(&self, id: Id, coming: &Shared<Fetch<T>>, value: &Result<Arc<T>, Error>) {
-        let mut entries = lock(&self.entries);
-        entries.came(id, coming, value);
-        if !entries.is_swept
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        let runtime = tokio::runtime::Handle::try_current().ok();
+        let must_be_swept = {
+            let mut entries = lock(&self.entries);
+            entries.came(id, coming, value);
+            let must_be_swept = runtime.is_some() && !entries.is_swept && !entries.slots.is_empty();
+            entries.is_swept |= must_be_swept;
+            must_be_swept
+        };
+        // Without the lock: a runtime that is ending drops the sweeper at once.
+        if must_be_swept && let Some(runtime) = runtime {
+            let sweeper = Sweeper { entries: Arc::downgrade(&self.entries), has_ended: false };
+            runtime.spawn(sweep(sweeper, Arc::clone(&self.clock)));
+        }
+    }
+}
+
+/// Whether a failure says something of one call, and nothing of what was asked.
+fn is_of_one_call(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded)
+}
+
+/// The one who looks for what has become too old. When it ends with its runtime, another can begin on the next.
+struct Sweeper<T> {
+    entries: Weak<Mutex<Entries<T>>>,
+    has_ended: bool,
+}
+
+impl<T> Drop for Sweeper<T> {
+    fn drop(&mut self) {
+        if !self.has_ended
+            && let Some(entries) = self.entries.upgrade()
         {
-            entries.is_swept = true;
-            runtime.spawn(sweep(Arc::downgrade(&self.entries), Arc::clone(&self.clock)));
+            lock(&entries).is_swept = false;
         }
     }
 }
 
 /// Drops what becomes too old, until nothing is left.
-async fn sweep<T>(entries: Weak<Mutex<Entries<T>>>, clock: Clock) {
+async fn sweep<T>(mut sweeper: Sweeper<T>, clock: Clock) {
     loop {
         let pause = {
-            let Some(entries) = entries.upgrade() else { return };
+            let Some(entries) = sweeper.entries.upgrade() else { return };
             let mut entries = lock(&entries);
             let now = clock();
             entries.drop_old(now);
-            let Some(next) = entries.slots.values().map(|slot| slot.born).min() else {
+            let Some(oldest) = entries.slots.values().map(|slot| slot.born).min() else {
+                // Under the lock: whoever comes next begins another.
                 entries.is_swept = false;
+                sweeper.has_ended = true;
                 return;
             };
-            (next + entries.age_max).saturating_duration_since(now)
+            entries.age_max.saturating_sub(now.saturating_duration_since(oldest))
         };
         tokio::time::sleep(pause.max(SWEEP_PAUSE_MIN)).await;
     }
@@ -128,11 +160,17 @@ enum Found<T> {
     Awaited(Shared<Fetch<T>>),
 }
 
+impl<T> Slot<T> {
+    fn is_old(&self, now: Instant, age_max: Duration) -> bool {
+        now.saturating_duration_since(self.born) >= age_max
+    }
+}
+
 impl<T> Entries<T> {
     fn find(&mut self, id: Id, now: Instant, accept: impl Fn(&T) -> bool) -> Option<Found<T>> {
         let slot = self.slots.get_mut(&id)?;
         let found = match &slot.state {
-            State::Here(value) if now < slot.born + self.age_max && accept(value) => {
+            State::Here(value) if !slot.is_old(now, self.age_max) && accept(value) => {
                 Found::Here(Arc::clone(value))
             }
             State::Here(_) => return None,
@@ -149,6 +187,7 @@ impl<T> Entries<T> {
     fn await_it(&mut self, id: Id, now: Instant, coming: Shared<Fetch<T>>) -> Shared<Fetch<T>> {
         self.drop_old(now);
         self.remove(&id);
+        // At a bound of 0 nothing is kept, and still only one of those who wait fetches.
         while self.slots.len() >= self.count_max.max(1)
             && let Some((_, oldest)) = self.by_use.pop_first()
         {
@@ -169,14 +208,14 @@ impl<T> Entries<T> {
             State::Awaited(_) | State::Here(_) => return,
         }
         match value {
-            Ok(value) => slot.state = State::Here(Arc::clone(value)),
-            Err(_) => self.remove(&id),
+            Ok(value) if self.count_max > 0 => slot.state = State::Here(Arc::clone(value)),
+            Ok(_) | Err(_) => self.remove(&id),
         }
     }
 
     fn drop_old(&mut self, now: Instant) {
         let old = |slot: &Slot<T>| match &slot.state {
-            State::Here(_) => now >= slot.born + self.age_max,
+            State::Here(_) => slot.is_old(now, self.age_max),
             State::Awaited(awaited) => awaited.upgrade().is_none(),
         };
         let old: Vec<Id> = self.slots.iter().filter(|(_, slot)| old(slot)).map(|(id, _)| *id).collect();
@@ -231,6 +270,37 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), dropped).await.expect("it is dropped");
+    }
+
+    #[test]
+    fn what_a_runtime_has_left_is_dropped_on_the_next() {
+        let runtime =
+            || tokio::runtime::Builder::new_current_thread().enable_time().build().expect("one thread");
+        let cache = cache(2, Duration::from_millis(20));
+        let first = runtime();
+        let _left = first.block_on(fetched(&cache, 1));
+        drop(first);
+        runtime().block_on(async {
+            let value = fetched(&cache, 2).await;
+            let dropped = async {
+                while value.upgrade().is_some() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), dropped).await.expect("it is dropped");
+        });
+    }
+
+    #[tokio::test]
+    async fn a_cache_of_none_keeps_none_and_one_without_a_bound_on_age_keeps_all() {
+        let none = cache(0, Duration::from_secs(60));
+        let value = fetched(&none, 1).await;
+        assert!(value.upgrade().is_none(), "it is still in memory");
+        let eternal = cache(1, Duration::MAX);
+        let value = fetched(&eternal, 1).await;
+        tokio::task::yield_now().await;
+        fetched(&eternal, 1).await;
+        assert!(value.upgrade().is_some(), "it was too old");
     }
 
     #[tokio::test]

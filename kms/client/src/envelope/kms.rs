@@ -1,4 +1,4 @@
-//! What envelopes need of the service: four calls. [`Client`] makes them; a test can make its own.
+//! What envelopes need of the service: five calls. [`Client`] makes them; a test can make its own.
 
 use std::future::Future;
 
@@ -35,6 +35,9 @@ pub trait Kms: Send + Sync + 'static {
         key: &str,
         wrapped: Vec<Vec<u8>>,
     ) -> impl Future<Output = Result<Vec<Result<Vec<u8>, Error>>, Error>> + Send;
+
+    /// Says the key's uid, whether or not a version wraps now.
+    fn key_uid(&self, key: &str) -> impl Future<Output = Result<[u8; 16], Error>> + Send;
 
     /// Says which version wraps now.
     fn primary(&self, key: &str) -> impl Future<Output = Result<Primary, Error>> + Send;
@@ -107,6 +110,11 @@ impl Kms for Client {
             return Err(Error::senseless("it has another number of results than it was asked for"));
         }
         Ok(answer.results.into_iter().map(|result| moved(result.outcome)).collect())
+    }
+
+    async fn key_uid(&self, key: &str) -> Result<[u8; 16], Error> {
+        let key = self.get_key(v1::GetKeyRequest { name: key.to_owned() }).await?;
+        uid(&key.uid).ok_or_else(|| Error::senseless("the key's uid is none"))
     }
 
     async fn primary(&self, key: &str) -> Result<Primary, Error> {

@@ -70,7 +70,7 @@ struct Inner<K> {
     random: &'static dyn SecureRandom,
     sealing: Cache<SealingKey>,
     opening: Cache<DataKey>,
-    /// The key's uid, asked for when an envelope has several recipients.
+    /// The key's uid, asked for when it is needed first.
     key_uid: OnceCell<[u8; 16]>,
 }
 

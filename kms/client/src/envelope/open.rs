@@ -44,14 +44,19 @@ impl<K: Kms> Envelopes<K> {
     }
 
     /// Which of an envelope's recipients is our key: the only one, or the one with its uid.
-    pub(super) async fn recipient(&self, header: &Header) -> Result<usize, Error> {
+    async fn recipient(&self, header: &Header) -> Result<usize, Error> {
         if header.recipients().len() == 1 {
             return Ok(0);
         }
-        let ask = || async { Ok::<_, Error>(self.0.kms.primary(&self.0.key).await?.key_uid) };
-        let key_uid = *self.0.key_uid.get_or_try_init(ask).await?;
+        let key_uid = self.key_uid().await?;
         let is_ours = |recipient: &WrappedKey| recipient.header().key_uid == key_uid;
         header.recipients().iter().position(is_ours).ok_or(Error::NotOpened)
+    }
+
+    /// The uid of the key, which the service is asked for once.
+    pub async fn key_uid(&self) -> Result<[u8; 16], Error> {
+        let ask = || self.0.kms.key_uid(&self.0.key);
+        Ok(*self.0.key_uid.get_or_try_init(ask).await?)
     }
 }
 

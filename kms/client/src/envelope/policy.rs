@@ -11,12 +11,13 @@ pub struct Policy {
     pub age_max: Duration,
     /// How many messages are sealed under one data key. Default 1,000; 0 is taken for 1.
     pub messages_max: u64,
-    /// How many bytes are sealed under one data key. A message that is longer has one for itself; a stream counts when it
-    /// has ended, and so can exceed the bound by its own length. Default 1 GiB.
+    /// How many bytes are sealed under one data key. A message that is longer has one for itself; a stream counts
+    /// while it is sealed, to its end or not, and so can exceed the bound by its own length. Default 1 GiB.
     pub bytes_max: u64,
-    /// For how many key contexts a data key to seal with is kept. The one used longest ago gives way. Default 1,000.
+    /// For how many key contexts a data key to seal with is kept. The one used longest ago gives way. Default 1,000; 0 keeps
+    /// none.
     pub sealing_keys_max: usize,
-    /// How many unwrapped data keys are kept to open with. The one used longest ago gives way. Default 1,000.
+    /// How many unwrapped data keys are kept to open with. The one used longest ago gives way. Default 1,000; 0 keeps none.
     pub opening_keys_max: usize,
 }
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use kms_envelope::{Envelope, Header, WrappedKey, rewrapped};
 
-use super::{BATCH_ITEMS_MAX, Envelopes, Error, Kms};
+use super::{BATCH_ITEMS_MAX, Envelopes, Error, Kms, Primary};
 
 impl<K: Kms> Envelopes<K> {
     /// The same envelope under the version that wraps now; `None` if it is there already.
@@ -62,59 +62,66 @@ impl<K: Kms> Envelopes<K> {
             return Ok(Vec::new());
         }
         let primary = self.0.kms.primary(&self.0.key).await?;
-        let stands_there = |recipient: &WrappedKey| {
+        let is_to_be_moved = |recipient: &&WrappedKey| {
             let header = recipient.header();
-            header.key_uid == primary.key_uid && header.key_version.get() == primary.version
+            header.key_uid == primary.key_uid && header.key_version.get() != primary.version
         };
-        // Where each envelope's own recipient stands; those that are to be moved, each once.
-        let mut ours = Vec::with_capacity(headers.len());
-        let mut wraps: HashMap<Vec<u8>, Option<Result<WrappedKey, Error>>> = HashMap::new();
-        for header in headers {
-            let found = match header {
-                Ok(header) => self.recipient(&header).await.map(|index| (header, index)),
-                Err(error) => Err(error),
-            };
-            if let Ok((header, index)) = &found
-                && !stands_there(&header.recipients()[*index])
-            {
-                wraps.insert(header.recipients()[*index].to_bytes(), None);
-            }
-            ours.push(found);
+        // Those that are to be moved, each once.
+        let mut wraps = HashMap::new();
+        for recipient in headers.iter().flatten().flat_map(Header::recipients).filter(is_to_be_moved) {
+            wraps.insert(recipient.to_bytes(), Err(senseless("a result of a batch is missing")));
         }
-        self.move_each(&mut wraps).await?;
-        let renewed = |found: Result<(Header, usize), Error>| {
-            let (header, index) = found?;
+        self.move_each(&primary, &mut wraps).await;
+        let renewed = |header: Result<Header, Error>| {
+            let header = header?;
             let mut recipients = header.recipients().to_vec();
-            match wraps.get(&recipients[index].to_bytes()) {
-                None => Ok(None),
-                Some(Some(Ok(wrapped))) => {
-                    recipients[index] = wrapped.clone();
-                    Ok(Some(header.with_recipients(recipients)?))
-                }
-                Some(Some(Err(error))) => Err(again(error)),
-                Some(None) => Err(crate::Error::senseless("a result of a batch is missing").into()),
+            if !recipients.iter().any(|recipient| recipient.header().key_uid == primary.key_uid) {
+                return Err(Error::NotOpened);
             }
+            let mut has_moved = false;
+            for recipient in &mut recipients {
+                if let Some(moved) = wraps.get(&recipient.to_bytes()) {
+                    *recipient = moved.as_ref().map_err(again)?.clone();
+                    has_moved = true;
+                }
+            }
+            Ok(if has_moved { Some(header.with_recipients(recipients)?) } else { None })
         };
-        Ok(ours.into_iter().map(renewed).collect())
+        Ok(headers.into_iter().map(renewed).collect())
     }
 
-    async fn move_each(
-        &self,
-        wraps: &mut HashMap<Vec<u8>, Option<Result<WrappedKey, Error>>>,
-    ) -> Result<(), Error> {
+    /// Moves the keys of `wraps`. A call that fails is the failure of what was in it, and stops no other.
+    async fn move_each(&self, primary: &Primary, wraps: &mut HashMap<Vec<u8>, Result<WrappedKey, Error>>) {
         let all: Vec<Vec<u8>> = wraps.keys().cloned().collect();
         for batch in all.chunks(BATCH_ITEMS_MAX) {
-            let moved = self.0.kms.rewrap_keys(&self.0.key, batch.to_vec()).await?;
+            let moved = match self.0.kms.rewrap_keys(&self.0.key, batch.to_vec()).await {
+                Ok(moved) => moved,
+                Err(error) => vec![Err(error); batch.len()],
+            };
             for (wrapped, moved) in batch.iter().zip(moved) {
-                let parsed = moved.map_err(Error::from).and_then(|moved| {
-                    Ok(WrappedKey::parse(&moved)
-                        .map_err(|error| crate::Error::senseless(&error.to_string()))?)
-                });
-                wraps.insert(wrapped.clone(), Some(parsed));
+                let moved = moved.map_err(Error::from).and_then(|moved| checked(wrapped, &moved, primary));
+                wraps.insert(wrapped.clone(), moved);
             }
         }
-        Ok(())
     }
+}
+
+/// What came back for `wrapped`, if it can be what was asked for: the same data key under the same key, and under a
+/// version that is no older than what was, or than the one that wraps now.
+fn checked(wrapped: &[u8], moved: &[u8], primary: &Primary) -> Result<WrappedKey, Error> {
+    let moved = WrappedKey::parse(moved).map_err(|error| senseless(&error.to_string()))?;
+    let (old, new) = (WrappedKey::parse(wrapped)?, moved.header());
+    let old = old.header();
+    let is_the_same = (new.key_uid, new.purpose, new.data_key_id, new.context_digest)
+        == (old.key_uid, old.purpose, old.data_key_id, old.context_digest);
+    if !is_the_same || new.key_version.get() < primary.version.min(old.key_version.get()) {
+        return Err(senseless("it moved a data key to another key, or to an older version"));
+    }
+    Ok(moved)
+}
+
+fn senseless(why: &str) -> Error {
+    crate::Error::senseless(why).into()
 }
 
 /// The failure of one wrapped key, for each envelope that has it.
@@ -126,5 +133,5 @@ fn again(error: &Error) -> Error {
 }
 
 fn only<T>(results: Vec<Result<T, Error>>) -> Result<T, Error> {
-    results.into_iter().next().unwrap_or_else(|| Err(crate::Error::senseless("a result is missing").into()))
+    results.into_iter().next().unwrap_or_else(|| Err(senseless("a result is missing")))
 }

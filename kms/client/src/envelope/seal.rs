@@ -88,7 +88,7 @@ impl SealingKey {
         true
     }
 
-    /// A stream that was taken for empty turned out to have `len` bytes.
+    /// A stream that was taken for empty turned out to have `len` bytes more.
     pub(super) fn add_bytes(&self, len: u64) {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.bytes = used.bytes.saturating_add(len);

@@ -21,8 +21,8 @@ const SEAL_BUFFER_LEN: usize = 4 * kms_envelope::CHUNK_LEN;
 const OPEN_BUFFER_LEN: usize = kms_envelope::CHUNK_LEN;
 
 impl<K: Kms> Envelopes<K> {
-    /// Seals what `reader` gives into `writer`, and gives that back, flushed. When this fails, what was written does not
-    /// open.
+    /// Seals what `reader` gives into `writer`, and gives that back, flushed. Only success says that the envelope is whole
+    /// and where it belongs: what a failure leaves does not open, or is whole and was perhaps not flushed.
     pub async fn seal_stream<R, W>(&self, context: &EnvelopeContext, reader: R, writer: W) -> Result<W, Error>
     where
         R: Read + Send + 'static,
@@ -59,7 +59,8 @@ impl<K: Kms> Envelopes<K> {
     ) -> Result<W, Error> {
         let random = |salt: &mut [u8]| self.0.random(salt);
         let mut sealer = Sealer::new(writer, &key.data_key, key.header(), context, random)?;
-        key.add_bytes(copy(reader, &mut sealer, SEAL_BUFFER_LEN)?);
+        // Counted as they go: a stream that fails has been sealed as far as it came.
+        copy(reader, &mut sealer, SEAL_BUFFER_LEN, |len| key.add_bytes(len))?;
         Ok(sealer.finish()?)
     }
 }
@@ -71,21 +72,27 @@ fn open_blocking<R: Read, W: Write>(
     reader: R,
     mut writer: W,
 ) -> Result<W, Error> {
-    copy(Opener::new(reader, header, key, Purpose::Native, context)?, &mut writer, OPEN_BUFFER_LEN)?;
+    let opener = Opener::new(reader, header, key, Purpose::Native, context)?;
+    copy(opener, &mut writer, OPEN_BUFFER_LEN, |_| {})?;
     writer.flush()?;
     Ok(writer)
 }
 
-/// As [`io::copy`], through a buffer of our own, which is zeroized. How many bytes they were.
-fn copy(mut reader: impl Read, writer: &mut impl Write, buffer_len: usize) -> Result<u64, Error> {
+/// As [`io::copy`], through a buffer of our own, which is zeroized. `count` hears how many bytes are written, before
+/// they are.
+fn copy(
+    mut reader: impl Read,
+    writer: &mut impl Write,
+    buffer_len: usize,
+    count: impl Fn(u64),
+) -> Result<(), Error> {
     let mut buffer = Zeroizing::new(vec![0; buffer_len]);
-    let mut copied = 0;
     loop {
         match reader.read(&mut buffer) {
-            Ok(0) => return Ok(copied),
+            Ok(0) => return Ok(()),
             Ok(len) => {
+                count(len as u64);
                 writer.write_all(&buffer[..len])?;
-                copied += len as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),

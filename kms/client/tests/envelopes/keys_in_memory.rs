@@ -13,6 +13,7 @@ use kms_client::{
     Kind,
     envelope::{Envelopes, Error, Policy},
 };
+use tonic::Status;
 
 use crate::{
     context, envelopes,
@@ -149,6 +150,23 @@ async fn a_failure_is_that_of_all_who_wait_for_it_and_of_nobody_after() {
     assert_eq!(kms.unwrapped.load(Relaxed), 1);
     kms.fails.store(false, Relaxed);
     envelopes.open(&context, &sealed).await.expect("it opens now");
+}
+
+#[tokio::test]
+async fn who_came_later_does_not_inherit_the_end_of_a_strangers_time() {
+    for lost in [Status::unavailable("away"), Status::deadline_exceeded("too late")] {
+        let kms = Memory::new();
+        let envelopes = envelopes(&kms);
+        let context = context("acme", "a");
+        let sealed = envelopes.seal(&context, b"small").await.expect("it is sealed");
+        kms.answers.forget_permits(usize::MAX);
+        let mut opens = future::join_all((0..100).map(|_| envelopes.open(&context, &sealed)));
+        assert!(futures::poll!(&mut opens).is_pending(), "nobody has answered yet");
+        kms.next_answers.lock().expect("unpoisoned").push_back(Err(lost));
+        kms.answers.add_permits(100);
+        let failed = opens.await.iter().filter(|opened| opened.is_err()).count();
+        assert_eq!((failed, kms.unwrapped.load(Relaxed)), (1, 2));
+    }
 }
 
 #[tokio::test]

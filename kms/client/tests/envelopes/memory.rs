@@ -1,7 +1,7 @@
 //! A KMS in memory: it makes and remembers data keys, counts what it is asked, and fails or waits when told to.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     num::NonZeroU32,
     sync::{
         Arc, Mutex,
@@ -27,6 +27,7 @@ pub(crate) struct State {
     /// By the wrapped key: the data key.
     held: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     next: AtomicU32,
+    /// 0: none wraps now.
     pub(crate) version: AtomicU32,
     pub(crate) generated: AtomicU64,
     pub(crate) unwrapped: AtomicU64,
@@ -34,6 +35,10 @@ pub(crate) struct State {
     pub(crate) rewraps: AtomicU64,
     pub(crate) rewrapped: AtomicU64,
     pub(crate) fails: AtomicBool,
+    /// What becomes of the next calls, before that is asked.
+    pub(crate) next_answers: Mutex<VecDeque<Result<(), Status>>>,
+    /// To which key it moves.
+    pub(crate) moves_to: Mutex<[u8; 16]>,
     /// Each answer takes a permit.
     pub(crate) answers: Semaphore,
 }
@@ -57,6 +62,8 @@ impl Memory {
             rewraps: AtomicU64::new(0),
             rewrapped: AtomicU64::new(0),
             fails: AtomicBool::new(false),
+            next_answers: Mutex::default(),
+            moves_to: Mutex::new(KEY_UID),
             answers: Semaphore::new(Semaphore::MAX_PERMITS),
         }))
     }
@@ -79,6 +86,9 @@ impl Memory {
     async fn answer(&self, key: &str) -> Result<(), Error> {
         assert_eq!(key, KEY);
         self.answers.acquire().await.expect("never closed").forget();
+        if let Some(answer) = self.next_answers.lock().expect("unpoisoned").pop_front() {
+            return answer.map_err(Error::from);
+        }
         match self.fails.load(Relaxed) {
             false => Ok(()),
             true => Err(Status::permission_denied("no").into()),
@@ -124,16 +134,25 @@ impl Kms for Memory {
         self.rewraps.fetch_add(1, Relaxed);
         self.rewrapped.fetch_add(wrapped.len() as u64, Relaxed);
         self.answer(key).await?;
+        let key_uid = *self.moves_to.lock().expect("unpoisoned");
         let moved = |wrapped: &Vec<u8>| {
             let wrapped = WrappedKey::parse(wrapped).expect("it is one");
-            let moved = self.wrap_again(&wrapped, KEY_UID).map(|moved| moved.to_bytes());
+            let moved = self.wrap_again(&wrapped, key_uid).map(|moved| moved.to_bytes());
             moved.ok_or_else(|| Status::not_found("lost").into())
         };
         Ok(wrapped.iter().map(moved).collect())
     }
 
+    async fn key_uid(&self, key: &str) -> Result<[u8; 16], Error> {
+        self.answer(key).await?;
+        Ok(KEY_UID)
+    }
+
     async fn primary(&self, key: &str) -> Result<Primary, Error> {
         self.answer(key).await?;
-        Ok(Primary { key_uid: KEY_UID, version: self.version.load(Relaxed) })
+        match self.version.load(Relaxed) {
+            0 => Err(Status::failed_precondition("none wraps now").into()),
+            version => Ok(Primary { key_uid: KEY_UID, version }),
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! Streams, whole and cut.
 
-use std::io::Cursor;
+use std::{io::Cursor, sync::atomic::Ordering::Relaxed};
 
-use kms_client::envelope::{Envelopes, Error};
+use kms_client::envelope::{Envelopes, Error, Policy};
 
-use crate::{context, envelopes, memory::Memory};
+use crate::{
+    context, envelopes,
+    memory::{KEY, Memory},
+};
 
 async fn sealed(envelopes: &Envelopes<Memory>, plaintext: &[u8]) -> Vec<u8> {
     let reader = Cursor::new(plaintext.to_vec());
@@ -49,11 +52,14 @@ async fn a_stream_that_was_cut_extended_or_reordered_does_not_end_well() {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_is_an_error_of_the_stream() {
-    let envelopes = envelopes(&Memory::new());
+async fn a_disk_that_is_full_is_an_error_of_the_stream_and_what_was_sealed_counts() {
+    let kms = Memory::new();
+    let envelopes = Envelopes::new(kms.clone(), KEY, Policy { bytes_max: 50_000, ..Policy::default() });
     // A slice that is full takes no more.
     let disk: &'static mut [u8] = Box::leak(Box::new([0; 1_000]));
     let reader = Cursor::new(vec![7; 100_000]);
     let error = envelopes.seal_stream(&context("acme", "a"), reader, disk).await.expect_err("it is full");
     assert!(matches!(error, Error::Io(_)), "{error}");
+    envelopes.seal(&context("acme", "a"), b"small").await.expect("it is sealed");
+    assert_eq!(kms.generated.load(Relaxed), 2, "the first data key has sealed too much");
 }

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use kms_client::{Client, Error, Kind, Options, v1};
 use tokio::task::JoinHandle;
-use tonic::Status;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::server::Server;
 
@@ -131,6 +132,19 @@ async fn a_replica_that_cannot_serve_now_is_passed_over_at_once() {
 }
 
 #[tokio::test]
+async fn how_long_one_replica_asks_to_wait_does_not_matter_while_another_works() {
+    let servers = servers().await;
+    let client = client(&servers).await;
+    let mut details = ErrorDetails::with_error_info("FENCED", "kms", []);
+    details.set_retry_info(Some(Duration::from_secs(3600)));
+    servers[0].fail_once(Status::with_error_details(Code::Unavailable, "another will answer", details));
+    for _ in 0..2 {
+        sign(&client).await.expect("the other works");
+    }
+    assert_eq!(seen(&servers), [1, 2]);
+}
+
+#[tokio::test]
 async fn what_one_replica_refuses_for_good_is_not_asked_of_another() {
     let servers = servers().await;
     let client = client(&servers).await;
@@ -203,14 +217,59 @@ async fn a_connection_to_none_names_each() {
 }
 
 #[tokio::test]
-async fn a_replica_that_does_not_answer_gets_no_more_calls() {
+async fn a_replica_that_does_not_answer_gets_no_more_calls_and_its_own_goes_on_elsewhere() {
     let servers = servers().await;
-    let client = client(&servers).await;
+    let timeout = Duration::from_secs(4);
+    let client = Client::connect(Options { timeout, ..options(&servers) }).await.expect("they are there");
     servers[0].stall();
-    let _waiting = waiting(&client);
+    let waiting = waiting(&client);
     until_seen(&servers[0]).await;
     for _ in 0..20 {
         sign(&client).await.expect("the other works");
     }
     assert_eq!(seen(&servers), [1, 20]);
+    waiting.await.expect("no panic").expect("the other works");
+    assert_eq!(seen(&servers), [1, 21]);
+}
+
+#[tokio::test]
+async fn a_replica_whose_callers_give_up_is_passed_over() {
+    let servers = servers().await;
+    let client = client(&servers).await;
+    sign(&client).await.expect("the first works");
+    sign(&client).await.expect("the second works");
+    servers[0].stall();
+    let mut crypto = client.crypto();
+    let given_up = tokio::time::timeout(Duration::from_millis(600), crypto.sign(v1::SignRequest::default()));
+    assert!(given_up.await.is_err(), "it answers");
+    let (one, other) = tokio::join!(sign(&client), sign(&client));
+    assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
+    assert_eq!(seen(&servers), [2, 3]);
+}
+
+#[tokio::test]
+async fn a_replica_that_cannot_be_connected_to_in_time_fails_no_call() {
+    let server = Server::start().await;
+    // Takes connections and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let gone = format!("localhost:{}", silent.local_addr().expect("it is bound").port());
+    let servers = [server];
+    let options = Options {
+        addr: format!("{gone},{}", servers[0].addr()),
+        connect_timeout: Duration::from_millis(500),
+        timeout: Duration::from_secs(20),
+        ..options(&servers)
+    };
+    let client = Client::connect(options).await.expect("one is there");
+    let begun = Instant::now();
+    let calls: Vec<_> = (0..100).map(|_| waiting(&client)).collect();
+    for call in calls {
+        call.await.expect("no panic").expect("the other works");
+    }
+    // Connections are tried one after the other: had they queued there, some would have waited for half their time.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        client.create_access_token(v1::CreateAccessTokenRequest::default()).await.expect("it was never sent");
+    }
 }

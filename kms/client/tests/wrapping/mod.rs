@@ -118,9 +118,14 @@ async fn the_primary_version_is_read_from_the_key() {
     server.answer_once(&v1::Key { primary: String::new(), ..key.clone() });
     let error = client.primary("keys/orders").await.expect_err("no version wraps");
     assert_eq!(error.kind(), Kind::FailedPrecondition);
+    server.answer_once(&v1::Key { primary: String::new(), ..key.clone() });
+    assert_eq!(client.key_uid("keys/orders").await.expect("it needs no version"), key_uid);
     for uid in ["", "+00102030405060708090a0b0c0d0e0f", "0001"] {
         server.answer_once(&v1::Key { uid: uid.into(), ..key.clone() });
         let error = client.primary("keys/orders").await.expect_err("this is no uid");
+        assert_eq!(error.kind(), Kind::Internal, "{uid:?}");
+        server.answer_once(&v1::Key { uid: uid.into(), ..key.clone() });
+        let error = client.key_uid("keys/orders").await.expect_err("this is no uid");
         assert_eq!(error.kind(), Kind::Internal, "{uid:?}");
     }
 }

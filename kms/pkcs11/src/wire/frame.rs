@@ -85,6 +85,13 @@ impl Inbox {
     }
 }
 
+impl Drop for Inbox {
+    /// What was read and never taken may hold a secret.
+    fn drop(&mut self) {
+        self.buffer.zeroize();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
