@@ -85,6 +85,13 @@ impl Inbox {
     }
 }
 
+/// What was read last may hold a secret, or the beginning of one.
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.buffer.zeroize();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
