@@ -52,11 +52,20 @@ impl TestHsm {
 
     /// CKA_IDs (hexadecimal) of the private keys in the token, as `pkcs11-tool` sees them, from the token's own side.
     pub fn private_key_ids(&self) -> anyhow::Result<Vec<String>> {
+        self.key_ids("privkey")
+    }
+
+    /// CKA_IDs (hexadecimal) of the secret keys, likewise.
+    pub fn secret_key_ids(&self) -> anyhow::Result<Vec<String>> {
+        self.key_ids("secrkey")
+    }
+
+    fn key_ids(&self, kind: &str) -> anyhow::Result<Vec<String>> {
         let near: &Token = match self {
             Self::Remote(remote) => remote.behind(),
             _ => self,
         };
-        let output = pkcs11_tool(near, &["--list-objects", "--type", "privkey"])?;
+        let output = pkcs11_tool(near, &["--list-objects", "--type", kind])?;
         let id = |line: &str| Some(line.trim().strip_prefix("ID:")?.trim().to_owned());
         Ok(output.text()?.lines().filter_map(id).collect())
     }
