@@ -16,7 +16,8 @@ Before that the same is done to baits: keys that the attacker made carelessly. W
 
 Prints one JSON object a line: {"id": CKA_ID, "key": CKA_LABEL, "bait": bool, "attack": name, "answer": what the token
 refused with, "recovered": whether the key was put together outside the token: a private key that fits its public one,
-a secret key that encrypts as the token does}. An attack that succeeded has "answer": null. Exit code: 0 when every attack on a key that is no bait failed, else 1.
+a secret key that encrypts as the token does}. An attack that succeeded has "answer": null. Exit code: 0 when every
+attack on a key that is no bait failed, else 1.
 
 No extraction, and not tried: signing with a signing key (with raw RSA that decrypts what was encrypted to it), and
 putting another key with the same CKA_ID beside it.
