@@ -259,6 +259,8 @@ fn fault() -> impl Strategy<Value = Fault> {
                 Fault::NoInterface,
                 Fault::NullList,
                 Fault::NullFunctions,
+                Fault::FixedIv,
+                Fault::NoAad,
                 Fault::RecordIv,
             ][..]
         ),

@@ -66,6 +66,11 @@ impl TestHsm {
         self.ids("privkey")
     }
 
+    /// The same of the secret keys.
+    pub fn secret_key_ids(&self) -> anyhow::Result<Vec<String>> {
+        self.ids("secrkey")
+    }
+
     /// The same of all keys that must not leave it: private ones, and secret ones.
     pub fn key_ids(&self) -> anyhow::Result<Vec<String>> {
         Ok([self.ids("privkey")?, self.ids("secrkey")?].concat())

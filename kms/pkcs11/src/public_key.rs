@@ -107,6 +107,20 @@ impl PublicKey {
     }
 }
 
+/// The modulus of an RSA key (SubjectPublicKeyInfo, DER): big-endian, without a byte for the sign.
+pub(crate) fn rsa_modulus(spki: &[u8]) -> Result<Vec<u8>, Unreadable> {
+    let modulus = || {
+        let key = SubjectPublicKeyInfoRef::from_der(spki)?.subject_public_key;
+        let key = key.as_bytes().ok_or(der::Tag::BitString.value_error())?;
+        AnyRef::from_der(key)?.sequence(|numbers| {
+            let modulus = UintRef::decode(numbers)?.as_bytes().to_vec();
+            UintRef::decode(numbers)?;
+            Ok(modulus)
+        })
+    };
+    modulus().map_err(|error: der::Error| error.to_string())
+}
+
 fn rsa_public_key(modulus: &[u8], exponent: &[u8]) -> der::Result<Vec<u8>> {
     let numbers = [UintRef::new(modulus)?.to_der()?, UintRef::new(exponent)?.to_der()?].concat();
     AnyRef::new(der::Tag::Sequence, &numbers)?.to_der()
@@ -138,6 +152,20 @@ mod tests {
         }
         assert!(read(&[]).is_err());
         assert!(read(&[Attribute::KeyType(KeyType::RSA), Attribute::Modulus(vec![1; 256])]).is_err());
+    }
+
+    #[test]
+    fn the_modulus_of_a_key_is_the_one_that_the_token_showed() {
+        // With its highest bit set, as of any key of a whole number of bytes: DER adds a zero.
+        let modulus: Vec<u8> = (0..=255).map(|byte| byte | 0x80).collect();
+        let key = read(&[
+            Attribute::KeyType(KeyType::RSA),
+            Attribute::Modulus(modulus.clone()),
+            Attribute::PublicExponent(vec![1, 0, 1]),
+        ]);
+        let spki = key.and_then(|key| key.spki()).unwrap();
+        assert_eq!(rsa_modulus(&spki).unwrap(), modulus);
+        assert!(rsa_modulus(&spki[..spki.len() - 1]).is_err() && rsa_modulus(&[]).is_err());
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub enum Fault {
     NullList,
     /// The function list says that it is one of v3.2, and all its functions are missing.
     NullFunctions,
+    /// AES-GCM uses an IV of its own, always the same, whatever it is given.
+    FixedIv,
+    /// AES-GCM uses no AAD, whatever it is given.
+    NoAad,
     /// No fault: key and IV of each AES-GCM encryption are reported.
     RecordIv,
 }
@@ -90,6 +94,7 @@ impl Fault {
             Self::NullFunctions => {
                 matches!(function, F::GetInterface | F::GetInterfaceList | F::GetFunctionList)
             }
+            Self::FixedIv | Self::NoAad => matches!(function, F::EncryptInit | F::DecryptInit),
             Self::RecordIv => matches!(function, F::EncryptInit),
         }
     }
@@ -134,6 +139,8 @@ impl fmt::Display for Fault {
             Self::NoInterface => f.write_str("no-interface"),
             Self::NullList => f.write_str("null-list"),
             Self::NullFunctions => f.write_str("null-functions"),
+            Self::FixedIv => f.write_str("fixed-iv"),
+            Self::NoAad => f.write_str("no-aad"),
             Self::RecordIv => f.write_str("record-iv"),
         }
     }
@@ -162,6 +169,8 @@ impl FromStr for Fault {
             "no-interface" => Self::NoInterface,
             "null-list" => Self::NullList,
             "null-functions" => Self::NullFunctions,
+            "fixed-iv" => Self::FixedIv,
+            "no-aad" => Self::NoAad,
             "record-iv" => Self::RecordIv,
             _ => return Err(Malformed::new(text, "no fault")),
         };

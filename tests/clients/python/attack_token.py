@@ -1,20 +1,23 @@
-"""Tries to get private keys out of a PKCS#11 token, as somebody could who has the PIN.
+"""Tries to get private and secret keys out of a PKCS#11 token, as somebody could who has the PIN.
 
-Arguments: MODULE PIN_FILE; the module's own variable leads to the token. Every private key of the token is attacked
-as Clulow ("On the Security of PKCS #11", 2003) and Tookan ("Attacking and Fixing PKCS#11 Security Tokens", 2010) do:
+Arguments: MODULE PIN_FILE; the module's own variable leads to the token. Every private and secret key of the token is
+attacked as Clulow ("On the Security of PKCS #11", 2003) and Tookan ("Attacking and Fixing PKCS#11 Security Tokens",
+2010) do:
 
 - wrap it by each mechanism that wraps, under a key that also decrypts, and decrypt the blob, or import the blob once
   more with other attributes;
 - read it;
 - loosen its attributes, its class too, in place or in a copy;
+- have a secret key wrap itself and decrypt the blob, wrap a key of the attacker's, or unwrap;
 - have it unwrap or decrypt what was encrypted to it, derive from it, digest it, sign with recovery, save the state of
   an operation with it.
 
 Before that the same is done to baits: keys that the attacker made carelessly. What fails on them too proves nothing.
 
 Prints one JSON object a line: {"id": CKA_ID, "key": CKA_LABEL, "bait": bool, "attack": name, "answer": what the token
-refused with, "recovered": whether the private key was put together outside the token and fits its public key}. An
-attack that succeeded has "answer": null. Exit code: 0 when every attack on a key that is no bait failed, else 1.
+refused with, "recovered": whether the key was put together outside the token: a private key that fits its public one,
+a secret key that encrypts as the token does}. An attack that succeeded has "answer": null. Exit code: 0 when every
+attack on a key that is no bait failed, else 1.
 
 No extraction, and not tried: signing with a signing key (with raw RSA that decrypts what was encrypted to it), and
 putting another key with the same CKA_ID beside it.
@@ -110,6 +113,13 @@ class Attacker:
                 yield f"unwrap {kind.name}", lambda use=parameters.of(kind): self.unwrap(use, key)
             recover = (CKM.RSA_PKCS, b"")
             yield "sign with recovery", lambda: [token.sign_recover(recover, key.handle, b"x")]
+        if key.cls == CKO.SECRET_KEY:
+            for kind in self.mechanisms(CKF.WRAP, "AES"):
+                use = parameters.of(kind)
+                yield f"wrap itself {kind.name}", lambda use=use: self.wrap(use, 2 * (key.handle,), key)
+                yield f"wrap another {kind.name}", lambda use=use: self.wrap_another(use, key)
+            for kind in self.mechanisms(CKF.UNWRAP, "AES"):
+                yield f"unwrap {kind.name}", lambda use=parameters.of(kind): self.unwrap_with(use, key)
         if key.public is not None:
             point = recovery.point_of_attacker(key.public)
             for kind in self.mechanisms(CKF.DERIVE):
@@ -149,6 +159,14 @@ class Attacker:
         blob = recovery.encrypted_to(key.public, use[0], b"\1" * 32)
         wanted = {CKA.CLASS: CKO.SECRET_KEY, CKA.KEY_TYPE: CKK.AES, **READABLE}
         return self.pieces(self.token.unwrap(use, key.handle, blob, wanted))
+
+    def wrap_another(self, use, key):
+        mine, _ = self.wrappers["AES"]
+        return [self.token.wrap(use, key.handle, mine)]
+
+    def unwrap_with(self, use, key):
+        wanted = {CKA.CLASS: CKO.SECRET_KEY, CKA.KEY_TYPE: CKK.AES, **READABLE}
+        return self.pieces(self.token.unwrap(use, key.handle, bytes(32), wanted))
 
     def derive(self, use, key):
         wanted = {CKA.CLASS: CKO.SECRET_KEY, CKA.KEY_TYPE: CKK.GENERIC_SECRET, **READABLE, CKA.VALUE_LEN: 16}
@@ -211,7 +229,13 @@ class Attacker:
         return partial(recovery.encrypts_zeroes_to, block)
 
     def victims(self):
-        """Every private key that lies in the token."""
+        """Every private and secret key that lies in the token."""
+        for handle in self.token.find({CKA.CLASS: CKO.SECRET_KEY, CKA.TOKEN: True}):
+            # All that ours may do is to encrypt with AES-GCM.
+            sealed = self.token.encrypt(parameters.of(CKM.AES_GCM), handle, bytes(16))
+            fits = partial(recovery.seals_zeroes_to, sealed)
+            cka_id, label = self.token.read(handle, CKA.ID).hex(), self.token.read(handle, CKA.LABEL).decode()
+            yield Key(handle, CKO.SECRET_KEY, CKK.AES, cka_id, label, False, None, fits)
         for private in self.token.find({CKA.CLASS: CKO.PRIVATE_KEY, CKA.TOKEN: True}):
             cka_id = self.token.read(private, CKA.ID)
             (public,) = self.token.find({CKA.CLASS: CKO.PUBLIC_KEY, CKA.TOKEN: True, CKA.ID: cka_id})

@@ -5,6 +5,7 @@ import math
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
@@ -110,6 +111,11 @@ def encrypts_zeroes_to(block, piece):
     if len(piece) not in (16, 24, 32):
         return False
     return Cipher(algorithms.AES(piece), modes.ECB()).encryptor().update(bytes(16)) == block
+
+
+def seals_zeroes_to(sealed, piece):
+    """Whether `piece` is the AES key under which AES-GCM with an IV of zeroes makes `sealed` of a block of zeroes."""
+    return len(piece) in (16, 24, 32) and AESGCM(piece).encrypt(bytes(12), bytes(16), None) == sealed
 
 
 def _same(public, private):

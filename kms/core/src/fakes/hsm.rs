@@ -73,6 +73,8 @@ pub enum HsmFault {
     WrapFails,
     /// Unwrap fails.
     UnwrapFails,
+    /// Unwrap opens what it must not, as a module does that ignores the IV or the AAD.
+    UnwrapOpensGarbage,
     /// Reading the marks fails.
     EpochReadFails,
     /// A mark is not made.
@@ -259,11 +261,16 @@ impl Hsm for Arc<SoftHsm> {
         if state.takes(HsmFault::UnwrapFails) {
             return Err(Fault::Failed("C_Decrypt: CKR_DEVICE_ERROR, set by the test".to_owned()));
         }
-        let plaintext = match key {
-            KekRef::Secret(key) => state.secret(key)?.unwrap(wrapped, &aad)?,
-            KekRef::Pair(key) => state.pair(key)?.key.oaep_decrypt(&wrapped, &aad)?,
+        let opened = match key {
+            KekRef::Secret(key) => state.secret(key)?.unwrap(wrapped, &aad),
+            KekRef::Pair(key) => state.pair(key)?.key.oaep_decrypt(&wrapped, &aad),
         };
-        Ok(Unsettled::new(plaintext))
+        match opened {
+            Err(Fault::NotOpened) if state.takes(HsmFault::UnwrapOpensGarbage) => {
+                Ok(Unsettled::new(SecretBytes::new(vec![0; 32])))
+            }
+            opened => opened.map(Unsettled::new),
+        }
     }
 
     async fn destroy(&self, _: &Grant, id: CkaId, deadline: Deadline) -> Result<(), Fault> {

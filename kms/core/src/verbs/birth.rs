@@ -17,7 +17,7 @@ use crate::{
     Algorithm, AuditLog, Clock, Error, Failpoint, Grant, Hsm, KeyId, KeyVersion, Kms, Store,
     error::Kind,
     gate::SystemWork,
-    hsm::{CkaId, Found, KekRef, KnownAnswer, NewKey, SecretKeyRef, Usage},
+    hsm::{CkaId, Fault, Found, KekRef, KnownAnswer, NewKey, SecretKeyRef, Usage},
     key::{Born, Key, Material},
     key_wrap,
     replica::LeaseToken,
@@ -214,7 +214,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         Ok(Proved { cka_id, material, public })
     }
 
-    /// A secret key says how it is known again, then wraps a random challenge and opens it, by that.
+    /// A secret key says how it is known again, then wraps a random challenge and opens it, by that. Under another IV or
+    /// AAD it must not open.
     async fn learn_answer(
         &self,
         id: &KeyId,
@@ -232,9 +233,26 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let (challenge, aad) = (self.random::<32>()?, self.random::<16>()?.to_vec());
         let text = SecretBytes::new(challenge.to_vec());
         let wrapped = self.hsm.wrap_key(&grant, &key, text, aad.clone(), deadline).await?.into_ours();
+        let key = KekRef::Secret(key);
         let opened =
-            self.hsm.unwrap_key(&grant, &KekRef::Secret(key), wrapped, aad, deadline).await?.into_ours();
-        if opened.expose_secret() == challenge { Ok(known_answer) } else { Err(unproved()) }
+            self.hsm.unwrap_key(&grant, &key, wrapped.clone(), aad.clone(), deadline).await?.into_ours();
+        if opened.expose_secret() != challenge {
+            return Err(unproved());
+        }
+        // Sealing alone does not show what a module ignores: it ignores the same when it opens.
+        let (other_iv, other_aad) = (changed_at_its_start(&wrapped), changed_at_its_start(&aad));
+        for (wrapped, aad, ignored) in [(other_iv, aad, "IV"), (wrapped, other_aad, "AAD")] {
+            match self.hsm.unwrap_key(&grant, &key, wrapped, aad, deadline).await {
+                Err(Fault::NotOpened) => {}
+                Err(fault) => return Err(fault.into()),
+                Ok(_) => {
+                    tracing::error!(key = %id, %cka_id, ignored, "the HSM's AES-GCM ignores a parameter");
+                    let text = "a new key opens under another IV or AAD than it wrapped with; it is not used";
+                    return Err(Error::internal(text));
+                }
+            }
+        }
+        Ok(known_answer)
     }
 
     /// A pair that wraps opens a random challenge that was encrypted to the public key we read.
@@ -337,6 +355,12 @@ impl Newborn {
             None => Self::Secret(cka_id),
         })
     }
+}
+
+fn changed_at_its_start(bytes: &[u8]) -> Vec<u8> {
+    let mut changed = bytes.to_vec();
+    changed.iter_mut().take(1).for_each(|byte| *byte ^= 1);
+    changed
 }
 
 /// The public key of a pair that is complete and as it must be, nothing of a secret key that is, or what is wrong.

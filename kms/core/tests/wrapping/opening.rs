@@ -169,6 +169,21 @@ fn of_a_batch_each_item_has_its_own_outcome_and_its_own_record() {
 }
 
 #[test]
+fn a_key_that_opens_what_it_must_not_is_not_born() {
+    block_on(async {
+        let (world, kms) = world_with(Settings::default(), &[]).await;
+        let key = CreateKey::new(id("k"), Algorithm::A256GcmKw);
+        // Of what a birth tries to open, another IV and another AAD are garbage; each is met once.
+        world.hsm.set_fault(HsmFault::UnwrapOpensGarbage);
+        kms.create_key(&administrator(), key, soon()).await.expect_err("it opens garbage");
+        let none = context(&[]);
+        assert_eq!(reason(wrap(&kms, "k", &none).await), Some("NO_ACTIVE_VERSION"));
+        kms.resume_births(soon()).await;
+        wrap(&kms, "k", &none).await.expect("it was passing, and is born");
+    });
+}
+
+#[test]
 fn a_failure_of_the_hsm_is_not_taken_for_a_wrong_context() {
     block_on(async {
         let (world, kms) = a_world().await;

@@ -30,7 +30,8 @@ pub enum Class {
     Capacity,
     /// Session or login are gone. The worker ends: a fresh process is the cure.
     Session,
-    /// The device or the way to it is gone. The worker ends, and others come back when the device does.
+    /// The device or the way to it is gone. The worker ends, and others come back when the device does. Not by what
+    /// C_Decrypt says to a caller's ciphertext alone.
     Device,
     /// One operation's failure, or a lost link. The session is replaced, and a canary on the new one decides.
     Ambiguous,

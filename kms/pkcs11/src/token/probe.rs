@@ -111,7 +111,10 @@ impl Probe {
     }
 
     fn remark(&mut self, text: impl Into<String>) {
-        self.remarks.push(text.into());
+        let text = text.into();
+        if !self.remarks.contains(&text) {
+            self.remarks.push(text);
+        }
     }
 
     fn sessions(&mut self, info: &TokenInfo) {
@@ -191,7 +194,7 @@ impl Probe {
             Attribute::Decrypt(true),
         ];
         let key = session.generate_key(&Mechanism::AesKeyGen, &template)?;
-        let mut ciphertext = Vec::new();
+        let mut made = None;
         // Some tokens that make the IV themselves insist on zeros in its place.
         for given in [[0x5a; 12], [0; 12]] {
             let (one, other) = (self.encrypt(key, given)?, self.encrypt(key, given)?);
@@ -199,19 +202,32 @@ impl Probe {
             // The same key, IV and text give the same ciphertext, and nothing else does.
             let callers = one.iv == given && one == other;
             self.profile.iv_source = Some(if callers { IvSource::Caller } else { IvSource::Hsm });
-            ciphertext = if callers { one.ciphertext } else { Vec::new() };
+            let under_another =
+                if callers { self.encrypt(key, given.map(|byte| !byte))? } else { Some(other) };
+            if under_another.is_none_or(|another| another.ciphertext == one.ciphertext) {
+                self.remark(IGNORES_IV);
+            }
+            made = Some(one);
             break;
         }
-        if self.profile.iv_source.is_none() {
+        let Some(Encrypted { iv, ciphertext }) = made else {
             self.remark("It has CKM_AES_GCM, and encrypted under no IV of 12 bytes.");
-        }
-        let Some(byte) = ciphertext.first_mut() else { return Ok(()) };
-        *byte ^= 1;
-        // Its first block is another one under any IV.
-        let mut iv = [0x5a; 12];
-        let tampered = Mechanism::AesGcm(gcm_params(&mut iv)?);
-        if let Err(Error::Pkcs11(code, _)) = self.session()?.decrypt(&tampered, key, &ciphertext) {
-            self.tampered(code, "AES-GCM");
+            return Ok(());
+        };
+        let tampered: Vec<u8> = ciphertext.iter().map(|byte| byte ^ 1).collect();
+        for (mut iv, aad, ciphertext, changed) in [
+            (iv, &b""[..], &tampered, "CIPHERTEXT"),
+            (iv.map(|byte| !byte), b"", &ciphertext, "IV"),
+            (iv, b"another", &ciphertext, "AAD"),
+        ] {
+            let mechanism = mechanism::aes_gcm(&mut iv, aad)?;
+            match self.session()?.decrypt(&mechanism, key, ciphertext) {
+                Ok(_) => {
+                    self.remark(format!("Its AES-GCM OPENS WITH ANOTHER {changed}: wrap with no key of it."));
+                }
+                Err(Error::Pkcs11(code, _)) => self.tampered(code, "AES-GCM"),
+                Err(_) => {}
+            }
         }
         Ok(())
     }
@@ -279,6 +295,9 @@ impl Probe {
         Ok(())
     }
 }
+
+const IGNORES_IV: &str =
+    "Its AES-GCM IGNORES THE IV, and so gives away what it encrypts: wrap with no key of it.";
 
 /// What is encrypted.
 const TEXT: &[u8] = b"kms hsm probe";

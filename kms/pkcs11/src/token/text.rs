@@ -17,8 +17,11 @@ const COMMENTS: [(&str, &str); 9] = [
     ),
     ("edwards_params", "How a curve of Edwards' is named: \"name\" or \"oid\"."),
     ("sessions_max", "Most sessions that one process may have."),
-    ("iv_source", "Whose IV AES-GCM encrypts under: \"caller\" or \"hsm\". Nothing uses it yet."),
-    ("oaep_hashes", "Hashes that RSA-OAEP takes. Nothing uses it yet."),
+    (
+        "iv_source",
+        "Whose IV AES-GCM encrypts under, when keys are wrapped by A256GCMKW: \"caller\" or \"hsm\".",
+    ),
+    ("oaep_hashes", "Hashes that RSA-OAEP takes. Without SHA-256 there are no keys of RSA-OAEP-256."),
     ("[token]", "What it was measured on, and where alone it holds."),
     (
         "[errors]",

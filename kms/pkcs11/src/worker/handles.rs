@@ -22,16 +22,31 @@ struct Resolved {
 }
 
 /// A handle, and the challenge that it has decrypted.
-pub(super) type Challenged = (ObjectHandle, Arc<[u8]>);
+pub(super) type Challenged = (ObjectHandle, Arc<Challenge>);
+
+/// What a pair that decrypts must open.
+pub(super) struct Challenge {
+    /// Encrypted to its public half.
+    pub(super) sealed: Vec<u8>,
+    /// Its modulus: big-endian, without a byte for the sign.
+    pub(super) modulus: Vec<u8>,
+}
 
 /// By what a key has proved to be the one on record.
 pub(super) enum Proof {
     /// It has signed a challenge for the public key of this hash.
     Signed([u8; 32]),
     /// It has decrypted `challenge`, which was encrypted to the public key of this hash.
-    Decrypted { spki_sha256: [u8; 32], challenge: Arc<[u8]> },
+    Decrypted { spki_sha256: [u8; 32], challenge: Arc<Challenge> },
     /// It has opened its known answer.
     Opened(KnownAnswer),
+}
+
+impl Challenge {
+    /// Whether this can have been encrypted to the pair: it is as long as the modulus, and less (RFC 8017 §7.1.2).
+    pub(super) fn is_ciphertext(&self, bytes: &[u8]) -> bool {
+        bytes.len() == self.modulus.len() && bytes < &self.modulus[..]
+    }
 }
 
 impl Handles {
@@ -95,4 +110,19 @@ impl Handles {
 /// The token holds another public key under this id.
 pub(super) fn mismatch(id: CkaId) -> Fault {
     Fault::KeyMismatch(format!("the public key under CKA_ID {id} is another one"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_modulus_leaves_as_a_remainder_does_not_reach_the_token() {
+        let challenge = Challenge { sealed: Vec::new(), modulus: vec![0xc0; 256] };
+        let largest = [&[0xc0; 255][..], &[0xbf]].concat();
+        assert!(challenge.is_ciphertext(&largest) && challenge.is_ciphertext(&[0; 256]));
+        for bad in [vec![0xc0; 256], vec![0xff; 256], vec![1; 255], vec![1; 257], vec![1; 384], vec![]] {
+            assert!(!challenge.is_ciphertext(&bad), "{} bytes", bad.len());
+        }
+    }
 }

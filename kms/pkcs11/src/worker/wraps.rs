@@ -3,7 +3,11 @@
 //! What a wrong key encrypts is lost, and nothing tells: so a wrap is released only when the same handle has decrypted
 //! it, and has opened the known answer of the key on record after that. And a ciphertext that does not open looks, on
 //! many tokens, as a lost link or a stale handle does: so the same handle must open what it has opened before, and what
-//! was asked is tried once more, before either is blamed. Whoever sends garbage costs us a session, and no worker.
+//! was asked is tried once more, before either is blamed. Whoever sends garbage costs us a session, and no worker,
+//! whatever the token says to it.
+//!
+//! A module that ignores the IV that it is given opens all that it makes, for it ignores that of C_Decrypt too: so each
+//! wrap is compared with the known answer, whose keystream nothing else may have (NIST SP 800-38D §8).
 
 use std::sync::Arc;
 
@@ -21,12 +25,13 @@ use kms_envelope::SecretBytes;
 use rustix::rand::GetRandomFlags;
 
 use super::{
-    handles::Proof,
+    handles::{Challenge, Proof},
     session::{TokenSession, Trouble, in_time},
 };
 use crate::{
     mechanism::{self, IV_LEN, TAG_LEN},
     profile::{Class, IvSource},
+    public_key,
     wire::Request,
 };
 
@@ -42,8 +47,19 @@ enum Decrypts {
     /// AES-GCM. `None` at its birth: there is nothing to prove itself by.
     Secret(Option<KnownAnswer>),
     /// RSA-OAEP: this was encrypted to its public half.
-    Pair(Arc<[u8]>),
+    Pair(Arc<Challenge>),
 }
+
+/// Why a key has not proved itself.
+enum Doubt {
+    /// What it opened is something else, or it says that this does not open.
+    Another,
+    /// This need not be about the key.
+    Unclear(Error),
+}
+
+/// Least length in bytes of a text whose keystream tells: by chance, two are the same once in 2^128.
+const KEYSTREAM_LEN_MIN: usize = 16;
 
 impl TokenSession {
     /// IV ‖ ciphertext ‖ tag.
@@ -89,6 +105,11 @@ impl TokenSession {
         if made.len() != plaintext.len() + TAG_LEN {
             let text = format!("C_Encrypt gave {} bytes for {} with AES-GCM", made.len(), plaintext.len());
             return Err(Fault::Failed(text).into());
+        }
+        if kek.repeats_keystream(plaintext, &made) {
+            let text = "C_Encrypt ignored the IV, and encrypts all under one keystream; nothing was released. Wrap \
+                        with no key of this token, and ask its vendor for a module that heeds pIv of CK_GCM_PARAMS";
+            return Err(Fault::Failed(text.to_owned()).into());
         }
         let wrapped = [&iv[..], &made].concat();
         let right = match self.decrypt(&kek, &wrapped, aad) {
@@ -138,6 +159,9 @@ impl TokenSession {
             KekRef::Secret(key) => self.secret(request, key)?,
             KekRef::Pair(key) => self.private(request, key)?,
         };
+        if !kek.fits(wrapped) {
+            return Err(Fault::NotOpened.into());
+        }
         let error = match self.decrypt(&kek, wrapped, aad) {
             Ok(plaintext) => return Ok(Some(plaintext)),
             Err(error) if self.may_be_input(&error) => error,
@@ -147,7 +171,7 @@ impl TokenSession {
         if !self.proves(&kek)? {
             return Ok(None);
         }
-        if self.token.module.profile.class(&error) == Class::Input {
+        if is_about_ciphertext(&error) {
             return Err(Fault::NotOpened.into());
         }
         // Only this once, perhaps.
@@ -189,7 +213,7 @@ impl TokenSession {
 
     /// The private key on record.
     fn private(&mut self, request: &Request, key: &KeyRef) -> Result<Kek, Trouble> {
-        let kek = |handle, challenge: &Arc<[u8]>| Kek {
+        let kek = |handle, challenge: &Arc<Challenge>| Kek {
             id: key.id,
             handle,
             decrypts: Decrypts::Pair(Arc::clone(challenge)),
@@ -198,8 +222,10 @@ impl TokenSession {
             return Ok(kek(handle, &challenge));
         }
         let (handle, spki) = self.pair(key)?;
-        let challenge = key_wrap::oaep_encrypt(&spki, KnownAnswer::TEXT, &KnownAnswer::aad(key.id));
-        let challenge: Arc<[u8]> = challenge.map_err(|error| Fault::KeyMismatch(error.to_string()))?.into();
+        let sealed = key_wrap::oaep_encrypt(&spki, KnownAnswer::TEXT, &KnownAnswer::aad(key.id))
+            .map_err(|error| Fault::KeyMismatch(error.to_string()))?;
+        let modulus = public_key::rsa_modulus(&spki).map_err(Fault::KeyMismatch)?;
+        let challenge = Arc::new(Challenge { sealed, modulus });
         let kek = kek(handle, &challenge);
         self.prove_on_record(&kek)?;
         let proof = Proof::Decrypted { spki_sha256: key.spki_sha256, challenge };
@@ -211,8 +237,18 @@ impl TokenSession {
     /// Refuses a key that does not open what the key on record opens.
     fn prove_on_record(&mut self, kek: &Kek) -> Result<(), Trouble> {
         // Twice: an alarm should not come of one hiccup.
-        if self.proves(kek)? || self.proves(kek)? {
+        if self.proves(kek)? {
             return Ok(());
+        }
+        match self.doubt(kek)? {
+            None => return Ok(()),
+            Some(Doubt::Another) => {}
+            // Nor of a link that is lost and does not say so. On some tokens, SoftHSM among them, all looks like that.
+            Some(Doubt::Unclear(error)) => {
+                if !self.opens_its_own(kek)? {
+                    return Err(error.into());
+                }
+            }
         }
         let what = match kek.decrypts {
             Decrypts::Secret(_) => "does not open its known answer: it is another key",
@@ -223,18 +259,52 @@ impl TokenSession {
 
     /// Whether the handle opens what its key must open. Leaves a session that can be used.
     fn proves(&mut self, kek: &Kek) -> Result<bool, Trouble> {
+        Ok(self.doubt(kek)?.is_none())
+    }
+
+    /// `None` when the handle opens what its key must open. Leaves a session that can be used.
+    fn doubt(&mut self, kek: &Kek) -> Result<Option<Doubt>, Trouble> {
         let proof: &[u8] = match &kek.decrypts {
-            Decrypts::Secret(None) => return Ok(true),
+            Decrypts::Secret(None) => return Ok(None),
             Decrypts::Secret(Some(answer)) => answer.as_bytes(),
-            Decrypts::Pair(challenge) => challenge,
+            Decrypts::Pair(challenge) => &challenge.sealed,
         };
-        match self.decrypt(kek, proof, &KnownAnswer::aad(kek.id)) {
+        let error = match self.decrypt(kek, proof, &KnownAnswer::aad(kek.id)) {
+            Ok(opened) => {
+                return Ok((opened.expose_secret() != KnownAnswer::TEXT).then_some(Doubt::Another));
+            }
+            Err(error) => error,
+        };
+        match self.token.module.profile.class(&error) {
+            Class::Input => {
+                self.replace()?;
+                Ok(Some(Doubt::Another))
+            }
+            Class::Configuration | Class::Ambiguous => {
+                self.replace()?;
+                Ok(Some(Doubt::Unclear(error)))
+            }
+            // What we made ourselves is no garbage: here it is the link.
+            Class::StaleHandle | Class::Session | Class::Device | Class::Capacity => Err(error.into()),
+        }
+    }
+
+    /// Whether C_Decrypt works with this handle: then what it does not open is another key's.
+    fn opens_its_own(&mut self, kek: &Kek) -> Result<bool, Trouble> {
+        match kek.decrypts {
+            Decrypts::Secret(_) => {}
+            // Whoever has its public key on record cannot ask it for more.
+            Decrypts::Pair(_) => return Ok(false),
+        }
+        let (mut iv, aad) = (self.iv()?, KnownAnswer::aad(kek.id));
+        let made =
+            self.session.encrypt(&mechanism::aes_gcm(&mut iv, &aad)?, kek.handle, KnownAnswer::TEXT)?;
+        match self.decrypt(kek, &[&iv[..], &made].concat(), &aad) {
             Ok(opened) => Ok(opened.expose_secret() == KnownAnswer::TEXT),
-            Err(error) if self.may_be_input(&error) && !self.is_stale(&error) => {
+            Err(_) => {
                 self.replace()?;
                 Ok(false)
             }
-            Err(error) => Err(error.into()),
         }
     }
 
@@ -281,11 +351,41 @@ impl TokenSession {
         Ok(self.replace()?)
     }
 
-    /// Whether a failed C_Decrypt may be about the ciphertext: on some token each of these codes is.
+    /// Whether a failed C_Decrypt may be about the ciphertext: on some token each of these codes is. A device that is
+    /// really gone does not open what we made ourselves either.
     fn may_be_input(&self, error: &Error) -> bool {
         match self.token.module.profile.class(error) {
             Class::Input | Class::Configuration | Class::Ambiguous | Class::StaleHandle => true,
-            Class::Session | Class::Device | Class::Capacity => false,
+            Class::Device => {
+                matches!(error, Error::Pkcs11(_, Function::DecryptInit | Function::Decrypt))
+            }
+            Class::Session | Class::Capacity => false,
         }
     }
+}
+
+impl Kek {
+    /// Whether the token may be asked to open this.
+    fn fits(&self, wrapped: &[u8]) -> bool {
+        match &self.decrypts {
+            Decrypts::Secret(_) => true,
+            Decrypts::Pair(challenge) => challenge.is_ciphertext(wrapped),
+        }
+    }
+
+    /// Whether this was encrypted under the IV of the known answer. A short text does not tell.
+    fn repeats_keystream(&self, plaintext: &[u8], made: &[u8]) -> bool {
+        let Decrypts::Secret(Some(answer)) = &self.decrypts else { return false };
+        let keystream = |text: &[u8], sealed: &[u8]| -> Vec<u8> {
+            let len = KnownAnswer::TEXT.len().min(plaintext.len());
+            text.iter().zip(sealed).take(len).map(|(text, sealed)| text ^ sealed).collect()
+        };
+        let known = keystream(KnownAnswer::TEXT, &answer.as_bytes()[IV_LEN..]);
+        known.len() >= KEYSTREAM_LEN_MIN && known == keystream(plaintext, made)
+    }
+}
+
+/// Whether the code says that this does not open, and can say nothing else.
+fn is_about_ciphertext(error: &Error) -> bool {
+    matches!(error, Error::Pkcs11(RvError::EncryptedDataInvalid | RvError::EncryptedDataLenRange, _))
 }

@@ -7,7 +7,7 @@ use kms_pkcs11::{
     pool::Config,
     profile::{EdwardsParams, IvSource, KRYOPTIC, OaepHash, Profile, SOFTHSM},
 };
-use kms_softhsm::{EphemeralToken, Token};
+use kms_softhsm::{EphemeralToken, Token, faults::Controller};
 
 use crate::{
     admin,
@@ -65,6 +65,26 @@ async fn a_code_that_elsewhere_means_a_lost_hsm_is_ambiguous_where_a_tampered_ci
     let Some(token) = kryoptic().and_then(remote) else { return };
     let profile = probed_and_served(&token).await;
     assert_eq!(format!("{:?}", profile.errors), r#"{"CKR_DEVICE_ERROR": Ambiguous}"#);
+}
+
+#[test]
+fn a_probe_says_of_a_module_that_ignores_iv_or_aad_that_nobody_may_wrap_with_it() {
+    for (fault, told) in [
+        ("fixed-iv", &["IGNORES THE IV", "OPENS WITH ANOTHER IV"][..]),
+        ("no-aad", &["OPENS WITH ANOTHER AAD"]),
+    ] {
+        let token = EphemeralToken::new().unwrap();
+        let controller = Controller::start(token.conf().parent().unwrap()).unwrap();
+        controller.set(&format!("C_EncryptInit,C_DecryptInit always: {fault}").parse().unwrap());
+        let output = admin::command("probed", &token, &support::shim_uri(&token))
+            .envs(controller.env(token.module()))
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let shouted: Vec<_> = text.lines().filter(|line| line.contains("wrap with no key of it")).collect();
+        assert_eq!(shouted.len(), told.len(), "{fault}: {text}");
+        assert!(shouted.iter().zip(told).all(|(line, told)| line.contains(told)), "{fault}: {text}");
+    }
 }
 
 fn profile_fields(profile: &Profile) -> (Option<EdwardsParams>, Option<IvSource>, usize) {

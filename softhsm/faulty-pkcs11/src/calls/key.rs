@@ -18,6 +18,8 @@ use crate::{
 
 /// Longest IV in bytes that is reported whole.
 const IV_LEN_MAX: CK_ULONG = 512;
+/// What a module uses that ignores the caller's IV.
+const FIXED_IV: [u8; 12] = [0x42; 12];
 
 pub(crate) unsafe extern "C" fn C_SignInit(
     session: CK_SESSION_HANDLE,
@@ -35,7 +37,8 @@ pub(crate) unsafe extern "C" fn C_DecryptInit(
     key: CK_OBJECT_HANDLE,
 ) -> CK_RV {
     through(Function::DecryptInit, Some(session), |hits| {
-        real!(C_DecryptInit(session, mechanism, meant(session, key, hits)))
+        let key = meant(session, key, hits);
+        heeding(mechanism, hits, |mechanism| real!(C_DecryptInit(session, mechanism, key)))
     })
 }
 
@@ -47,7 +50,7 @@ pub(crate) unsafe extern "C" fn C_EncryptInit(
 ) -> CK_RV {
     through(Function::EncryptInit, Some(session), |hits| {
         let key = meant(session, key, hits);
-        let code = real!(C_EncryptInit(session, mechanism, key));
+        let code = heeding(mechanism, hits, |mechanism| real!(C_EncryptInit(session, mechanism, key)));
         let is_reported = hits.iter().any(|hit| hit.fault == Fault::RecordIv);
         if code == CKR_OK
             && (is_reported || ivs::are_recorded())
@@ -94,11 +97,40 @@ fn meant(session: CK_SESSION_HANDLE, key: CK_OBJECT_HANDLE, hits: &[Hit]) -> CK_
     if swapped { objects::lookalike(session, key).unwrap_or(key) } else { key }
 }
 
-/// The IV of an AES-GCM mechanism.
+/// Begins an operation with what a rule lets the module heed of the parameter of AES-GCM.
+fn heeding(
+    mechanism: *mut CK_MECHANISM,
+    hits: &[Hit],
+    begin: impl FnOnce(*mut CK_MECHANISM) -> CK_RV,
+) -> CK_RV {
+    let has = |fault| hits.iter().any(|hit| hit.fault == fault);
+    // SAFETY: the caller gave a mechanism with its parameter.
+    let Some(parameter) = (unsafe { gcm_params(mechanism) }) else { return begin(mechanism) };
+    let mut parameter = *parameter;
+    if has(Fault::FixedIv) {
+        // Never freed: a module may look at it until the operation ends.
+        let iv = Box::leak(Box::new(FIXED_IV));
+        (parameter.pIv, parameter.ulIvLen) = (iv.as_mut_ptr(), iv.len() as CK_ULONG);
+    }
+    if has(Fault::NoAad) {
+        (parameter.pAAD, parameter.ulAADLen) = (std::ptr::null_mut(), 0);
+    }
+    if !has(Fault::FixedIv) && !has(Fault::NoAad) {
+        return begin(mechanism);
+    }
+    let mut heeded = CK_MECHANISM {
+        mechanism: CKM_AES_GCM,
+        pParameter: (&raw mut parameter).cast(),
+        ulParameterLen: size_of::<CK_GCM_PARAMS>() as CK_ULONG,
+    };
+    begin(&raw mut heeded)
+}
+
+/// The parameter of an AES-GCM mechanism.
 ///
 /// # Safety
-/// `mechanism` is null or a mechanism with the parameter that it says.
-unsafe fn gcm_iv(mechanism: *const CK_MECHANISM) -> Option<Vec<u8>> {
+/// `mechanism` is null or a mechanism with the parameter that it says, which lives as long as it is looked at.
+unsafe fn gcm_params<'a>(mechanism: *const CK_MECHANISM) -> Option<&'a CK_GCM_PARAMS> {
     // SAFETY: the caller's promise.
     let mechanism = unsafe { mechanism.as_ref() }?;
     if mechanism.mechanism != CKM_AES_GCM || mechanism.ulParameterLen < size_of::<CK_GCM_PARAMS>() as CK_ULONG
@@ -106,7 +138,16 @@ unsafe fn gcm_iv(mechanism: *const CK_MECHANISM) -> Option<Vec<u8>> {
         return None;
     }
     // SAFETY: that is the type of the parameter of this mechanism, and it is long enough.
-    let parameter = unsafe { mechanism.pParameter.cast::<CK_GCM_PARAMS>().as_ref() }?;
+    unsafe { mechanism.pParameter.cast::<CK_GCM_PARAMS>().as_ref() }
+}
+
+/// The IV of an AES-GCM mechanism.
+///
+/// # Safety
+/// `mechanism` is null or a mechanism with the parameter that it says.
+unsafe fn gcm_iv(mechanism: *const CK_MECHANISM) -> Option<Vec<u8>> {
+    // SAFETY: the caller's promise.
+    let parameter = unsafe { gcm_params(mechanism) }?;
     if parameter.pIv.is_null() {
         return Some(Vec::new());
     }

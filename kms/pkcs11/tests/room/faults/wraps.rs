@@ -121,6 +121,83 @@ async fn an_error_that_says_nothing_does_not_pass_for_a_ciphertext_that_does_not
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_module_that_ignores_the_iv_releases_nothing() {
+    let (rig, controller) = Rig::faulty_worker().await;
+    controller.set(&"C_EncryptInit,C_DecryptInit always: fixed-iv".parse().unwrap());
+    // Its known answer opens, and so would all else.
+    let key = rig.kek().await;
+    for len in [16, 32, 1024] {
+        let wrapped = rig.wrap(&key, &vec![5; len]).await;
+        assert!(
+            matches!(&wrapped, Err(Fault::Failed(text)) if text.contains("ignored the IV")),
+            "{wrapped:?}"
+        );
+    }
+    rig.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_code_that_need_not_be_about_the_ciphertext_is_tried_twice() {
+    let (rig, controller) = Rig::faulty_worker().await;
+    let key = rig.kek().await;
+    let wrapped = rig.wrap(&key, &[5; 32]).await.unwrap();
+    let (kek, before) = (KekRef::Secret(key), rig.workers());
+    for code in ["CKR_FUNCTION_CANCELED", "CKR_OPERATION_ACTIVE", "CKR_BUFFER_TOO_SMALL", "CKR_DEVICE_ERROR"]
+    {
+        for function in ["C_DecryptInit", "C_Decrypt"] {
+            controller.set(&format!("{function} always times 1: return {code}").parse().unwrap());
+            assert_eq!(rig.unwrap(&kek, &wrapped).await, Ok(vec![5; 32]), "{function}: {code}");
+            assert_eq!(controller.fired(), 1, "{function}: {code}");
+        }
+    }
+    controller.set(&"C_Decrypt always times 1: return CKR_ENCRYPTED_DATA_INVALID".parse().unwrap());
+    assert_eq!(
+        rig.unwrap(&kek, &wrapped).await,
+        Err(Fault::NotOpened),
+        "this one cannot be about anything else"
+    );
+    assert_eq!(rig.workers(), before);
+    rig.close().await;
+}
+
+/// As Kryoptic says it of OAEP, and some token of AES-GCM perhaps: here SoftHSM, which says CKR_GENERAL_ERROR.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_that_looks_like_a_lost_device_costs_no_worker() {
+    let (rig, controller) = Rig::faulty_worker().await;
+    let key = rig.kek().await;
+    let mut garbage = rig.wrap(&key, &[5; 32]).await.unwrap();
+    garbage[20] ^= 1;
+    let (kek, before) = (KekRef::Secret(key), rig.workers());
+    for round in 0..20 {
+        // The second call opens the known answer.
+        let script = "C_Decrypt nth 1: return CKR_DEVICE_ERROR\nC_Decrypt nth 3: return CKR_DEVICE_ERROR";
+        controller.set(&script.parse().unwrap());
+        assert_eq!(rig.unwrap(&kek, &garbage).await, Err(Fault::NotOpened), "round {round}");
+        assert_eq!(controller.fired(), 2, "round {round}");
+    }
+    assert_eq!((rig.workers(), rig.pool.health().respawns), (before, 0));
+    rig.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_on_which_nothing_decrypts_does_not_make_a_key_another() {
+    for code in ["CKR_GENERAL_ERROR", "CKR_MECHANISM_INVALID"] {
+        let (rig, controller) = Rig::faulty_worker().await;
+        let key = rig.kek().await;
+        let wrapped = rig.wrap(&key, &[5; 32]).await.unwrap();
+        replace_worker(&rig).await;
+        controller.set(&format!("C_Decrypt always: return {code}").parse().unwrap());
+        let made = rig.wrap(&key, &[5; 32]).await;
+        assert!(matches!(made, Err(Fault::Failed(_) | Fault::Unsupported(_))), "{code}: {made:?}");
+        let opened = rig.unwrap(&KekRef::Secret(key.clone()), &wrapped).await;
+        assert!(matches!(opened, Err(Fault::Failed(_) | Fault::Unsupported(_))), "{code}: {opened:?}");
+        controller.clear();
+        assert_eq!(rig.unwrap(&KekRef::Secret(key), &wrapped).await, Ok(vec![5; 32]), "{code}");
+        rig.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_hiccup_while_a_key_is_resolved_does_not_make_it_another() {
     for fault in ["return CKR_GENERAL_ERROR", "return CKR_ENCRYPTED_DATA_INVALID", "flip-bit 3"] {
         let (rig, controller) = Rig::faulty_worker().await;
@@ -135,20 +212,17 @@ async fn one_hiccup_while_a_key_is_resolved_does_not_make_it_another() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_link_costs_the_worker_and_the_call_is_made_again() {
-    for function in ["C_Encrypt", "C_Decrypt", "C_DecryptInit"] {
+    // What C_Decrypt says to a ciphertext may be about that; what it says to the known answer is not.
+    for lost in ["C_Encrypt nth 1", "C_Decrypt nth 2", "C_DecryptInit nth 2"] {
         let (rig, controller) = Rig::faulty_worker().await;
         let key = rig.kek().await;
         let wrapped = rig.wrap(&key, &[5; 32]).await.unwrap();
         let before = rig.workers();
-        controller.set(&format!("{function} always times 1: return CKR_DEVICE_REMOVED").parse().unwrap());
+        controller.set(&format!("{lost} times 1: return CKR_DEVICE_REMOVED").parse().unwrap());
         let again = rig.wrap(&key, &[5; 32]).await.unwrap();
         eventually("it is replaced", || matches!(rig.workers()[..], [now] if now != before[0])).await;
         for wrapped in [wrapped, again] {
-            assert_eq!(
-                rig.unwrap(&KekRef::Secret(key.clone()), &wrapped).await,
-                Ok(vec![5; 32]),
-                "{function}"
-            );
+            assert_eq!(rig.unwrap(&KekRef::Secret(key.clone()), &wrapped).await, Ok(vec![5; 32]), "{lost}");
         }
         rig.close().await;
     }
