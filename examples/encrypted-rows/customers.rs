@@ -31,7 +31,11 @@ pub(crate) struct Change {
 }
 
 /// The table.
-pub(crate) struct Customers(PgPool);
+pub(crate) struct Customers {
+    pool: PgPool,
+    /// The uid of the key that wraps: an envelope may have recipients of other keys, too.
+    key_uid: [u8; 16],
+}
 
 impl Customers {
     /// Binds an address to its place: the ciphertext of one row or column does not open in another.
@@ -39,41 +43,41 @@ impl Customers {
         Column::new("customers", "email")
     }
 
-    pub(crate) async fn connect(url: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(url: &str, key_uid: [u8; 16]) -> anyhow::Result<Self> {
         let pool = PgPool::connect(url).await.context("cannot connect to DATABASE_URL")?;
-        Ok(Self(pool))
+        Ok(Self { pool, key_uid })
     }
 
     pub(crate) async fn create(&self) -> anyhow::Result<()> {
-        sqlx::raw_sql(SCHEMA).execute(&self.0).await?;
+        sqlx::raw_sql(SCHEMA).execute(&self.pool).await?;
         Ok(())
     }
 
     /// Numbers for rows to come: an address is sealed for its row before there is one.
     pub(crate) async fn next_ids(&self, count: u32) -> anyhow::Result<Vec<i64>> {
         let next = "SELECT nextval(pg_get_serial_sequence('customers', 'id')) FROM generate_series(1, $1)";
-        Ok(sqlx::query_scalar(next).bind(i64::from(count)).fetch_all(&self.0).await?)
+        Ok(sqlx::query_scalar(next).bind(i64::from(count)).fetch_all(&self.pool).await?)
     }
 
     pub(crate) async fn insert(&self, customers: Vec<Customer>) -> anyhow::Result<()> {
-        let (ids, emails, versions) = columns(customers)?;
+        let (ids, emails, versions) = columns(customers, &self.key_uid)?;
         let insert = "
             INSERT INTO customers (id, email, email_key_version, note)
             SELECT id, email, email_key_version, 'customer ' || id
             FROM UNNEST($1::BIGINT[], $2::BYTEA[], $3::INT[]) AS added (id, email, email_key_version)";
-        sqlx::query(insert).bind(ids).bind(emails).bind(versions).execute(&self.0).await?;
+        sqlx::query(insert).bind(ids).bind(emails).bind(versions).execute(&self.pool).await?;
         Ok(())
     }
 
     pub(crate) async fn find(&self, id: i64) -> anyhow::Result<Customer> {
         let found = sqlx::query_as("SELECT id, email FROM customers WHERE id = $1").bind(id);
-        found.fetch_optional(&self.0).await?.with_context(|| format!("there is no customer {id}"))
+        found.fetch_optional(&self.pool).await?.with_context(|| format!("there is no customer {id}"))
     }
 
     /// The next rows after `id`, in the order of their numbers.
     pub(crate) async fn after(&self, id: i64, limit: usize) -> anyhow::Result<Vec<Customer>> {
         let page = "SELECT id, email FROM customers WHERE id > $1 ORDER BY id LIMIT $2";
-        Ok(sqlx::query_as(page).bind(id).bind(i64::try_from(limit)?).fetch_all(&self.0).await?)
+        Ok(sqlx::query_as(page).bind(id).bind(i64::try_from(limit)?).fetch_all(&self.pool).await?)
     }
 
     /// The same of those that another version wraps than `version`.
@@ -87,7 +91,7 @@ impl Customers {
             SELECT id, email FROM customers
             WHERE email_key_version <> $1 AND id > $2 ORDER BY id LIMIT $3";
         let page = sqlx::query_as(page).bind(i32::try_from(version)?).bind(id);
-        Ok(page.bind(i64::try_from(limit)?).fetch_all(&self.0).await?)
+        Ok(page.bind(i64::try_from(limit)?).fetch_all(&self.pool).await?)
     }
 
     /// Changes the rows that nobody else has changed since they were read, and says how many these were. One statement is
@@ -97,20 +101,20 @@ impl Customers {
             .into_iter()
             .map(|Change { was, email }| (was.email, Customer { id: was.id, email }))
             .unzip();
-        let (ids, emails, versions) = columns(becomes)?;
+        let (ids, emails, versions) = columns(becomes, &self.key_uid)?;
         let update = "
             UPDATE customers SET email = changed.email, email_key_version = changed.email_key_version
             FROM UNNEST($1::BIGINT[], $2::BYTEA[], $3::BYTEA[], $4::INT[])
                 AS changed (id, was, email, email_key_version)
             WHERE customers.id = changed.id AND customers.email = changed.was";
         let done = sqlx::query(update).bind(ids).bind(was).bind(emails).bind(versions);
-        Ok(done.execute(&self.0).await?.rows_affected())
+        Ok(done.execute(&self.pool).await?.rows_affected())
     }
 
     /// How many rows each version wraps.
     pub(crate) async fn by_version(&self) -> anyhow::Result<BTreeMap<u32, u64>> {
         let count = "SELECT email_key_version, count(*) FROM customers GROUP BY email_key_version";
-        let counted: Vec<(i32, i64)> = sqlx::query_as(count).fetch_all(&self.0).await?;
+        let counted: Vec<(i32, i64)> = sqlx::query_as(count).fetch_all(&self.pool).await?;
         let number = |(version, count)| Ok((u32::try_from(version)?, u64::try_from(count)?));
         counted.into_iter().map(number).collect()
     }
@@ -119,10 +123,12 @@ impl Customers {
 /// What `UNNEST` takes: ids, envelopes, versions. The version is always the one that the envelope itself names.
 type Columns = (Vec<i64>, Vec<Vec<u8>>, Vec<i32>);
 
-fn columns(customers: Vec<Customer>) -> anyhow::Result<Columns> {
+fn columns(customers: Vec<Customer>, key_uid: &[u8; 16]) -> anyhow::Result<Columns> {
     let mut columns = Columns::default();
     for Customer { id, email } in customers {
-        columns.2.push(i32::try_from(key_version(&email)?)?);
+        columns.2.push(i32::try_from(
+            key_version(&email, key_uid)?.context("an address is sealed under another key")?,
+        )?);
         columns.1.push(email);
         columns.0.push(id);
     }

@@ -70,7 +70,7 @@ async fn main() -> anyhow::Result<()> {
     let Arguments { key, verb } = Arguments::parse();
     let client = client().await?;
     let envelopes = Envelopes::new(client.clone(), key, Policy::default());
-    let customers = Customers::connect(&variable("DATABASE_URL")?).await?;
+    let customers = Customers::connect(&variable("DATABASE_URL")?, envelopes.key_uid().await?).await?;
     match verb {
         Verb::Fill { rows } => fill::fill(&customers, &envelopes, rows).await,
         Verb::Read { id } => read::read(&customers, &envelopes, id).await,

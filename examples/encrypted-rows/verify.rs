@@ -11,7 +11,7 @@ const ROWS_PER_PAGE: usize = 1_000;
 
 pub(crate) async fn verify(customers: &Customers, envelopes: &Envelopes) -> anyhow::Result<()> {
     let column = Customers::email();
-    let mut counted = BTreeMap::new();
+    let (key_uid, mut counted) = (envelopes.key_uid().await?, BTreeMap::new());
     let mut last = i64::MIN;
     loop {
         let page = customers.after(last, ROWS_PER_PAGE).await?;
@@ -20,7 +20,8 @@ pub(crate) async fn verify(customers: &Customers, envelopes: &Envelopes) -> anyh
         for customer in page {
             let opened = envelopes.open_field(&column, customer.id, &customer.email).await;
             opened.with_context(|| format!("customer {} does not open", customer.id))?;
-            *counted.entry(key_version(&customer.email)?).or_insert(0) += 1;
+            let version = key_version(&customer.email, &key_uid)?;
+            *counted.entry(version.context("an address is sealed under another key")?).or_insert(0) += 1;
         }
     }
     println!("{} rows open", counted.values().sum::<u64>());

@@ -1,6 +1,7 @@
 //! How fast a stream is sealed and opened on one core, beside AES-256-GCM of the same library on the same chunks; and how
 //! many calls a million small seals cost. Run it with `--release`; it needs no server. What is measured is the
-//! time that the thread had a core, so that other processes disturb it less.
+//! time that the thread had a core, so that other processes disturb it less. With the argument `memory` it seals and opens
+//! 10 GiB through a pipe instead, and tells how much memory the process ever held.
 
 use std::{
     error::Error,
@@ -19,10 +20,17 @@ use rustix::time::{ClockId, clock_gettime};
 
 const STREAM_LEN: usize = 256 << 20;
 const SMALL_SEALS: u64 = 1_000_000;
+const LONG_STREAM_LEN: u64 = 10 << 30;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut report = std::io::stdout();
+    if std::env::args().nth(1).as_deref() == Some("memory") {
+        let opened = long_stream()?;
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let most = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap_or_default();
+        return Ok(writeln!(report, "sealed and opened {opened} bytes; {most}")?);
+    }
     let plain = vec![7_u8; 4 * CHUNK_LEN];
     let stream = sealed(&plain, Vec::with_capacity(STREAM_LEN + STREAM_LEN / 1_000))?.1;
     let bare = bare_stream(&plain)?;
@@ -112,6 +120,32 @@ fn sealed<W: Write>(plain: &[u8], target: W) -> Result<(f64, W), Box<dyn Error>>
     }
     let target = sealer.finish()?;
     Ok((rate(begun), target))
+}
+
+/// Seals [`LONG_STREAM_LEN`] bytes in a thread of its own and opens them here: returns how many came out.
+fn long_stream() -> Result<u64, Box<dyn Error>> {
+    let (mut reader, writer) = std::io::pipe()?;
+    let data_key = || DataKey::from_secret(SecretBytes::new(vec![1; 32]));
+    let (seals, opens) = (data_key()?, data_key()?);
+    let header = SealHeader {
+        recipients: vec![wrapped(&EncryptionContext::default())?],
+        purpose: Purpose::Native,
+        data_key_id: DataKeyId([1; 16]),
+    };
+    let sealing = std::thread::spawn(move || {
+        let random = |_: &mut [u8]| Ok(());
+        let mut sealer = Sealer::new(writer, &seals, header, &EnvelopeContext::default(), random)?;
+        std::io::copy(&mut std::io::repeat(7).take(LONG_STREAM_LEN), &mut sealer)?;
+        sealer.finish().map(drop)
+    });
+    let header = Header::read(&mut reader)?;
+    let mut opener = Opener::new(reader, &header, &opens, Purpose::Native, &EnvelopeContext::default())?;
+    let opened = std::io::copy(&mut opener, &mut sink())?;
+    sealing.join().map_err(|_| "the thread that seals panicked")??;
+    if opened != LONG_STREAM_LEN {
+        return Err(format!("{opened} of {LONG_STREAM_LEN} bytes came out").into());
+    }
+    Ok(opened)
 }
 
 /// MB/s of opening it.

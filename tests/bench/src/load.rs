@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 /// How the service is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// One signature a call, so many calls at once.
+    /// One signature (or wrap) a call, so many calls at once.
     Unary(usize),
-    /// So many signatures a call, so many calls at once.
+    /// So many of them a call, so many calls at once.
     Batch {
         /// Signatures a call.
         items: usize,
@@ -42,6 +42,13 @@ impl Shape {
         match self {
             Self::Unary(_) => 1,
             Self::Batch { items, .. } => items,
+        }
+    }
+
+    /// Calls at once.
+    pub(crate) fn in_flight(self) -> usize {
+        match self {
+            Self::Unary(in_flight) | Self::Batch { in_flight, .. } => in_flight,
         }
     }
 }

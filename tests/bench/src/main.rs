@@ -5,8 +5,8 @@
 //! for a single call in flight). The table shows medians over the rounds, of the ratios too. Beside them: an empty
 //! gRPC call, and one durable record. `verify_before_release` is measured off and on. Options: `--rounds N` (5),
 //! `--seconds N` (2), `--json FILE`, and instead of all that `--scale` (10 against 1,000 keys in the token), `--stores`
-//! (10 against 10,000 keys in PostgreSQL, SQLite against PostgreSQL, two servers against one) or `--jwks` (the key set
-//! beside a static answer).
+//! (10 against 10,000 keys in PostgreSQL, SQLite against PostgreSQL, two servers against one), `--jwks` (the key set
+//! beside a static answer) or `--wraps` (data keys beside the bare token's AES-GCM, and moving 100,000 envelopes).
 
 #![expect(clippy::print_stdout, reason = "the table is the program's output")]
 
@@ -17,9 +17,11 @@ mod jwks;
 mod load;
 mod raw;
 mod report;
+mod rewraps;
 mod scale;
 mod service;
 mod stores;
+mod wraps;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -27,6 +29,7 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     load::Shape,
+    raw::Bare,
     report::Report,
     service::{Algorithm, Bench},
 };
@@ -41,6 +44,7 @@ struct Options {
     scale: bool,
     stores: bool,
     jwks: bool,
+    wraps: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -66,6 +70,9 @@ async fn run(options: &Options) -> anyhow::Result<()> {
     if options.stores {
         return options.tell(&stores::run(options.rounds, options.span).await?, stores::SHARE_OF);
     }
+    if options.wraps {
+        return options.tell(&wraps::run(options.rounds, options.span).await?, wraps::SHARE_OF);
+    }
     let plain = Bench::start(&[("KMS_KEYS__VERIFY_BEFORE_RELEASE", "false")]).await?;
     let verified = Bench::start(&[]).await?;
     let mut report = Report::default();
@@ -76,7 +83,7 @@ async fn run(options: &Options) -> anyhow::Result<()> {
             for (verify, bench) in [("off", &plain), ("on", &verified)] {
                 for shape in Shape::ALL {
                     let processes = if shape == Shape::Unary(1) { 1 } else { WORKERS };
-                    let bare = raw::measure(&plain, algorithm, processes, options.span)?;
+                    let bare = raw::measure(&plain, Bare::Sign(algorithm), processes, options.span)?;
                     report.add(&format!("{algorithm} bare token, {processes} process(es)"), bare);
                     let row = bench.measure(algorithm, shape, options.span).await?;
                     report.add(&format!("{algorithm} {shape}, verify {verify}"), row.beside(&bare));
@@ -96,7 +103,8 @@ async fn run(options: &Options) -> anyhow::Result<()> {
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> anyhow::Result<Self> {
         let span = Duration::from_secs(2);
-        let mut options = Self { rounds: 5, span, json: None, scale: false, stores: false, jwks: false };
+        let mut options =
+            Self { rounds: 5, span, json: None, scale: false, stores: false, jwks: false, wraps: false };
         while let Some(arg) = args.next() {
             let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
@@ -106,6 +114,7 @@ impl Options {
                 "--scale" => options.scale = true,
                 "--jwks" => options.jwks = true,
                 "--stores" => options.stores = true,
+                "--wraps" => options.wraps = true,
                 _ => bail!("unknown option {arg}; see the head of tests/bench/src/main.rs"),
             }
         }

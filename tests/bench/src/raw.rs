@@ -1,5 +1,5 @@
-//! The bare token: processes that log in, find the service's own key by its label, and call C_Sign without a
-//! pause. Nothing of ours lies in between but the cryptoki crate.
+//! The bare token: processes that log in, find the service's own key by its label, and call C_Sign, C_Decrypt or
+//! C_Encrypt without a pause. Nothing of ours lies in between but the cryptoki crate.
 
 use std::{
     process::{Command, Stdio},
@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
-    mechanism::Mechanism,
-    object::{Attribute, ObjectClass},
-    session::UserType,
-    types::AuthPin,
+    mechanism::{Mechanism, aead::GcmParams},
+    object::{Attribute, ObjectClass, ObjectHandle},
+    session::{Session, UserType},
+    types::{AuthPin, Ulong},
 };
 use hdrhistogram::Histogram;
 
@@ -20,6 +20,7 @@ use crate::{
     load::Outcome,
     report::Row,
     service::{Algorithm, Bench},
+    wraps,
 };
 
 /// The subcommand by which this program starts itself as one such process.
@@ -31,20 +32,69 @@ const SHA256_DIGEST_INFO: [u8; 19] = [
     0x04, 0x20,
 ];
 
+/// Bytes of a data key, of a GCM IV and tag, and of what a wrap is bound to (docs/reference/envelope-format.md).
+const DATA_KEY_LEN: usize = 32;
+const IV_LEN: usize = 12;
+const TAG_LEN: usize = 16;
+const AAD_LEN: usize = 88;
+
+/// What is asked of the token.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Bare {
+    /// A signature.
+    Sign(Algorithm),
+    /// What an unwrap asks: C_Decrypt of a data key.
+    Decrypt,
+    /// C_Encrypt of a data key.
+    Encrypt,
+    /// What a wrap asks: C_GenerateRandom for the IV, C_Encrypt, C_Decrypt of what came out, and C_Decrypt of the known
+    /// answer.
+    Wrap,
+}
+
+impl Bare {
+    const ALL: [Self; 5] = [
+        Self::Sign(Algorithm::Es256),
+        Self::Sign(Algorithm::Rs256),
+        Self::Decrypt,
+        Self::Encrypt,
+        Self::Wrap,
+    ];
+
+    /// Names it to the process that does it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sign(algorithm) => algorithm.key(),
+            Self::Decrypt => "decrypt",
+            Self::Encrypt => "encrypt",
+            Self::Wrap => "wrap",
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Sign(algorithm) => algorithm.key(),
+            Self::Decrypt | Self::Encrypt | Self::Wrap => wraps::KEY,
+        }
+    }
+
+    fn class(self) -> ObjectClass {
+        match self {
+            Self::Sign(_) => ObjectClass::PRIVATE_KEY,
+            Self::Decrypt | Self::Encrypt | Self::Wrap => ObjectClass::SECRET_KEY,
+        }
+    }
+}
+
 /// Runs `processes` of them for `span` and adds their rates up.
-pub(crate) fn measure(
-    bench: &Bench,
-    algorithm: Algorithm,
-    processes: usize,
-    span: Duration,
-) -> anyhow::Result<Row> {
+pub(crate) fn measure(bench: &Bench, bare: Bare, processes: usize, span: Duration) -> anyhow::Result<Row> {
     let dir = bench.dir();
     let config = std::fs::read_to_string(dir.join("kms.toml"))?;
     let module = module_path(&config).context("kms.toml names no module")?;
     let mut children = Vec::new();
     for _ in 0..processes {
         let mut child = Command::new(std::env::current_exe()?)
-            .args([SUBCOMMAND, &module, algorithm.key(), &span.as_millis().to_string()])
+            .args([SUBCOMMAND, &module, bare.name(), &span.as_millis().to_string()])
             .arg(dir.join("pin"))
             .env("SOFTHSM2_CONF", dir.join("softhsm2.conf"))
             .stdin(Stdio::piped())
@@ -73,43 +123,78 @@ pub(crate) fn measure(
     Ok(total)
 }
 
-/// One such process. Arguments: module, key, span in milliseconds, PIN file.
+/// One such process. Arguments: module, what to do, span in milliseconds, PIN file.
 pub(crate) fn child(args: Vec<String>) -> anyhow::Result<()> {
-    let [module, key, span_ms, pin_file] = args.as_slice() else { anyhow::bail!("four arguments") };
+    let [module, name, span_ms, pin_file] = args.as_slice() else { anyhow::bail!("four arguments") };
+    let bare = Bare::ALL.into_iter().find(|bare| bare.name() == name).context("nothing to do")?;
     let pkcs11 = Pkcs11::new(module)?;
     pkcs11.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
     let slot = *pkcs11.get_slots_with_initialized_token()?.first().context("no token")?;
     let session = pkcs11.open_ro_session(slot)?;
     let pin = std::fs::read_to_string(pin_file)?;
     session.login(UserType::User, Some(&AuthPin::from(pin.trim_end().to_owned())))?;
-    let label = format!("{key}/1");
-    let template = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Label(label.into_bytes())];
-    let handle = *session.find_objects(&template)?.first().context("the key is not in the token")?;
-    let digest = [0x5a; 32];
-    let (mechanism, input) = if key.contains("es256") {
-        (Mechanism::Ecdsa, digest.to_vec())
-    } else {
-        (Mechanism::RsaPkcs, [&SHA256_DIGEST_INFO[..], &digest].concat())
-    };
+    let label = format!("{}/1", bare.key());
+    let template = [Attribute::Class(bare.class()), Attribute::Label(label.into_bytes())];
+    let key = *session.find_objects(&template)?.first().context("the key is not in the token")?;
+    let mut act = action(bare, &session, key)?;
     print!("r");
     std::io::Write::flush(&mut std::io::stdout())?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     let span = Duration::from_millis(span_ms.parse()?);
-    let outcome = sign_for(span, || {
-        session.sign(&mechanism, handle, &input)?;
-        Ok(())
-    })?;
-    let row = Row::new(&outcome, 1, Duration::ZERO);
+    let row = Row::new(&act_for(span, &mut *act)?, 1, Duration::ZERO);
     println!(" {} {} {}", row.per_second, row.p50_us, row.p99_us);
     Ok(())
 }
 
-fn sign_for(span: Duration, mut sign: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Outcome> {
+type Act<'a> = Box<dyn FnMut() -> anyhow::Result<()> + 'a>;
+
+fn action<'a>(bare: Bare, session: &'a Session, key: ObjectHandle) -> anyhow::Result<Act<'a>> {
+    let digest = [0x5a; 32];
+    let sign = |mechanism: Mechanism<'static>, input: Vec<u8>| -> Act<'a> {
+        Box::new(move || Ok(drop(session.sign(&mechanism, key, &input)?)))
+    };
+    let mut counter = 0_u64;
+    let mut encrypt = move || {
+        counter += 1;
+        let mut iv = [0; IV_LEN];
+        iv[..8].copy_from_slice(&counter.to_le_bytes());
+        let sealed = session.encrypt(&gcm(&mut iv.clone())?, key, &[1; DATA_KEY_LEN])?;
+        anyhow::Ok((iv, sealed))
+    };
+    let decrypt = move |(mut iv, sealed): ([u8; IV_LEN], &[u8])| {
+        ensure!(session.decrypt(&gcm(&mut iv)?, key, sealed)?.len() == DATA_KEY_LEN, "another length");
+        Ok(())
+    };
+    Ok(match bare {
+        Bare::Sign(Algorithm::Es256) => sign(Mechanism::Ecdsa, digest.to_vec()),
+        Bare::Sign(Algorithm::Rs256) => sign(Mechanism::RsaPkcs, [&SHA256_DIGEST_INFO[..], &digest].concat()),
+        Bare::Encrypt => Box::new(move || encrypt().map(drop)),
+        Bare::Decrypt => {
+            let (iv, sealed) = encrypt()?;
+            Box::new(move || decrypt((iv, &sealed)))
+        }
+        Bare::Wrap => {
+            let (known_iv, known) = encrypt()?;
+            Box::new(move || {
+                session.generate_random_vec(IV_LEN as u32)?;
+                let (iv, sealed) = encrypt()?;
+                decrypt((iv, &sealed))?;
+                decrypt((known_iv, &known))
+            })
+        }
+    })
+}
+
+fn gcm(iv: &mut [u8; IV_LEN]) -> anyhow::Result<Mechanism<'_>> {
+    Ok(Mechanism::AesGcm(GcmParams::new(iv, &[3; AAD_LEN], Ulong::new(8 * TAG_LEN as u64))?))
+}
+
+fn act_for(span: Duration, act: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<Outcome> {
     let mut latencies_us = Histogram::<u64>::new(3)?;
     let began = Instant::now();
     while began.elapsed() < span {
         let called = Instant::now();
-        sign()?;
+        act()?;
         latencies_us.record(u64::try_from(called.elapsed().as_micros())?)?;
     }
     Ok(Outcome { calls: latencies_us.len(), elapsed: began.elapsed(), latencies_us })

@@ -15,7 +15,8 @@ use rustix::process::Pid;
 use tempfile::TempDir;
 
 use crate::{
-    call, cpu,
+    call::{self, Call},
+    cpu,
     load::{self, Shape},
     report::Row,
 };
@@ -116,28 +117,32 @@ impl Bench {
         span: Duration,
     ) -> anyhow::Result<Row> {
         let name = format!("keys/{}", algorithm.key());
-        let server = self.running.tree()?.pids();
-        let before = cpu::used(&server);
-        let outcome = match shape {
-            Shape::Unary(in_flight) => {
-                load::run(in_flight, span, |turn| call::sign(self.client(turn), name.clone())).await?
+        match shape {
+            Shape::Unary(_) => self.drive(shape, span, |client| call::sign(client, name.clone())).await,
+            Shape::Batch { items, .. } => {
+                self.drive(shape, span, |client| call::batch(client, name.clone(), items)).await
             }
-            Shape::Batch { items, in_flight } => {
-                load::run(in_flight, span, |turn| call::batch(self.client(turn), name.clone(), items)).await?
-            }
-        };
-        // The warm-up is a tenth of the span: its CPU time is taken off in proportion.
-        let used = (cpu::used(&server) - before).mul_f64(10.0 / 11.0);
-        Ok(Row::new(&outcome, shape.items(), used))
+        }
     }
 
     /// Calls the standard health service: gRPC and TLS, and nothing behind them.
     pub(crate) async fn measure_empty(&self, in_flight: usize, span: Duration) -> anyhow::Result<Row> {
+        self.drive(Shape::Unary(in_flight), span, call::health).await
+    }
+
+    /// Makes calls for `span`: `caller` gives one caller's call.
+    pub(crate) async fn drive<'a, C: FnMut() -> Call + Send + 'static>(
+        &'a self,
+        shape: Shape,
+        span: Duration,
+        caller: impl Fn(&'a Client) -> C,
+    ) -> anyhow::Result<Row> {
         let server = self.running.tree()?.pids();
         let before = cpu::used(&server);
-        let outcome = load::run(in_flight, span, |turn| call::health(self.client(turn))).await?;
+        let outcome = load::run(shape.in_flight(), span, |turn| caller(self.client(turn))).await?;
+        // The warm-up is a tenth of the span: its CPU time is taken off in proportion.
         let used = (cpu::used(&server) - before).mul_f64(10.0 / 11.0);
-        Ok(Row::new(&outcome, 1, used))
+        Ok(Row::new(&outcome, shape.items(), used))
     }
 }
 
