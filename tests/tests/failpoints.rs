@@ -1,5 +1,5 @@
 //! The front is killed at every durable step, one after another, and started again: what it acknowledged is there and
-//! signs or unwraps, what it had begun is finished, numbers have no gap, and each object in the token is named by a row.
+//! signs or unwraps, what it had begun is finished, numbers have no gap, and a row names each object in the token.
 //!
 //! The binary says which places there are and, in an unarmed run, how often each is passed. So a new place is visited
 //! without anybody adding it here; one that no story leads to fails the test.
@@ -186,7 +186,8 @@ impl Lane {
         let script = "import sqlite3, sys\n\
                       db = sqlite3.connect('file:' + sys.argv[1] + '?mode=ro', uri=True)\n\
                       for row in db.execute('SELECT lower(hex(cka_id)), lower(hex(earlier_attempts)), \
-                      published_at_us IS NOT NULL AND destroyed_at_us IS NULL FROM key_versions'): print(*row, sep=',')\n";
+                      published_at_us IS NOT NULL AND destroyed_at_us IS NULL FROM key_versions'): \
+                      print(*row, sep=',')\n";
         let output =
             Command::new("python3").args(["-c", script]).arg(&self.plan.store).output().context("python3")?;
         let rows = Output::of("sqlite3", output);

@@ -87,8 +87,8 @@ async fn kills(
     promise.kept(
         format!("{kills} kills while keys are made and rotated, {hsm_name}, SQLite (also 2 and 3)"),
         format!(
-            "{versions} acknowledged versions of {} keys: 0 lost, 0 unusable; {} versions open what they wrapped; {} keys \
-             ever seen in the token, 0 destroyed; {} orphans, all reported",
+            "{versions} acknowledged versions of {} keys: 0 lost, 0 unusable; {} versions open what they \
+             wrapped; {} keys ever seen in the token, 0 destroyed; {} orphans, all reported",
             sum(|end| end.keys),
             sum(|end| end.unwrapped),
             sum(|end| end.seen),

@@ -66,8 +66,8 @@ async fn no_key_meets_an_iv_twice_over_kills_and_over_a_copy_of_the_state() -> a
     let Killed { workers, servers, restored } = killed;
     promise.kept(
         format!(
-            "{workers} workers and {servers} servers killed while 3 servers, and one over a copy of their database that \
-             was put back {restored} times, wrap with one token, PostgreSQL, SoftHSM"
+            "{workers} workers and {servers} servers killed while 3 servers on PostgreSQL, and one over a copy of \
+             their database that was put back {restored} times, wrap with one SoftHSM token"
         ),
         format!(
             "{answered} wraps answered, {} pairs of key and IV at the shim: 0 twice; never more wraps than reserved",

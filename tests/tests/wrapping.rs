@@ -218,7 +218,10 @@ async fn no_header_opens_what_stands_behind_another() -> anyhow::Result<()> {
     ensure!(opened == count);
     ensure!(service.metric("kms_hsm_respawns_total").await? == 0.0, "a swap cost a worker");
     promise.kept(
-        format!("{count} wrapped keys of 2 keys and 3 contexts, every header with every other's wrap, through a service"),
+        format!(
+            "{count} wrapped keys of 2 keys and 3 contexts, every header with every other's wrap, through a \
+             service"
+        ),
         format!("{} pairs: 0 opened; 0 workers replaced", count * (count - 1)),
     );
     Ok(())

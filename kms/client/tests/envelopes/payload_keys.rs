@@ -1,6 +1,6 @@
-//! A data key that is kept in memory seals many messages, and each must have a payload key of its own: nonces are fixed
-//! (promise 14). GCM encrypts zeros to its key stream, so two envelopes of zeros begin alike exactly if their payload keys
-//! are the same.
+//! A data key that is kept in memory seals many messages, and each must have a payload key of its own: nonces are
+//! fixed (promise 14). GCM encrypts zeros to its key stream, so two envelopes of zeros begin alike exactly if their
+//! payload keys are the same.
 
 use std::{
     collections::HashSet,
@@ -51,8 +51,8 @@ async fn a_data_key_in_memory_never_gives_two_messages_the_same_payload_key() {
     let twice = streams.windows(2).filter(|pair| pair[0] == pair[1]).count();
     assert_eq!(twice, 0, "payload keys came twice");
     println!(
-        "\nPROMISE | 14 | {which}: {count} messages sealed by the SDK under one data key in memory | 0 payload keys twice \
-         | | {} s |",
+        "\nPROMISE | 14 | {which}: {count} messages sealed by the SDK under one data key in memory | 0 payload keys \
+         twice | | {} s |",
         began.elapsed().as_secs()
     );
 }
