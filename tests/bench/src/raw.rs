@@ -156,7 +156,10 @@ type Act<'a> = Box<dyn FnMut() -> anyhow::Result<()> + 'a>;
 fn action<'a>(bare: Bare, session: &'a Session, key: ObjectHandle) -> anyhow::Result<Act<'a>> {
     let digest = [0x5a; 32];
     let sign = |mechanism: Mechanism<'static>, input: Vec<u8>| -> Act<'a> {
-        Box::new(move || Ok(drop(session.sign(&mechanism, key, &input)?)))
+        Box::new(move || {
+            session.sign(&mechanism, key, &input)?;
+            Ok(())
+        })
     };
     let mut counter = 0_u64;
     let mut encrypt = move || {
