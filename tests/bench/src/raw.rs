@@ -15,8 +15,10 @@ use cryptoki::{
     types::{AuthPin, Ulong},
 };
 use hdrhistogram::Histogram;
+use rustix::process::getpid;
 
 use crate::{
+    cpu,
     load::Outcome,
     report::Row,
     service::{Algorithm, Bench},
@@ -119,6 +121,7 @@ pub(crate) fn measure(bench: &Bench, bare: Bare, processes: usize, span: Duratio
         total.per_second += next()?;
         total.p50_us = next()?;
         total.p99_us = next()?;
+        total.cpu_us = next()?;
     }
     Ok(total)
 }
@@ -141,8 +144,10 @@ pub(crate) fn child(args: Vec<String>) -> anyhow::Result<()> {
     std::io::Write::flush(&mut std::io::stdout())?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     let span = Duration::from_millis(span_ms.parse()?);
-    let row = Row::new(&act_for(span, &mut *act)?, 1, Duration::ZERO);
-    println!(" {} {} {}", row.per_second, row.p50_us, row.p99_us);
+    let before = cpu::used(&[getpid()]);
+    let outcome = act_for(span, &mut *act)?;
+    let row = Row::new(&outcome, 1, cpu::used(&[getpid()]) - before);
+    println!(" {} {} {} {}", row.per_second, row.p50_us, row.p99_us, row.cpu_us);
     Ok(())
 }
 
@@ -151,7 +156,10 @@ type Act<'a> = Box<dyn FnMut() -> anyhow::Result<()> + 'a>;
 fn action<'a>(bare: Bare, session: &'a Session, key: ObjectHandle) -> anyhow::Result<Act<'a>> {
     let digest = [0x5a; 32];
     let sign = |mechanism: Mechanism<'static>, input: Vec<u8>| -> Act<'a> {
-        Box::new(move || Ok(session.sign(&mechanism, key, &input).map(drop)?))
+        Box::new(move || {
+            session.sign(&mechanism, key, &input)?;
+            Ok(())
+        })
     };
     let mut counter = 0_u64;
     let mut encrypt = move || {

@@ -15,8 +15,8 @@ pub(crate) struct Row {
     pub(crate) p50_us: f64,
     /// 99th percentile in microseconds.
     pub(crate) p99_us: f64,
-    /// CPU time of the service per signature in microseconds; 0 where there is no service.
-    pub(crate) server_cpu_us: f64,
+    /// CPU time per signature (or wrap) in microseconds, of the service or of a process with the bare token.
+    pub(crate) cpu_us: f64,
     /// Rate as a share of the rate of what it is compared with, e.g. the bare token's right before; 0 where there is
     /// none beside it.
     pub(crate) share: f64,
@@ -32,14 +32,14 @@ pub(crate) struct Report {
 }
 
 impl Row {
-    /// Of calls with `items` signatures each; `server_cpu` is the service's in that time.
-    pub(crate) fn new(outcome: &Outcome, items: usize, server_cpu: std::time::Duration) -> Self {
+    /// Of calls with `items` signatures each, for which somebody used so much CPU time.
+    pub(crate) fn new(outcome: &Outcome, items: usize, used_cpu: std::time::Duration) -> Self {
         let signatures = outcome.calls as f64 * items as f64;
         Self {
             per_second: signatures / outcome.elapsed.as_secs_f64(),
             p50_us: outcome.latencies_us.value_at_quantile(0.5) as f64,
             p99_us: outcome.latencies_us.value_at_quantile(0.99) as f64,
-            server_cpu_us: server_cpu.as_secs_f64() * 1e6 / signatures.max(1.0),
+            cpu_us: used_cpu.as_secs_f64() * 1e6 / signatures.max(1.0),
             share: 0.0,
             added_us: 0.0,
         }
@@ -62,18 +62,18 @@ impl Report {
     /// Markdown. `share_of` says what the rows are compared with.
     pub(crate) fn table(&self, share_of: &str) -> String {
         let mut text = format!(
-            "| what | per second | share of {share_of} | p50 us | added us | p99 us | server CPU us |\n\
+            "| what | per second | share of {share_of} | p50 us | added us | p99 us | CPU us |\n\
              |---|---:|---:|---:|---:|---:|---:|\n",
         );
         for name in &self.order {
-            let Row { per_second, p50_us, p99_us, server_cpu_us, share, added_us } = self.median(name);
+            let Row { per_second, p50_us, p99_us, cpu_us, share, added_us } = self.median(name);
             let compared = if share > 0.0 {
                 format!("{share:.2} | {p50_us:.0} | {added_us:.0}")
             } else {
                 format!(" | {p50_us:.0} | ")
             };
             text.push_str(&format!(
-                "| {name} | {per_second:.0} | {compared} | {p99_us:.0} | {server_cpu_us:.0} |\n"
+                "| {name} | {per_second:.0} | {compared} | {p99_us:.0} | {cpu_us:.0} |\n"
             ));
         }
         text
@@ -94,7 +94,7 @@ impl Report {
             per_second: of(|row| row.per_second),
             p50_us: of(|row| row.p50_us),
             p99_us: of(|row| row.p99_us),
-            server_cpu_us: of(|row| row.server_cpu_us),
+            cpu_us: of(|row| row.cpu_us),
             share: of(|row| row.share),
             added_us: of(|row| row.added_us),
         }

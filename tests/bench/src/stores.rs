@@ -111,7 +111,7 @@ pub(crate) async fn run(rounds: usize, span: Duration) -> anyhow::Result<Report>
                 rows[at] = measure(&all[at], Kind::Flip, in_flight, span).await?;
                 let used = (cpu::used(&bystander) - before).mul_f64(10.0 / 11.0);
                 let changes = rows[at].per_second * span.as_secs_f64();
-                others[at] = Row { server_cpu_us: used.as_secs_f64() * 1e6 / changes, ..rows[at] };
+                others[at] = Row { cpu_us: used.as_secs_f64() * 1e6 / changes, ..rows[at] };
             }
             add(&mut report, &what, &all, &rows);
             if in_flight == 1 {

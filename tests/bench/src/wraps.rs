@@ -83,7 +83,10 @@ fn unwraps(client: &Client, request: &v1::UnwrapKeyRequest, shape: Shape) -> Box
     let Shape::Batch { items, .. } = shape else {
         return Box::new(move || {
             let (mut client, request) = (client.clone(), request.clone());
-            Box::pin(async move { Ok(client.unwrap_key(request).await.map(drop)?) })
+            Box::pin(async move {
+                client.unwrap_key(request).await?;
+                Ok(())
+            })
         });
     };
     Box::new(move || {
@@ -105,7 +108,10 @@ fn data_keys(client: &Client, shape: Shape) -> Box<dyn FnMut() -> Call + Send> {
     let Shape::Batch { items, .. } = shape else {
         return Box::new(move || {
             let mut client = client.clone();
-            Box::pin(async move { Ok(client.generate_data_key(generate()).await.map(drop)?) })
+            Box::pin(async move {
+                client.generate_data_key(generate()).await?;
+                Ok(())
+            })
         });
     };
     Box::new(move || {
