@@ -296,10 +296,16 @@ impl fmt::Display for Finding {
             Self::Deviates(deviation) => f.write_str(deviation),
             Self::OtherKey => f.write_str("the public key is not the one on record"),
             Self::NotWhole { private: 0, public: 0, secret: 0 } => f.write_str("the key is not in the token"),
+            Self::NotWhole { private, public, secret: 0 } => {
+                write!(
+                    f,
+                    "{private} private and {public} public objects instead of one of each, or of one secret key"
+                )
+            }
             Self::NotWhole { private, public, secret } => write!(
                 f,
-                "{private} private, {public} public and {secret} secret objects, instead of one of each half of a pair or \
-                 one secret key"
+                "{secret} secret, {private} private and {public} public objects instead of one secret key, or of one of each \
+                 half of a pair"
             ),
         }
     }
