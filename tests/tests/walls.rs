@@ -24,20 +24,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "kms-cli",
-        &[
-            "kms-client",
-            "kms-envelope",
-            "kms-proto",
-            "kms-server",
-            "kms-core",
-            "kms-store",
-            "kms-pkcs11",
-            "kms-softhsm",
-        ],
+        &["kms-client", "kms-proto", "kms-server", "kms-core", "kms-store", "kms-pkcs11", "kms-softhsm"],
     ),
     ("kms-examples", &["kms-client"]),
     ("kms-tests", &["kms-client", "kms-envelope", "kms-proto", "kms-softhsm", "kms-test-postgres"]),
-    ("kms-bench", &["kms-client", "kms-proto", "kms-softhsm", "kms-tests"]),
+    ("kms-bench", &["kms-client", "kms-envelope", "kms-proto", "kms-softhsm", "kms-tests"]),
 ];
 
 /// Throw-away tokens and databases may stand in for real ones in any crate's tests.
