@@ -2,18 +2,29 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{Error, KeyId};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, KeyId, principal::Principal};
 
 /// An authenticated principal. Made by authentication in `kms/server`, never from a request's own words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     name: Arc<str>,
-    role: Role,
-    keys: KeyScope,
+    own: Option<OwnRole>,
 }
 
-/// What a caller may do, until roles are bound by policy documents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The role that an access token has by itself, without any binding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnRole {
+    /// Which.
+    pub role: Role,
+    /// On which keys.
+    pub keys: KeyScope,
+}
+
+/// What a caller may do: a named set of actions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Manages keys and access tokens, and may use every key.
     Administrator,
@@ -24,6 +35,14 @@ pub enum Role {
     RawSigner,
     /// As a user, and unwraps what a compromised version has wrapped: to move it away.
     Recoverer,
+    /// Manages keys and uses none of them.
+    KeyAdmin,
+    /// Reads everything that is no secret, and changes nothing.
+    Auditor,
+    /// Approves and rejects what others propose.
+    Approver,
+    /// Wraps and unwraps with the keys of its scope, in a lane of its own: a vault, a cluster.
+    Unsealer,
 }
 
 /// The keys that a caller's role extends to.
@@ -36,9 +55,14 @@ pub enum KeyScope {
 }
 
 impl Caller {
-    /// A caller of this name, role and scope. `name` is what the audit log shows.
+    /// A caller of this name with a role of its own. `name` is what the audit log shows.
     pub fn new(name: impl Into<Arc<str>>, role: Role, keys: KeyScope) -> Self {
-        Self { name: name.into(), role, keys }
+        Self { name: name.into(), own: Some(OwnRole { role, keys }) }
+    }
+
+    /// A caller that has what role bindings and policy give to its name.
+    pub fn named(principal: &Principal) -> Self {
+        Self { name: principal.shared(), own: None }
     }
 
     /// The canonical name, e.g. `access-token:admin`.
@@ -50,14 +74,9 @@ impl Caller {
         Arc::clone(&self.name)
     }
 
-    /// The role.
-    pub fn role(&self) -> Role {
-        self.role
-    }
-
-    /// The keys it extends to.
-    pub fn keys(&self) -> &KeyScope {
-        &self.keys
+    /// What it has without any binding.
+    pub fn own_role(&self) -> Option<&OwnRole> {
+        self.own.as_ref()
     }
 }
 
@@ -71,14 +90,37 @@ impl KeyScope {
     }
 }
 
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Administrator,
+        Self::KeyAdmin,
+        Self::User,
+        Self::RawSigner,
+        Self::Recoverer,
+        Self::Unsealer,
+        Self::Auditor,
+        Self::Approver,
+    ];
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Administrator => "administrator",
+            Self::KeyAdmin => "key-admin",
             Self::User => "user",
             Self::RawSigner => "raw-signer",
             Self::Recoverer => "recoverer",
-        })
+            Self::Unsealer => "unsealer",
+            Self::Auditor => "auditor",
+            Self::Approver => "approver",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -86,14 +128,8 @@ impl std::str::FromStr for Role {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        match text {
-            "administrator" => Ok(Self::Administrator),
-            "user" => Ok(Self::User),
-            "raw-signer" => Ok(Self::RawSigner),
-            "recoverer" => Ok(Self::Recoverer),
-            _ => {
-                Err(Error::invalid("role", "unknown role; use administrator, user, raw-signer or recoverer"))
-            }
-        }
+        Self::ALL.into_iter().find(|role| role.as_str() == text).ok_or_else(|| {
+            Error::invalid("role", format!("a role is one of {}", Self::ALL.map(Self::as_str).join(", ")))
+        })
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     audit::{AuditLog, Event, OperationId, Outcome, Phase, Subject},
     epoch::Recovery,
     fence::{Fence, Fenced},
+    lane::Lane,
     policy::{self, Decision},
     time::Timestamp,
 };
@@ -48,6 +49,7 @@ pub struct Grant {
     subject: Subject,
     /// Why our own work is done, where that is not plain.
     reason: Option<&'static str>,
+    lane: Lane,
     at: Timestamp,
 }
 
@@ -227,7 +229,7 @@ impl<A: AuditLog> Gate<A> {
 
     fn grant(&self, caller: Arc<str>, action: Action, subject: Subject, at: Timestamp) -> Grant {
         let operation = OperationId::new(self.prefix, self.counter.fetch_add(1, Ordering::Relaxed));
-        Grant { operation, caller, action, subject, reason: None, at }
+        Grant { operation, caller, action, subject, reason: None, lane: Lane::of(action), at }
     }
 }
 
@@ -321,6 +323,16 @@ impl Grant {
         self.operation
     }
 
+    /// Canonical name of whom it was given to.
+    pub fn caller(&self) -> &Arc<str> {
+        &self.caller
+    }
+
+    /// Where it waits for the HSM.
+    pub fn lane(&self) -> Lane {
+        self.lane
+    }
+
     /// When it was admitted.
     pub fn at(&self) -> Timestamp {
         self.at
@@ -350,6 +362,7 @@ impl Grant {
             action,
             subject: Subject::default(),
             reason: None,
+            lane: Lane::of(action),
             at: Timestamp::UNIX_EPOCH,
         }
     }

@@ -19,19 +19,21 @@ pub enum Decision {
 
 /// Decides in memory, without waiting.
 pub fn decide(caller: &Caller, action: Action, key: Option<&KeyId>) -> Decision {
+    let Some(own) = caller.own_role() else { return Decision::Deny { rule: "NO_ROLE" } };
     let out_of_scope = match key {
-        Some(key) => !caller.keys().contains(key),
+        Some(key) => !own.keys.contains(key),
         // Who makes access tokens could make one that reaches every key, and the token holds every key.
-        None => needs_every_key(action) && *caller.keys() != KeyScope::All,
+        None => needs_every_key(action) && own.keys != KeyScope::All,
     };
     if out_of_scope {
         return Decision::Deny { rule: "KEY_OUT_OF_SCOPE" };
     }
-    let allowed = match caller.role() {
+    let allowed = match own.role {
         Role::Administrator => !is_ours_alone(action),
         Role::User => is_use(action) && key.is_some(),
         Role::RawSigner => (is_use(action) || action == Action::SignRaw) && key.is_some(),
         Role::Recoverer => (is_use(action) || action == Action::Recover) && key.is_some(),
+        Role::KeyAdmin | Role::Auditor | Role::Approver | Role::Unsealer => false,
     };
     if allowed { Decision::Allow } else { Decision::Deny { rule: "ROLE_LACKS_ACTION" } }
 }

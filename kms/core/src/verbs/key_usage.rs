@@ -171,7 +171,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let known = consumers(&picture, &id).find(|report| report.consumer == consumer);
         // Whoever may use the key could else say in another's name that it needs nothing any more.
         let owner = known.map_or(caller.name(), |report| report.by.as_str());
-        if owner != caller.name() && caller.role() != Role::Administrator {
+        if owner != caller.name() && caller.own_role().is_none_or(|own| own.role != Role::Administrator) {
             let text = format!(
                 "{consumer} was registered by {owner}, who alone reports for it; use another name, or let an administrator \
                  remove it first"
