@@ -8,18 +8,20 @@ use prost_types::FileDescriptorSet;
 use protox::file::{ChainFileResolver, DescriptorSetFileResolver, GoogleFileResolver, IncludeFileResolver};
 
 /// Every file of the package, relative to `proto/`.
-const FILES: [&str; 7] = [
+const FILES: [&str; 9] = [
     "kms/v1/resources.proto",
     "kms/v1/key_service.proto",
     "kms/v1/crypto_service.proto",
     "kms/v1/wrapping.proto",
     "kms/v1/access_service.proto",
+    "kms/v1/policy_service.proto",
+    "kms/v1/approval_service.proto",
     "kms/v1/hsm_service.proto",
     "kms/v1/status_service.proto",
 ];
 
 /// Messages that carry payloads or credentials. Their Debug is written by hand in `src/redacted.rs`.
-const REDACTED: [&str; 12] = [
+const REDACTED: [&str; 13] = [
     ".kms.v1.SignRequest",
     ".kms.v1.SignResponse",
     ".kms.v1.VerifyRequest",
@@ -31,6 +33,7 @@ const REDACTED: [&str; 12] = [
     ".kms.v1.EncryptRequest",
     ".kms.v1.DecryptResponse",
     ".kms.v1.CreateAccessTokenResponse",
+    ".kms.v1.ExecuteProposalResponse",
     ".kms.v1.AcceptOlderStoreRequest",
 ];
 

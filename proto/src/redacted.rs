@@ -7,8 +7,8 @@ use std::fmt;
 
 use crate::v1::{
     AcceptOlderStoreRequest, CreateAccessTokenResponse, DecryptResponse, EncryptRequest,
-    GenerateDataKeyResponse, SignJwtRequest, SignJwtResponse, SignRequest, SignResponse, UnwrapKeyResponse,
-    VerifyRequest, WrapKeyRequest, sign_request, verify_request,
+    ExecuteProposalResponse, GenerateDataKeyResponse, SignJwtRequest, SignJwtResponse, SignRequest,
+    SignResponse, UnwrapKeyResponse, VerifyRequest, WrapKeyRequest, sign_request, verify_request,
 };
 
 /// Stands for bytes that must not be shown.
@@ -147,6 +147,16 @@ impl fmt::Debug for DecryptResponse {
 impl fmt::Debug for CreateAccessTokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CreateAccessTokenResponse")
+            .field("access_token", &self.access_token)
+            .field("secret", &Redacted(self.secret.len()))
+            .finish()
+    }
+}
+
+impl fmt::Debug for ExecuteProposalResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExecuteProposalResponse")
+            .field("proposal", &self.proposal)
             .field("access_token", &self.access_token)
             .field("secret", &Redacted(self.secret.len()))
             .finish()

@@ -47,7 +47,23 @@ fn the_services_and_their_methods_are_all_there() {
         })
         .collect();
     let expected = [
-        ("AccessService", vec!["CreateAccessToken", "ListAccessTokens", "RevokeAccessToken"]),
+        (
+            "AccessService",
+            vec![
+                "CreateAccessToken",
+                "ListAccessTokens",
+                "RevokeAccessToken",
+                "RenewAccessToken",
+                "GetCaller",
+                "CreateRoleBinding",
+                "ListRoleBindings",
+                "RevokeRoleBinding",
+            ],
+        ),
+        (
+            "ApprovalService",
+            vec!["ListProposals", "GetProposal", "ApproveProposal", "RejectProposal", "ExecuteProposal"],
+        ),
         (
             "CryptoService",
             vec![
@@ -97,6 +113,7 @@ fn the_services_and_their_methods_are_all_there() {
                 "RemoveConsumer",
             ],
         ),
+        ("PolicyService", vec!["GetPolicy", "ListPolicies", "SetPolicy", "ExplainPolicy"]),
         ("StatusService", vec!["GetStatus"]),
     ];
     let expected: BTreeMap<String, Vec<String>> = expected

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use kms_proto::v1::{
     AcceptOlderStoreRequest, BatchSignRequest, BatchSignResponse, BatchSignResult, CreateAccessTokenResponse,
-    SignJwtRequest, SignJwtResponse, SignRequest, SignResponse, VerifyRequest, batch_sign_result,
-    sign_request, verify_request,
+    ExecuteProposalResponse, SignJwtRequest, SignJwtResponse, SignRequest, SignResponse, VerifyRequest,
+    batch_sign_result, sign_request, verify_request,
 };
 
 const CANARY: &str = "canary-7f3a9";
@@ -61,6 +61,7 @@ fn signatures_tokens_and_credentials_are_not_shown() {
     assert_hidden(BatchSignResponse { results: vec![BatchSignResult { outcome: Some(outcome) }] });
     assert_hidden(SignJwtResponse { token: CANARY.into(), ..SignJwtResponse::default() });
     assert_hidden(CreateAccessTokenResponse { secret: CANARY.into(), access_token: None });
+    assert_hidden(ExecuteProposalResponse { secret: CANARY.into(), ..Default::default() });
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// An action on a key, or on the service. The operations bear their RFC 7517 §4.3 `key_ops` names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Sign bytes or a digest with a key of signatures.
@@ -74,6 +74,26 @@ pub enum Action {
     ListAccessTokens,
     /// Revoke one.
     RevokeAccessToken,
+    /// Move the end of one's own access token.
+    RenewAccessToken,
+    /// Ask who one is, and what one has.
+    GetCaller,
+    /// Give somebody a role.
+    CreateRoleBinding,
+    /// List role bindings.
+    ListRoleBindings,
+    /// Take a role away.
+    RevokeRoleBinding,
+    /// Read the policy document and its versions.
+    GetPolicy,
+    /// Change it.
+    SetPolicy,
+    /// Ask what policy would say, and why.
+    ExplainPolicy,
+    /// Read proposals.
+    ListProposals,
+    /// Approve what somebody proposes, or reject it.
+    ApproveProposal,
     /// Compare what the token holds with what the store knows.
     GetInventory,
     /// Put an object in the token on record as one to be left alone.
@@ -96,7 +116,7 @@ pub enum Action {
 
 impl Action {
     /// Every action, for tables and matrices.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 52] = [
         Self::Sign,
         Self::SignRaw,
         Self::SignJwt,
@@ -130,6 +150,16 @@ impl Action {
         Self::CreateAccessToken,
         Self::ListAccessTokens,
         Self::RevokeAccessToken,
+        Self::RenewAccessToken,
+        Self::GetCaller,
+        Self::CreateRoleBinding,
+        Self::ListRoleBindings,
+        Self::RevokeRoleBinding,
+        Self::GetPolicy,
+        Self::SetPolicy,
+        Self::ExplainPolicy,
+        Self::ListProposals,
+        Self::ApproveProposal,
         Self::GetInventory,
         Self::QuarantineObject,
         Self::GetStatus,

@@ -3,7 +3,7 @@
 //! [`AuditLog::reserve`] takes a place before the operation begins, so that a full or broken log refuses work
 //! instead of losing records; [`AuditLog::record`] returns once the records are on stable storage.
 
-use std::{future::Future, sync::Arc};
+use std::{borrow::Cow, future::Future, sync::Arc};
 
 use serde::Serialize;
 
@@ -60,10 +60,10 @@ pub struct Event {
     pub target: Option<Arc<str>>,
     /// How it ended; for an intent, that it was allowed.
     pub outcome: Outcome,
-    /// Machine-readable reason of a denial or failure; for a denial the rule that denied. Also why a version was
+    /// Machine-readable reason of a denial or failure; for a denial the rule that denied, e.g. `NO_RULE` or `policy:ID`. Also why a version was
     /// taken out of service by the attribute audit.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
+    pub reason: Option<Cow<'static, str>>,
 }
 
 /// What an operation is about, known before it begins: all of its records tell it, a denial's too.
@@ -125,6 +125,11 @@ impl Subject {
     /// An access token. A name that none can have is left out: it may be anything, a credential even.
     pub fn of_access_token(name: &str) -> Self {
         Self { target: name.parse::<KeyId>().ok().map(|_| name.into()), ..Self::default() }
+    }
+
+    /// A role binding or a proposal, by its name.
+    pub(crate) fn of_access(name: &str) -> Self {
+        Self { target: Some(name.into()), ..Self::default() }
     }
 
     /// The objects under a CKA_ID. One that is longer than any we take is left out.

@@ -14,7 +14,7 @@ pub struct Caller {
 }
 
 /// The role that an access token has by itself, without any binding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OwnRole {
     /// Which.
     pub role: Role,
@@ -46,7 +46,8 @@ pub enum Role {
 }
 
 /// The keys that a caller's role extends to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum KeyScope {
     /// Every key, also those not yet made.
     All,
@@ -72,6 +73,11 @@ impl Caller {
 
     pub(crate) fn shared_name(&self) -> Arc<str> {
         Arc::clone(&self.name)
+    }
+
+    /// A caller of this name that has `own` by itself.
+    pub(crate) fn with(name: impl Into<Arc<str>>, own: Option<OwnRole>) -> Self {
+        Self { name: name.into(), own }
     }
 
     /// What it has without any binding.

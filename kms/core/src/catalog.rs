@@ -8,13 +8,17 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    Error, Key, KeyId, KeyState, KeyVersion,
+    Caller, Error, Key, KeyId, KeyState, KeyVersion,
+    access::{PolicyDocument, RoleBinding},
     class::{ClassName, KeyClass},
     epoch::Epoch,
     error::Kind,
     hsm::{KekRef, SecretKeyRef},
     key::{Born, Material, Purpose, later},
     key_set::{Kept, KeySet},
+    policy::{About, Document, Rules, Traits},
+    principal::Principal,
+    proposal::{self, Proposal},
     signature::PublicKey,
     store::{AccessToken, Generation, QuarantinedObject, Snapshot, UsageReport, VersionUse},
     time::{SignedDuration, Timestamp},
@@ -31,6 +35,11 @@ pub(crate) struct Picture {
     pub(crate) keys: BTreeMap<KeyId, Arc<Entry>>,
     classes: BTreeMap<ClassName, KeyClass>,
     access_tokens: HashMap<[u8; 32], Arc<AccessToken>>,
+    role_bindings: BTreeMap<KeyId, Arc<RoleBinding>>,
+    /// In ascending order.
+    policies: Vec<PolicyDocument>,
+    proposals: BTreeMap<proposal::Id, Proposal>,
+    pub(crate) rules: Arc<Rules>,
     pub(crate) epoch: Option<Epoch>,
     quarantined: Vec<QuarantinedObject>,
     uses: BTreeMap<(KeyId, u32), VersionUse>,
@@ -61,6 +70,11 @@ impl Catalog {
     /// A catalog of `snapshot`. Fails when a stored public key does not parse.
     pub(crate) fn new(snapshot: Snapshot) -> Result<Self, Error> {
         Ok(Self { current: ArcSwap::from_pointee(Picture::new(snapshot, None)?) })
+    }
+
+    /// A catalog of nothing.
+    pub(crate) fn empty() -> Self {
+        Self { current: ArcSwap::from_pointee(Picture::empty()) }
     }
 
     /// Puts a snapshot in the place of the picture `base`: on top of it what was written `since`, or everything anew.
@@ -105,43 +119,82 @@ impl Catalog {
             None => Some(picture.key_set(now)),
         }
     }
-
-    /// The access token with that hash, if it is valid at `now`.
-    pub(crate) fn access_token(&self, sha256: &[u8; 32], now: Timestamp) -> Option<Arc<AccessToken>> {
-        let token = self.current.load().access_tokens.get(sha256).cloned()?;
-        let expired = token.expires_at.is_some_and(|at| at <= now);
-        (!expired && token.revoked_at.is_none()).then_some(token)
-    }
 }
 
 impl Picture {
+    fn empty() -> Self {
+        Self {
+            generation: Generation::default(),
+            keys: BTreeMap::new(),
+            classes: BTreeMap::new(),
+            access_tokens: HashMap::new(),
+            role_bindings: BTreeMap::new(),
+            policies: Vec::new(),
+            proposals: BTreeMap::new(),
+            rules: Arc::new(Rules::new(&[], Arc::default())),
+            epoch: None,
+            quarantined: Vec::new(),
+            uses: BTreeMap::new(),
+            usage_reports: BTreeMap::new(),
+            kept: Kept::default(),
+        }
+    }
+
     fn new(snapshot: Snapshot, previous: Option<&Self>) -> Result<Self, Error> {
-        let keys = entries(snapshot.keys, previous)?;
-        let access_tokens = hashed(snapshot.access_tokens);
-        let Snapshot { generation, epoch, quarantined, .. } = snapshot;
-        let (classes, kept) = (by_name(snapshot.classes), Kept::default());
-        let (uses, usage_reports) = (by_version(snapshot.uses), by_consumer(snapshot.usage_reports));
-        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, uses, usage_reports, kept })
+        Self::empty().filled(snapshot, previous)
     }
 
     /// This picture with what a later snapshot has changed.
     fn with(&self, changes: Snapshot) -> Result<Self, Error> {
-        let mut keys = self.keys.clone();
-        keys.extend(entries(changes.keys, Some(self))?);
-        let mut classes = self.classes.clone();
-        classes.extend(by_name(changes.classes));
-        let mut access_tokens = self.access_tokens.clone();
-        access_tokens.extend(hashed(changes.access_tokens));
-        let mut quarantined = self.quarantined.clone();
-        let known =
-            |record: &QuarantinedObject| self.quarantined(&record.token_serial, &record.cka_id).is_some();
-        quarantined.extend(changes.quarantined.into_iter().filter(|record| !known(record)));
-        let (mut uses, mut usage_reports) = (self.uses.clone(), self.usage_reports.clone());
-        uses.extend(by_version(changes.uses));
-        usage_reports.extend(by_consumer(changes.usage_reports));
-        let epoch = changes.epoch.or(self.epoch);
-        let (generation, kept) = (changes.generation, Kept::default());
-        Ok(Self { generation, keys, classes, access_tokens, epoch, quarantined, uses, usage_reports, kept })
+        let base = Self {
+            generation: self.generation,
+            keys: self.keys.clone(),
+            classes: self.classes.clone(),
+            access_tokens: self.access_tokens.clone(),
+            role_bindings: self.role_bindings.clone(),
+            policies: self.policies.clone(),
+            proposals: self.proposals.clone(),
+            rules: Arc::clone(&self.rules),
+            epoch: self.epoch,
+            quarantined: self.quarantined.clone(),
+            uses: self.uses.clone(),
+            usage_reports: self.usage_reports.clone(),
+            kept: Kept::default(),
+        };
+        base.filled(changes, Some(self))
+    }
+
+    /// The rows of `snapshot` on top of these. Entries that are in `previous` as they are need not be parsed again.
+    fn filled(mut self, snapshot: Snapshot, previous: Option<&Self>) -> Result<Self, Error> {
+        let rules_change = !snapshot.role_bindings.is_empty() || !snapshot.policies.is_empty();
+        self.generation = snapshot.generation;
+        self.keys.extend(entries(snapshot.keys, previous)?);
+        self.classes.extend(by_name(snapshot.classes));
+        self.access_tokens.extend(hashed(snapshot.access_tokens));
+        let bindings = snapshot.role_bindings.into_iter();
+        self.role_bindings.extend(bindings.map(|binding| (binding.name.clone(), Arc::new(binding))));
+        let last = self.policies.last().map_or(0, |document| document.version);
+        self.policies.extend(snapshot.policies.into_iter().filter(|document| document.version > last));
+        let proposals = snapshot.proposals.into_iter();
+        self.proposals.extend(proposals.map(|proposal| (proposal.id.clone(), proposal)));
+        self.epoch = snapshot.epoch.or(self.epoch);
+        for record in snapshot.quarantined {
+            if self.quarantined(&record.token_serial, &record.cka_id).is_none() {
+                self.quarantined.push(record);
+            }
+        }
+        self.uses.extend(by_version(snapshot.uses));
+        self.usage_reports.extend(by_consumer(snapshot.usage_reports));
+        if rules_change {
+            let document = self.policies.last().map(|document| Document::parse(&document.text)).transpose();
+            // What it would have forbidden nobody knows: without it nothing may be decided.
+            let document = document.map_err(|error| {
+                Error::internal(format!("the policy document in the store cannot be used: {error}"))
+            })?;
+            let bindings: Vec<_> = self.role_bindings.values().cloned().collect();
+            self.rules = Arc::new(Rules::new(&bindings, document.unwrap_or_default()));
+        }
+        Ok(self)
     }
 
     /// The record of a quarantined object.
@@ -167,6 +220,47 @@ impl Picture {
     /// What the consumers of a key said last, those that are no more among them.
     pub(crate) fn usage_reports(&self, key: &KeyId) -> impl Iterator<Item = &UsageReport> {
         self.usage_reports.values().filter(move |report| report.key == *key)
+    }
+
+    /// The access token with that hash, if it is valid at `now`.
+    pub(crate) fn access_token(&self, sha256: &[u8; 32], now: Timestamp) -> Option<&AccessToken> {
+        self.access_tokens.get(sha256).map(|token| &**token).filter(|token| token.is_valid(now))
+    }
+
+    /// Whoever has this canonical name, with what it has by itself: none, when it is an access token that is not valid.
+    pub(crate) fn caller(&self, name: &str, now: Timestamp) -> Option<Caller> {
+        match name.strip_prefix("access-token:") {
+            Some(token) => {
+                let token = self.access_tokens().find(|row| row.name == token && row.is_valid(now))?;
+                Some(Caller::with(name, token.own.clone()))
+            }
+            None => name.parse().ok().map(|principal: Principal| Caller::named(&principal)),
+        }
+    }
+
+    /// What an action on `key`, or on the service, is about.
+    pub(crate) fn about<'a>(&'a self, key: Option<&'a KeyId>) -> About<'a> {
+        key.map_or(About::Service, |id| About::Key(id, self.keys.get(id).map(|entry| Traits::of(&entry.key))))
+    }
+
+    /// Every role binding, by name.
+    pub(crate) fn role_bindings(&self) -> impl Iterator<Item = &Arc<RoleBinding>> {
+        self.role_bindings.values()
+    }
+
+    /// The versions of the policy document, in ascending order.
+    pub(crate) fn policies(&self) -> &[PolicyDocument] {
+        &self.policies
+    }
+
+    /// The proposal of that name.
+    pub(crate) fn proposal(&self, id: &proposal::Id) -> Option<&Proposal> {
+        self.proposals.get(id)
+    }
+
+    /// Every proposal.
+    pub(crate) fn proposals(&self) -> impl Iterator<Item = &Proposal> {
+        self.proposals.values()
     }
 
     /// Every access token.

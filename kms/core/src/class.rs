@@ -64,17 +64,23 @@ pub struct AskedPeriods {
 }
 
 /// What is to change in the periods of a key: `None` leaves one as it is, `Some(None)` gives it back to the class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct PeriodChanges {
     /// See [`AskedPeriods::rotation_period`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub rotation_period: Option<Option<SignedDuration>>,
     /// See [`AskedPeriods::publish_lead`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub publish_lead: Option<Option<SignedDuration>>,
     /// See [`AskedPeriods::max_token_ttl`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub max_token_ttl: Option<Option<SignedDuration>>,
     /// See [`AskedPeriods::overlap`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub overlap: Option<Option<SignedDuration>>,
     /// See [`AskedPeriods::destroy_after`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub destroy_after: Option<Option<SignedDuration>>,
 }
 
@@ -101,6 +107,9 @@ pub struct KeyClass {
     pub name: ClassName,
     /// What its keys have, where they have nothing of their own.
     pub periods: Periods,
+    /// How many others must approve what takes protection from its keys: 0 for nobody, at most
+    /// [`crate::proposal::APPROVALS_MAX`]. What is about the service as a whole goes by the class `root`.
+    pub approvals: u32,
     /// Counts changes, from 0 for a class as it is built in.
     pub revision: u64,
     /// When it was changed last; `None` for never.
@@ -148,11 +157,22 @@ impl KeyClass {
         };
         let rotation_period = Some(rotation_period);
         let periods = Periods { rotation_period, publish_lead, max_token_ttl, overlap, destroy_after: None };
-        Self { name, periods, revision: 0, updated_at: None }
+        let approvals = u32::from(name != ClassName::Development);
+        Self { name, periods, approvals, revision: 0, updated_at: None }
     }
 }
 
 impl Periods {
+    /// Whether `after` would take protection away: a longer life of tokens, or less time between two steps of a version's
+    /// life.
+    pub(crate) fn protects_less(&self, after: &Self) -> bool {
+        after.max_token_ttl > self.max_token_ttl
+            || after.publish_lead < self.publish_lead
+            || after.overlap < self.overlap
+            // Never is longer than any time.
+            || after.destroy_after.is_some_and(|after| self.destroy_after.is_none_or(|before| after < before))
+    }
+
     /// Refuses periods that would leave no room: a next version must be publishable, and the last tokens must end,
     /// within one rotation period.
     pub fn check(&self) -> Result<(), Error> {
@@ -284,6 +304,13 @@ impl Key {
         let Periods { rotation_period, publish_lead, max_token_ttl, overlap, destroy_after } = periods;
         Self { rotation_period, publish_lead, max_token_ttl, overlap, destroy_after, ..self }
     }
+}
+
+/// What is there, `null` included, is asked for; what is left out is not.
+fn given<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<SignedDuration>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 fn check_span(field: &'static str, span: SignedDuration) -> Result<(), Error> {

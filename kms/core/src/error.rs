@@ -36,13 +36,14 @@ pub struct Error {
     reason: &'static str,
     message: Cow<'static, str>,
     field: Option<&'static str>,
+    resource: Option<Cow<'static, str>>,
     retry_after: Option<Duration>,
 }
 
 impl Error {
     /// A failure of `kind`, with an UPPER_SNAKE_CASE `reason` and a `message` that says what to do next.
     pub fn new(kind: Kind, reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, reason, message: message.into(), field: None, retry_after: None }
+        Self { kind, reason, message: message.into(), field: None, resource: None, retry_after: None }
     }
 
     /// The request is wrong in `field` (the field's name in `kms.v1`).
@@ -99,6 +100,12 @@ impl Error {
         Self { retry_after: Some(after), ..self }
     }
 
+    /// Adds the name of what it is about, where a program should be able to go on with it.
+    #[must_use]
+    pub fn about(self, resource: impl Into<Cow<'static, str>>) -> Self {
+        Self { resource: Some(resource.into()), ..self }
+    }
+
     /// What sort of failure this is.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -112,6 +119,11 @@ impl Error {
     /// The field of the request that is wrong, if one is.
     pub fn field(&self) -> Option<&'static str> {
         self.field
+    }
+
+    /// The name of what it is about, e.g. `proposals/…`, if a program can go on with it.
+    pub fn resource(&self) -> Option<&str> {
+        self.resource.as_deref()
     }
 
     /// When a retry makes sense, if that is known.

@@ -11,6 +11,7 @@
 //! may do it twice, or lose a credential that is shown once.
 
 use std::{
+    borrow::Cow,
     fmt,
     ops::Deref,
     sync::{
@@ -20,14 +21,16 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use kms_envelope::EncryptionContext;
 
 use crate::{
     Action, Caller, Error, KeyId,
     audit::{AuditLog, Event, OperationId, Outcome, Phase, Subject},
+    catalog::Catalog,
     epoch::Recovery,
     fence::{Fence, Fenced},
     lane::Lane,
-    policy::{self, Decision},
+    policy::{self, About, Ask, Decision, Traits},
     time::Timestamp,
 };
 
@@ -38,6 +41,8 @@ pub struct Gate<A> {
     counter: AtomicU64,
     recovery: ArcSwapOption<Recovery>,
     fence: Option<Arc<Fence>>,
+    /// Whose rules decide.
+    catalog: Arc<Catalog>,
 }
 
 /// Proof that policy allowed one operation. Only the gate makes one.
@@ -62,6 +67,14 @@ pub struct Admission<A: AuditLog> {
     /// What the result depends on; `None` for a change of state, which is answered for by its commit, and for what the
     /// fence does not keep out.
     fence: Option<Arc<Fence>>,
+}
+
+/// What policy is told beside caller, action and key.
+#[derive(Default)]
+struct Asked<'a> {
+    context: Option<&'a EncryptionContext>,
+    /// Of a key that is only asked for.
+    traits: Option<Traits<'a>>,
 }
 
 /// A result that nobody outside core may see before its audit record is durable.
@@ -96,9 +109,16 @@ pub enum SystemWork {
 }
 
 impl<A: AuditLog> Gate<A> {
-    /// A gate that records to `log`. `prefix` is random, so that operation ids of several runs differ.
+    /// A gate that records to `log`. `prefix` is random, so that operation ids of several runs differ. Callers have their own
+    /// roles, and nothing else.
     pub fn new(log: Arc<A>, prefix: u64) -> Self {
-        Self { log, prefix, counter: AtomicU64::new(0), recovery: ArcSwapOption::empty(), fence: None }
+        let (counter, recovery) = (AtomicU64::new(0), ArcSwapOption::empty());
+        Self { log, prefix, counter, recovery, fence: None, catalog: Arc::new(Catalog::empty()) }
+    }
+
+    /// The same, deciding by the rules of `catalog`.
+    pub(crate) fn ruled_by(self, catalog: Arc<Catalog>) -> Self {
+        Self { catalog, ..self }
     }
 
     /// The same, closed while `fence` is up.
@@ -117,20 +137,54 @@ impl<A: AuditLog> Gate<A> {
         self.admit_about(caller, action, key.into(), now).await
     }
 
-    async fn admit_about(
+    /// Like [`Gate::admit`], for an operation that has an encryption context.
+    pub(crate) async fn admit_in(
+        &self,
+        caller: &Caller,
+        action: Action,
+        key: &KeyId,
+        context: &EncryptionContext,
+        now: Timestamp,
+    ) -> Result<Admission<A>, Error> {
+        let asked = Asked { context: Some(context), traits: None };
+        self.admit_asked(caller, action, Some(key).into(), asked, now).await
+    }
+
+    /// Like [`Gate::admit`], about something that is no key, or about more than a key.
+    pub(crate) async fn admit_about(
         &self,
         caller: &Caller,
         action: Action,
         subject: Subject,
         now: Timestamp,
     ) -> Result<Admission<A>, Error> {
+        self.admit_asked(caller, action, subject, Asked::default(), now).await
+    }
+
+    async fn admit_asked(
+        &self,
+        caller: &Caller,
+        action: Action,
+        subject: Subject,
+        asked: Asked<'_>,
+        now: Timestamp,
+    ) -> Result<Admission<A>, Error> {
         let slot = self.reserve(action)?;
-        let grant = self.grant(caller.shared_name(), action, subject, now);
-        let decision = policy::decide(caller, action, grant.subject.key.as_ref());
-        let admission = self.admission(grant, slot);
+        let mut grant = self.grant(caller.shared_name(), action, subject, now);
+        let decision = {
+            let picture = self.catalog.now();
+            let about = match (&grant.subject.key, asked.traits) {
+                (Some(key), Some(traits)) => About::Key(key, Some(traits)),
+                (key, _) => picture.about(key.as_ref()),
+            };
+            policy::decide(&picture, caller, &Ask { action, about, context: asked.context }, now)
+        };
         match decision {
-            Decision::Allow => self.unless_in_recovery(admission).await,
-            Decision::Deny { rule } => admission.deny(rule, Error::denied()).await,
+            Decision::Allow { lane } => {
+                grant.lane = lane;
+                self.unless_in_recovery(self.admission(grant, slot)).await
+            }
+            Decision::Deny { rule } => self.admission(grant, slot).deny(rule, Error::denied()).await,
         }
     }
 
@@ -154,6 +208,20 @@ impl<A: AuditLog> Gate<A> {
         now: Timestamp,
     ) -> Result<Admission<A>, Error> {
         let admission = self.admit_about(caller, action, subject, now).await?;
+        self.intend(admission).await
+    }
+
+    /// Like [`Gate::begin`], for a key that is not there yet: policy looks at what it is to be.
+    pub(crate) async fn begin_making(
+        &self,
+        caller: &Caller,
+        action: Action,
+        key: &KeyId,
+        traits: Traits<'_>,
+        now: Timestamp,
+    ) -> Result<Admission<A>, Error> {
+        let asked = Asked { context: None, traits: Some(traits) };
+        let admission = self.admit_asked(caller, action, Some(key).into(), asked, now).await?;
         self.intend(admission).await
     }
 
@@ -239,6 +307,11 @@ impl<A: AuditLog> Admission<A> {
         self.grant.subject.version = Some(number);
     }
 
+    /// Notes the proposal that came of it, for the record.
+    pub(crate) fn is_about(&mut self, target: &str) {
+        self.grant.subject.target = Some(target.into());
+    }
+
     /// Makes the record durable, then opens the result. When the record cannot be made, the result is gone, and
     /// likewise when the fence went up since the admission.
     pub async fn settle<T>(mut self, result: Result<Unsettled<T>, Error>) -> Result<T, Error> {
@@ -270,9 +343,9 @@ impl<A: AuditLog> Admission<A> {
     }
 
     /// Records the denial; the caller gets `error`.
-    async fn deny<T>(mut self, rule: &'static str, error: Error) -> Result<T, Error> {
+    async fn deny<T>(mut self, rule: impl Into<Cow<'static, str>>, error: Error) -> Result<T, Error> {
         if let Some(slot) = self.slot.take() {
-            let event = self.grant.event(Phase::Outcome, Outcome::Denied, Some(rule));
+            let event = self.grant.event(Phase::Outcome, Outcome::Denied, Some(rule.into()));
             self.log.record(vec![(slot, event)]).await?;
         }
         Err(error)
@@ -281,7 +354,7 @@ impl<A: AuditLog> Admission<A> {
     fn outcome<T>(&mut self, result: &Result<T, Error>) -> Option<(A::Slot, Event)> {
         let (outcome, reason) = match result {
             Ok(_) => (Outcome::Succeeded, None),
-            Err(error) => (Outcome::Failed, Some(error.reason())),
+            Err(error) => (Outcome::Failed, Some(error.reason().into())),
         };
         let event = self.grant.event(Phase::Outcome, outcome, reason);
         self.slot.take().map(|slot| (slot, event))
@@ -338,7 +411,7 @@ impl Grant {
         self.at
     }
 
-    fn event(&self, phase: Phase, outcome: Outcome, reason: Option<&'static str>) -> Event {
+    fn event(&self, phase: Phase, outcome: Outcome, reason: Option<Cow<'static, str>>) -> Event {
         Event {
             at: self.at,
             operation: self.operation,
@@ -349,7 +422,7 @@ impl Grant {
             version: self.subject.version,
             target: self.subject.target.clone(),
             outcome,
-            reason: reason.or(self.reason),
+            reason: reason.or(self.reason.map(Cow::Borrowed)),
         }
     }
 
@@ -484,6 +557,16 @@ mod tests {
         (Action::CreateAccessToken, "RECOVERY_MODE"),
         (Action::ListAccessTokens, ""),
         (Action::RevokeAccessToken, ""),
+        (Action::RenewAccessToken, ""),
+        (Action::GetCaller, ""),
+        (Action::CreateRoleBinding, "RECOVERY_MODE"),
+        (Action::ListRoleBindings, ""),
+        (Action::RevokeRoleBinding, ""),
+        (Action::GetPolicy, ""),
+        (Action::SetPolicy, "RECOVERY_MODE"),
+        (Action::ExplainPolicy, ""),
+        (Action::ListProposals, ""),
+        (Action::ApproveProposal, ""),
         (Action::GetInventory, ""),
         (Action::QuarantineObject, "RECOVERY_MODE"),
         (Action::GetStatus, ""),

@@ -203,10 +203,27 @@ pub struct KeyId(Arc<str>);
 pub struct KeyUid(pub [u8; 16]);
 
 impl Key {
+    /// Refuses a label that no key can have.
+    pub fn check_label(name: &str, value: &str) -> Result<(), Error> {
+        let plain = |text: &str| {
+            text.len() <= Self::LABEL_LEN_MAX
+                && text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_./".contains(&c))
+        };
+        if plain(name) && plain(value) && name.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return Ok(());
+        }
+        Err(Error::invalid(
+            "labels",
+            "names and values of labels are up to 63 of a-z, 0-9, '-', '_', '.', '/', and a name begins with a letter",
+        ))
+    }
+
     /// Longest owner text in bytes.
     pub const OWNER_LEN_MAX: usize = 256;
     /// Most labels on one key.
     pub const LABELS_MAX: usize = 64;
+    /// Longest name, and longest value, of a label in bytes.
+    pub const LABEL_LEN_MAX: usize = 63;
     /// Most names that an encryption context must have.
     pub const REQUIRED_CONTEXT_MAX: usize = 16;
     /// How far clocks of issuer and verifier may lie apart; part of every withdrawal.

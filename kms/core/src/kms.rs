@@ -11,11 +11,12 @@ use std::{
 use crate::{
     Algorithm, AuditLog, Caller, Clock, Error, Gate, Hsm, Key, KeyId, KeyState, KeyVersion, Store,
     beat::Beats,
-    caller::Role,
     catalog::{Catalog, Entry, Version},
     epoch::AcceptanceCode,
     fence::Fence,
     gate::SystemWork,
+    policy,
+    principal::Principal,
     replica::ReplicaId,
     store::{self, Generation},
     time::{Deadline, SignedDuration, Timestamp},
@@ -36,7 +37,7 @@ pub struct Kms<H, S, A, C> {
     pub(crate) fence: Arc<Fence>,
     pub(crate) beats: Beats,
     pub(crate) gate: Gate<A>,
-    pub(crate) catalog: Catalog,
+    pub(crate) catalog: Arc<Catalog>,
     pub(crate) settings: Settings,
     pub(crate) entropy: Entropy,
     pub(crate) opened: Opened,
@@ -172,14 +173,16 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let fence = Arc::new(Fence::new(Arc::clone(&clock) as Arc<dyn Clock>));
         let mut prefix = [0; 8];
         entropy(&mut prefix)?;
-        let catalog = Catalog::new(store.load(None).await?)?;
+        let catalog = Arc::new(Catalog::new(store.load(None).await?)?);
         let opened = Opened { at: clock.instant(), with_keys: !catalog.now().keys.is_empty() };
         let kms = Self {
             hsm,
             store,
             clock,
             replica,
-            gate: Gate::new(audit, u64::from_be_bytes(prefix)).behind(Arc::clone(&fence)),
+            gate: Gate::new(audit, u64::from_be_bytes(prefix))
+                .behind(Arc::clone(&fence))
+                .ruled_by(Arc::clone(&catalog)),
             fence,
             beats: Beats::default(),
             catalog,
@@ -234,20 +237,20 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.catalog.now().generation
     }
 
-    /// Who presents the access token with this SHA-256, if anybody may with it now.
-    pub fn authenticate(&self, sha256: &[u8; 32]) -> Option<Caller> {
-        let token = self.catalog.access_token(sha256, self.clock.now())?;
-        Some(Caller::new(format!("access-token:{}", token.name), token.role, token.scope.clone()))
+    /// Who presents the access token with this SHA-256, on a connection whose client certificate names `certificate`, if
+    /// anybody may with it now.
+    pub fn authenticate(&self, sha256: &[u8; 32], certificate: Option<&Principal>) -> Option<Caller> {
+        let picture = self.catalog.now();
+        let token = picture.access_token(sha256, self.clock.now())?;
+        // A stolen token alone is worth nothing where it is bound.
+        let comes_with_its_own = token.bound_to.is_none() || token.bound_to.as_ref() == certificate;
+        comes_with_its_own.then(|| Caller::with(format!("access-token:{}", token.name), token.own.clone()))
     }
 
     /// Whether an administrator exists: without one, `kms bootstrap` has not been run.
     pub fn has_administrator(&self) -> bool {
-        let now = self.clock.now();
-        self.catalog.now().access_tokens().any(|token| {
-            token.role == Role::Administrator
-                && token.revoked_at.is_none()
-                && token.expires_at.is_none_or(|at| at > now)
-        })
+        let picture = self.catalog.now();
+        policy::givers(&picture).any(|giver| giver.administers(self.clock.now()))
     }
 
     /// Commits, then brings the catalog up to date. An unknown outcome is resolved by reading, never by

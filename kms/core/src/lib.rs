@@ -10,6 +10,7 @@ compile_error!("the fakes and conformance suites of kms-core must not be built i
 #[cfg(all(feature = "failpoints", not(debug_assertions)))]
 compile_error!("the failpoints of kms-core must not be built into a release");
 
+pub mod access;
 pub mod algorithm;
 pub mod audit;
 pub mod caller;
@@ -34,6 +35,7 @@ pub mod lane;
 pub mod pin_latch;
 pub mod policy;
 pub mod principal;
+pub mod proposal;
 pub mod replica;
 pub mod report;
 pub mod signature;

@@ -7,13 +7,16 @@ use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use crate::{
     Error, Key, KeyId, KeyVersion,
-    caller::{KeyScope, Role},
+    access::{PolicyDocument, RoleBinding},
+    caller::OwnRole,
     class::KeyClass,
     epoch::Epoch,
     error::Kind,
     pin_latch,
+    principal::Principal,
+    proposal::Proposal,
     replica::{Beat, LeaseToken, Pulse, ReplicaId},
-    time::Timestamp,
+    time::{SignedDuration, Timestamp},
 };
 
 /// Durable rows. Every method may be called concurrently.
@@ -90,6 +93,12 @@ pub struct Snapshot {
     pub classes: Vec<KeyClass>,
     /// Access tokens, revoked ones included.
     pub access_tokens: Vec<AccessToken>,
+    /// Role bindings, revoked ones included.
+    pub role_bindings: Vec<RoleBinding>,
+    /// Versions of the policy document, in ascending order.
+    pub policies: Vec<PolicyDocument>,
+    /// Proposals, whatever became of them.
+    pub proposals: Vec<Proposal>,
     /// The epoch; `None` before the first start of a service, or when it was not written since.
     pub epoch: Option<Epoch>,
     /// Objects in the token that are to be left alone, in the order of token and CKA_ID.
@@ -145,6 +154,33 @@ pub enum Write {
         /// When.
         at: Timestamp,
     },
+    /// Moves the end of an access token that is not revoked. Fails with [`Fault::Changed`] when there is none, or when its
+    /// end is not `from`.
+    RenewAccessToken {
+        /// Its name.
+        name: String,
+        /// Its end as it was.
+        from: Timestamp,
+        /// Its end from now on.
+        to: Timestamp,
+    },
+    /// A new role binding. Fails with [`Fault::Exists`] when its name is taken, by a revoked one too.
+    InsertRoleBinding(RoleBinding),
+    /// Marks a role binding revoked. Fails with [`Fault::Changed`] when there is none to revoke.
+    RevokeRoleBinding {
+        /// Its name.
+        name: KeyId,
+        /// When.
+        at: Timestamp,
+    },
+    /// The next version of the policy document. Fails with [`Fault::Changed`] unless its number is one more than the last,
+    /// 1 for the first.
+    InsertPolicy(PolicyDocument),
+    /// A new proposal. Fails with [`Fault::Exists`] when its name is taken.
+    InsertProposal(Proposal),
+    /// Votes, state, `state_at`, reason and revision of a proposal, whose stored revision must be one less; else
+    /// [`Fault::Changed`]. The rest never changes.
+    UpdateProposal(Proposal),
     /// The first epoch. Fails with [`Fault::Exists`] when there is one.
     InsertEpoch(Epoch),
     /// Moves the epoch by one, to a value above `past`. Whatever its value was: of two changes at once both count.
@@ -211,18 +247,29 @@ pub struct AccessToken {
     pub name: String,
     /// SHA-256 of the credential, which has 256 bits of its own.
     pub sha256: [u8; 32],
-    /// What it may do.
-    pub role: Role,
-    /// On which keys.
-    pub scope: KeyScope,
+    /// What it may do by itself; `None` for what role bindings give to its name only.
+    pub own: Option<OwnRole>,
     /// Whether `kms bootstrap` made it: at most one, ever.
     pub bootstrap: bool,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it stops to work by itself; `None` for never.
     pub expires_at: Option<Timestamp>,
+    /// How far its end moves when it is renewed; `None` for one that cannot be.
+    pub period: Option<SignedDuration>,
+    /// Beyond this no renewal moves its end; `None` for no such bound.
+    pub renewable_until: Option<Timestamp>,
+    /// Whose client certificate must come with it; `None` for nobody's.
+    pub bound_to: Option<Principal>,
     /// When it was revoked.
     pub revoked_at: Option<Timestamp>,
+}
+
+impl AccessToken {
+    /// Whether it works at `now`.
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|end| now < end)
+    }
 }
 
 /// An object in the token that no row needs, put on record by an administrator.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     Key, KeyVersion, Kid, Store,
-    caller::{KeyScope, Role},
+    caller::{KeyScope, OwnRole, Role},
     claim_rules::ClaimRules,
     class::{ClassName, Inherited, KeyClass, Periods},
     epoch::{Epoch, Installation},
@@ -18,6 +18,7 @@ use crate::{
     time::{SignedDuration, Timestamp},
 };
 
+mod access;
 mod beats;
 mod since;
 mod uses;
@@ -42,6 +43,10 @@ pub async fn run<S: Store>(store: &S) {
     uses::a_consumers_report_takes_the_place_of_its_last_one(store).await;
     uses::a_version_of_a_secret_key_comes_back_as_it_was_written(store).await;
     since::what_was_written_since_comes_alone_and_whole(store).await;
+    access::an_access_token_is_renewed_from_the_end_that_it_had(store).await;
+    access::a_role_binding_comes_back_as_it_was_written_and_its_name_is_taken_for_good(store).await;
+    access::of_two_that_set_the_policy_at_once_one_wins(store).await;
+    access::a_proposal_changes_from_one_revision_to_the_next_and_only_where_it_may(store).await;
     beats::a_pulse_shows_the_beat_the_generation_and_the_lease(store).await;
 }
 
@@ -184,14 +189,21 @@ async fn there_is_one_bootstrap_ever_and_revocation_stays<S: Store>(store: &S) {
     let token = |name: &str, bootstrap| AccessToken {
         name: name.to_owned(),
         sha256: [u8::try_from(name.len()).unwrap_or(0); 32],
-        role: Role::User,
-        scope: KeyScope::Only(Arc::from([a_key("a").id, a_key("b").id])),
+        own: Some(OwnRole {
+            role: Role::User,
+            keys: KeyScope::Only(Arc::from([a_key("a").id, a_key("b").id])),
+        }),
         bootstrap,
         created_at: at(1),
         expires_at: Some(at(2)),
+        period: Some(SignedDuration::from_secs(60)),
+        renewable_until: Some(at(200)),
+        bound_to: "spiffe://example.org/vault".parse().ok(),
         revoked_at: None,
     };
-    let first = AccessToken { role: Role::Administrator, scope: KeyScope::All, ..token("first", true) };
+    let own = Some(OwnRole { role: Role::Administrator, keys: KeyScope::All });
+    let first =
+        AccessToken { own, period: None, renewable_until: None, bound_to: None, ..token("first", true) };
     let insert = |token| store.commit(transaction(vec![Write::InsertAccessToken(token)]));
     insert(first.clone()).await.expect("commit");
     insert(token("user-token", false)).await.expect("commit");
@@ -327,6 +339,7 @@ async fn of_two_that_change_a_class_at_once_one_wins<S: Store>(store: &S) {
     let class = |revision| KeyClass {
         name: ClassName::Api,
         periods,
+        approvals: u32::try_from(revision).unwrap_or(0) + 1,
         revision,
         updated_at: Some(at(revision as i64)),
     };

@@ -25,12 +25,13 @@ pub use store::MemoryStore;
 
 use crate::{
     Algorithm, Caller, Clock, Error, Key, KeyUid, Kms,
-    caller::{KeyScope, Role},
+    caller::{KeyScope, OwnRole, Role},
     claim_rules::ClaimRules,
     class::{ClassName, Inherited},
     key::Purpose,
     kms::{Ports, Settings},
     replica::ReplicaId,
+    store::AccessToken,
     time::{Deadline, SignedDuration, Timestamp},
 };
 
@@ -160,6 +161,22 @@ pub fn soon() -> Deadline {
 /// An administrator.
 pub fn administrator() -> Caller {
     Caller::new("access-token:admin", Role::Administrator, KeyScope::All)
+}
+
+/// An access token of that name, whose role is its own and extends to every key.
+pub fn a_token(name: &str, role: Role) -> AccessToken {
+    AccessToken {
+        name: name.to_owned(),
+        sha256: std::array::from_fn(|place| name.as_bytes()[place % name.len()]),
+        own: Some(OwnRole { role, keys: KeyScope::All }),
+        bootstrap: false,
+        created_at: Timestamp::from_second(1_700_000_000).unwrap_or(Timestamp::UNIX_EPOCH),
+        expires_at: None,
+        period: None,
+        renewable_until: None,
+        bound_to: None,
+        revoked_at: None,
+    }
 }
 
 /// An ES256 key of that name, with defaults.

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::{
     Key, KeyId, KeyVersion,
+    access::{PolicyDocument, RoleBinding},
     class::{ClassName, KeyClass},
     epoch::Epoch,
     pin_latch::{Place, State},
+    proposal::{self, Proposal},
     replica::{Beat, LIVE_MAX, Lease, LeaseToken, Pulse, Replica, ReplicaId},
     store::{
         AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Snapshot, UsageReport,
@@ -21,6 +23,9 @@ pub(super) struct Rows {
     keys: BTreeMap<KeyId, (Key, Vec<KeyVersion>)>,
     classes: BTreeMap<ClassName, KeyClass>,
     access_tokens: Vec<AccessToken>,
+    role_bindings: BTreeMap<KeyId, RoleBinding>,
+    policies: Vec<PolicyDocument>,
+    proposals: BTreeMap<proposal::Id, Proposal>,
     quarantined: BTreeMap<(String, Vec<u8>), QuarantinedObject>,
     uses: BTreeMap<(KeyId, u32), VersionUse>,
     usage_reports: BTreeMap<(KeyId, KeyId), UsageReport>,
@@ -45,6 +50,9 @@ enum Row {
     Key(KeyId),
     Class(ClassName),
     AccessToken(String),
+    RoleBinding(KeyId),
+    Policy(u32),
+    Proposal(proposal::Id),
     Quarantined(String, Vec<u8>),
     Use(KeyId, u32),
     Report(KeyId, KeyId),
@@ -58,6 +66,9 @@ impl Rows {
         let keys = self.keys.values().filter(|(key, _)| changed(Row::Key(key.id.clone())));
         let classes = self.classes.values().filter(|class| changed(Row::Class(class.name)));
         let tokens = self.access_tokens.iter().filter(|token| changed(Row::AccessToken(token.name.clone())));
+        let bindings = self.role_bindings.values().filter(|row| changed(Row::RoleBinding(row.name.clone())));
+        let policies = self.policies.iter().filter(|row| changed(Row::Policy(row.version)));
+        let proposals = self.proposals.values().filter(|row| changed(Row::Proposal(row.id.clone())));
         let quarantined = self.quarantined.iter();
         let quarantined =
             quarantined.filter(|((token, id), _)| changed(Row::Quarantined(token.clone(), id.clone())));
@@ -69,6 +80,9 @@ impl Rows {
             keys: keys.cloned().collect(),
             classes: classes.copied().collect(),
             access_tokens: tokens.cloned().collect(),
+            role_bindings: bindings.cloned().collect(),
+            policies: policies.cloned().collect(),
+            proposals: proposals.cloned().collect(),
             epoch: self.epoch.filter(|_| changed(Row::Epoch)),
             quarantined: quarantined.map(|(_, object)| object.clone()).collect(),
             uses: uses.cloned().collect(),
@@ -191,6 +205,48 @@ impl Rows {
                 row.ok_or_else(|| Fault::Changed(format!("accessTokens/{name}")))?.revoked_at = Some(at);
                 Ok(())
             }
+            Write::RenewAccessToken { name, from, to } => {
+                let valid = |row: &&mut AccessToken| {
+                    row.name == name && row.revoked_at.is_none() && row.expires_at == Some(from)
+                };
+                let row = self.access_tokens.iter_mut().find(valid);
+                row.ok_or_else(|| Fault::Changed(format!("accessTokens/{name}")))?.expires_at = Some(to);
+                Ok(())
+            }
+            Write::InsertRoleBinding(binding) if self.role_bindings.contains_key(&binding.name) => {
+                Err(Fault::Exists(format!("roleBindings/{}", binding.name)))
+            }
+            Write::InsertRoleBinding(binding) => {
+                self.role_bindings.insert(binding.name.clone(), binding);
+                Ok(())
+            }
+            Write::RevokeRoleBinding { name, at } => {
+                let row = self.role_bindings.get_mut(&name).filter(|row| row.revoked_at.is_none());
+                row.ok_or_else(|| Fault::Changed(format!("roleBindings/{name}")))?.revoked_at = Some(at);
+                Ok(())
+            }
+            Write::InsertPolicy(document) => {
+                if self.policies.last().map_or(0, |last| last.version) + 1 != document.version {
+                    return Err(Fault::Changed("the policy".to_owned()));
+                }
+                self.policies.push(document);
+                Ok(())
+            }
+            Write::InsertProposal(proposal) if self.proposals.contains_key(&proposal.id) => {
+                Err(Fault::Exists(format!("proposals/{}", proposal.id)))
+            }
+            Write::InsertProposal(proposal) => {
+                self.proposals.insert(proposal.id.clone(), proposal);
+                Ok(())
+            }
+            Write::UpdateProposal(proposal) => match self.proposals.get_mut(&proposal.id) {
+                Some(row) if row.revision + 1 == proposal.revision => {
+                    let Proposal { votes, state, state_at, reason, revision, .. } = proposal;
+                    *row = Proposal { votes, state, state_at, reason, revision, ..row.clone() };
+                    Ok(())
+                }
+                _ => Err(Fault::Changed(format!("proposals/{}", proposal.id))),
+            },
             Write::InsertEpoch(_) if self.epoch.is_some() => Err(Fault::Exists("the epoch".to_owned())),
             Write::InsertEpoch(epoch) => {
                 self.epoch = Some(epoch);
@@ -260,7 +316,15 @@ impl Row {
             Write::InsertVersion(id, _) | Write::UpdateVersion(id, _) => Self::Key(id.clone()),
             Write::PutClass(class) => Self::Class(class.name),
             Write::InsertAccessToken(token) => Self::AccessToken(token.name.clone()),
-            Write::RevokeAccessToken { name, .. } => Self::AccessToken(name.clone()),
+            Write::RevokeAccessToken { name, .. } | Write::RenewAccessToken { name, .. } => {
+                Self::AccessToken(name.clone())
+            }
+            Write::InsertRoleBinding(binding) => Self::RoleBinding(binding.name.clone()),
+            Write::RevokeRoleBinding { name, .. } => Self::RoleBinding(name.clone()),
+            Write::InsertPolicy(document) => Self::Policy(document.version),
+            Write::InsertProposal(proposal) | Write::UpdateProposal(proposal) => {
+                Self::Proposal(proposal.id.clone())
+            }
             Write::ReserveWraps { key, version, .. } | Write::NoteUse { key, version, .. } => {
                 Self::Use(key.clone(), *version)
             }

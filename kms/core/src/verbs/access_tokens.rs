@@ -2,19 +2,23 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Gate, Hsm, KeyId, Kms, Store, Unsettled,
     algorithm::Hash,
     audit::Subject,
-    caller::{KeyScope, Role},
+    caller::{KeyScope, OwnRole, Role},
     error::Kind,
     jwk::base64url,
     kms::Entropy,
-    store::{AccessToken, Transaction, Write},
+    policy,
+    principal::{Principal, Source},
+    proposal::Change,
+    store::{AccessToken, CHANGED_MEANWHILE, Fault, Transaction, Write},
     time::{SignedDuration, Timestamp},
-    verbs::requests::Request,
+    verbs::role_bindings::last_administrator,
 };
 
 /// Every credential begins so: scanners of logs and repositories can look for it.
@@ -23,56 +27,83 @@ pub const CREDENTIAL_PREFIX: &str = "kms_";
 const FIRST_ADMINISTRATOR: &str = "first-administrator";
 
 /// An access token to be made.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateAccessToken {
     /// Unique name; the caller will be `access-token:<name>`.
     pub name: String,
-    /// What it may do.
-    pub role: Role,
-    /// On which keys.
-    pub scope: KeyScope,
-    /// How long it works; `None` for ever.
+    /// What it may do by itself; `None` for what role bindings give to its name.
+    pub own: Option<OwnRole>,
+    /// How long it works; `None` for its period, and without one for ever.
     pub ttl: Option<SignedDuration>,
-    /// The guards; an id is of no use here, for the credential cannot be shown twice.
-    pub request: Request,
+    /// How far a renewal moves its end; `None` for one that cannot be renewed.
+    pub period: Option<SignedDuration>,
+    /// Beyond this no renewal moves its end.
+    pub renewable_until: Option<Timestamp>,
+    /// Whose client certificate must come with it.
+    pub bound_to: Option<Principal>,
 }
 
-/// Makes the first administrator, once in the life of a store, and returns its credential.
+/// Which administrator is made on the server's own host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// The first, once in the life of a store.
+    First,
+    /// Another one of this name: when nobody is left who may let others in, or approve. Whoever can write the store could do as
+    /// much by hand; this leaves a record.
+    Another(String),
+}
+
+/// Makes an administrator without asking anybody, and returns its credential.
 pub async fn bootstrap<S: Store, A: AuditLog>(
     store: &S,
     audit: Arc<A>,
+    which: Bootstrap,
     now: Timestamp,
     entropy: Entropy,
 ) -> Result<String, Error> {
     let mut prefix = [0; 8];
     entropy(&mut prefix)?;
     let gate = Gate::new(audit, u64::from_be_bytes(prefix));
-    let subject = Subject::of_access_token(FIRST_ADMINISTRATOR);
+    let (name, is_first) = match which {
+        Bootstrap::First => (FIRST_ADMINISTRATOR.to_owned(), true),
+        Bootstrap::Another(name) => (name, false),
+    };
+    let subject = Subject::of_access_token(&name);
     let operator = Caller::new("system:bootstrap", Role::Administrator, KeyScope::All);
     let admission = gate.begin_about(&operator, Action::CreateAccessToken, subject, now).await?;
-    let result = first_administrator(store, now, entropy).await;
+    let result = new_administrator(store, name, is_first, now, entropy).await;
     admission.settle(result.map(Unsettled::new)).await
 }
 
-async fn first_administrator<S: Store>(store: &S, now: Timestamp, entropy: Entropy) -> Result<String, Error> {
+async fn new_administrator<S: Store>(
+    store: &S,
+    name: String,
+    is_first: bool,
+    now: Timestamp,
+    entropy: Entropy,
+) -> Result<String, Error> {
+    check_name(&name)?;
     let (credential, sha256) = new_credential(entropy)?;
     let token = AccessToken {
-        name: FIRST_ADMINISTRATOR.to_owned(),
+        name,
         sha256,
-        role: Role::Administrator,
-        scope: KeyScope::All,
-        bootstrap: true,
+        own: Some(OwnRole { role: Role::Administrator, keys: KeyScope::All }),
+        bootstrap: is_first,
         created_at: now,
         expires_at: None,
+        period: None,
+        renewable_until: None,
+        bound_to: None,
         revoked_at: None,
     };
     let writes = vec![Write::InsertAccessToken(token)];
     let committed = store.commit(Transaction::new("bootstrap", writes)).await;
     committed.map_err(|fault| match fault {
-        crate::store::Fault::Exists(_) => Error::new(
+        Fault::Exists(_) if is_first => Error::new(
             Kind::Conflict,
             "ALREADY_BOOTSTRAPPED",
-            "this store has had its first administrator; use that access token to make others",
+            "this store has had its first administrator; use that access token to make others, or make another on this host \
+             with --another NAME",
         ),
         other => other.into(),
     })?;
@@ -88,8 +119,28 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<(AccessToken, String), Error> {
         let now = self.clock.now();
         let subject = Subject::of_access_token(&request.name);
-        let admission = self.gate.begin_about(caller, Action::CreateAccessToken, subject, now).await?;
-        let result = self.in_effect(self.create_token_admitted(request, now).await).await;
+        let mut admission = self.gate.begin_about(caller, Action::CreateAccessToken, subject, now).await?;
+        let result = async {
+            check(&request, now)?;
+            if self.catalog.now().access_tokens().any(|token| token.name == request.name) {
+                return Err(Fault::Exists(format!("accessTokens/{}", request.name)).into());
+            }
+            if request.own.as_ref().is_some_and(|own| policy::manages(own.role)) {
+                let change = || Change::CreateAccessToken(request.clone());
+                self.unless_approval_is_needed(&mut admission, caller, change).await?;
+            }
+            self.create_token_admitted(request, now).await
+        }
+        .await;
+        let result = self.in_effect(result).await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+
+    /// Moves the end of the caller's own access token.
+    pub async fn renew_access_token(&self, caller: &Caller) -> Result<AccessToken, Error> {
+        let now = self.clock.now();
+        let admission = self.gate.begin(caller, Action::RenewAccessToken, None, now).await?;
+        let result = self.in_effect(self.renew_admitted(caller).await).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -110,33 +161,73 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         admission.settle(result.map(Unsettled::new)).await
     }
 
-    async fn create_token_admitted(
+    pub(super) async fn create_token_admitted(
         &self,
         request: CreateAccessToken,
         now: Timestamp,
     ) -> Result<(AccessToken, String), Error> {
-        check_name(&request.name)?;
-        let expires_at = match request.ttl {
-            Some(ttl) if ttl < SignedDuration::from_secs(1) => {
-                return Err(Error::invalid("ttl", "a ttl is at least one second; leave it out for no end"));
-            }
-            Some(ttl) => Some(now.saturating_add(ttl).unwrap_or(Timestamp::MAX)),
-            None => None,
-        };
+        check(&request, now)?;
+        let CreateAccessToken { name, own, ttl, period, renewable_until, bound_to } = request;
+        let end = ttl.or(period).map(|span| now.saturating_add(span).unwrap_or(Timestamp::MAX));
+        let expires_at = end.map(|end| renewable_until.map_or(end, |bound| end.min(bound)));
         let (credential, sha256) = new_credential(self.entropy)?;
         let token = AccessToken {
-            name: request.name,
+            name,
             sha256,
-            role: request.role,
-            scope: request.scope,
+            own,
             bootstrap: false,
             created_at: now,
             expires_at,
+            period,
+            renewable_until,
+            bound_to,
             revoked_at: None,
         };
         let writes = vec![Write::InsertAccessToken(token.clone())];
         self.commit(Transaction::new("create an access token", writes)).await?;
         Ok((token, credential))
+    }
+
+    async fn renew_admitted(&self, caller: &Caller) -> Result<AccessToken, Error> {
+        // The catalog may lag behind a revocation that another server has made.
+        let now = self.time_for_all().await?;
+        let token = self.own_token(caller)?;
+        let (Some(period), Some(from)) = (token.period, token.expires_at) else {
+            return Err(Error::precondition(
+                "NOT_RENEWABLE",
+                "this access token has no period; ask for another one",
+            ));
+        };
+        if token.revoked_at.is_some() || from <= now {
+            return Err(Error::precondition(
+                "NOT_RENEWABLE",
+                "this access token has ended; ask for another one",
+            ));
+        }
+        let end = now.saturating_add(period).unwrap_or(Timestamp::MAX);
+        let to = token.renewable_until.map_or(end, |bound| end.min(bound));
+        // Renewing never shortens, and one at its bound stays as it is.
+        if to > from {
+            let writes = vec![Write::RenewAccessToken { name: token.name, from, to }];
+            match self.commit(Transaction::new("renew an access token", writes)).await {
+                // Another renewal at the same time has moved it as far.
+                Err(error) if error.reason() == CHANGED_MEANWHILE => {}
+                outcome => outcome?,
+            }
+        }
+        self.own_token(caller)
+    }
+
+    fn own_token(&self, caller: &Caller) -> Result<AccessToken, Error> {
+        let picture = self.catalog.now();
+        let name = caller.name().strip_prefix("access-token:");
+        let token = name.and_then(|name| picture.access_tokens().find(|token| token.name == name));
+        token.map(|token| AccessToken::clone(token)).ok_or_else(|| {
+            Error::precondition(
+                "NOT_RENEWABLE",
+                "only access tokens are renewed; this caller is known otherwise",
+            )
+        })
     }
 
     async fn revoke_admitted(&self, name: &str) -> Result<AccessToken, Error> {
@@ -149,26 +240,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         if token.revoked_at.is_some() {
             return Ok(token);
         }
-        if !self.remains_an_administrator_without(&token) {
-            return Err(Error::precondition(
-                "LAST_ADMINISTRATOR",
-                "this is the last access token that can make others; make another administrator first",
-            ));
+        let left =
+            |other: &policy::Giver<'_>| !matches!(other, policy::Giver::Token(other) if other.name == name);
+        if !self.remains_an_administrator(left) {
+            return Err(last_administrator());
         }
         let revocation = Write::RevokeAccessToken { name: token.name, at: self.clock.now() };
         let writes = vec![revocation];
         self.commit_moving(Transaction::new("revoke an access token", writes)).await?;
         find().ok_or_else(absent)
-    }
-}
-
-impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
-    /// Whether somebody could still let others in. One that expires does not count: it would be a delay only.
-    fn remains_an_administrator_without(&self, revoked: &AccessToken) -> bool {
-        let manages = |token: &AccessToken| token.role == Role::Administrator && token.scope == KeyScope::All;
-        let lasts = |token: &AccessToken| token.revoked_at.is_none() && token.expires_at.is_none();
-        let remains = |token: &Arc<AccessToken>| token.name != revoked.name && manages(token) && lasts(token);
-        !manages(revoked) || self.catalog.now().access_tokens().any(remains)
     }
 }
 
@@ -179,6 +259,28 @@ fn new_credential(entropy: Entropy) -> Result<(String, [u8; 32]), Error> {
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(Hash::Sha256.digest(credential.as_bytes()).as_ref());
     Ok((credential, sha256))
+}
+
+/// Refuses what could never work, or would be what nobody means.
+fn check(request: &CreateAccessToken, now: Timestamp) -> Result<(), Error> {
+    check_name(&request.name)?;
+    for (field, span) in [("ttl", request.ttl), ("access_token.period", request.period)] {
+        if span.is_some_and(|span| span < SignedDuration::from_secs(1)) {
+            return Err(Error::invalid(field, "it is at least one second; leave it out for none"));
+        }
+    }
+    if request.renewable_until.is_some_and(|bound| request.period.is_none() || bound <= now) {
+        let text = "only a token with a period is renewed, and the bound of that lies ahead";
+        return Err(Error::invalid("access_token.renewable_until", text));
+    }
+    let from_certificate =
+        |principal: &Principal| matches!(principal.source(), Source::Spiffe | Source::Dns | Source::Subject);
+    if request.bound_to.as_ref().is_some_and(|principal| !from_certificate(principal)) {
+        let text =
+            "a token is bound to whoever a client certificate names: spiffe://..., dns:... or subject:...";
+        return Err(Error::invalid("access_token.bound_to", text));
+    }
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<(), Error> {

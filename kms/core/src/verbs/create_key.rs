@@ -9,6 +9,7 @@ use crate::{
     hsm::{CkaId, Fault},
     key::{Labels, Purpose, TakeOver},
     kms::KeyView,
+    policy::Traits,
     store::{self, Transaction, Write},
     time::Deadline,
     verbs::{
@@ -53,7 +54,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<KeyView, Error> {
         let now = self.clock.now();
-        let mut admission = self.gate.begin(caller, Action::CreateKey, Some(&request.id), now).await?;
+        let traits = request.traits();
+        let mut admission =
+            self.gate.begin_making(caller, Action::CreateKey, &request.id, traits, now).await?;
         let result = self.create_admitted(&mut admission, caller, request, deadline).await;
         let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
@@ -164,6 +167,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 }
 
 impl CreateKey {
+    fn traits(&self) -> Traits<'_> {
+        let Self { class, owner, purpose, algorithm, labels, .. } = self;
+        Traits { class: *class, owner, purpose: *purpose, algorithm: *algorithm, labels, revision: None }
+    }
+
     /// A key of tokens, or one that wraps if its algorithm does: all as its class has it, and nobody owns it.
     pub fn new(id: KeyId, algorithm: Algorithm) -> Self {
         Self {

@@ -62,7 +62,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let header = self.header_for(&id, parsed.as_ref().ok());
         let action =
             header.map_or(Action::Decrypt, |header| self.unwrap_action(&id, &header, Action::Decrypt));
-        let mut admission = self.gate.admit(caller, action, Some(&id), now).await?;
+        let mut admission = self.gate.admit_in(caller, action, &id, &context.key, now).await?;
         let result = match parsed {
             Ok(parsed) => self.decrypt_admitted(&mut admission, &id, &parsed, &context, now, deadline).await,
             Err(error) => Err(error),

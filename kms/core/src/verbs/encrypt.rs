@@ -70,7 +70,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         now: Timestamp,
         deadline: Deadline,
     ) -> Item<A, Encrypted> {
-        let mut admission = self.gate.admit(caller, Action::Encrypt, Some(&request.id), now).await?;
+        let mut admission =
+            self.gate.admit_in(caller, Action::Encrypt, &request.id, &request.context.key, now).await?;
         let result = self.encrypt_admitted(&mut admission, request, now, deadline).await;
         Ok((admission, result))
     }

@@ -16,9 +16,10 @@ use crate::{
     error::Kind,
     gate::SystemWork,
     hsm::Fault,
+    proposal::{Change, Proposal, State},
     replica::LeaseToken,
     store::{Transaction, Write},
-    time::Deadline,
+    time::{Deadline, Timestamp},
 };
 
 /// How long a change that is effective already may still wait for the token to follow.
@@ -56,8 +57,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Result<u64, Error> {
         let now = self.clock.now();
-        let admission = self.gate.begin(caller, Action::AcceptOlderStore, None, now).await?;
-        let result = self.in_effect(self.accept_admitted(confirm, deadline).await).await;
+        let mut admission = self.gate.begin(caller, Action::AcceptOlderStore, None, now).await?;
+        let result = async {
+            let Recovery { store, token } = self.check_acceptance(confirm)?;
+            let change = || Change::AcceptOlderStore { store, token };
+            self.unless_approval_is_needed(&mut admission, caller, change).await?;
+            self.accept_recovery(store, token, deadline).await
+        }
+        .await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
@@ -121,6 +129,21 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// The store's epoch, if the token has to follow it.
     fn unfollowed(&self) -> Option<Epoch> {
         self.catalog.now().epoch.filter(|epoch| epoch.in_token < epoch.value && self.recovery().is_none())
+    }
+
+    /// What was proposed on the store as it was may have been done since: nobody shall have it done again.
+    fn proposals_voided(&self, now: Timestamp) -> Vec<Write> {
+        let picture = self.catalog.now();
+        let open = picture.proposals().filter(|proposal| proposal.state == State::Open);
+        let voided = open.map(|proposal| Proposal {
+            state: State::Rejected,
+            state_at: now,
+            reason: Some("STORE_RESTORED".to_owned()),
+            revision: proposal.revision + 1,
+            ..proposal.clone()
+        });
+        // The one that asks for this is being executed, and not open any more.
+        voided.map(Write::UpdateProposal).collect()
     }
 
     async fn begin_epoch(&self, marks: &[Mark]) -> Result<Epoch, Error> {
@@ -201,12 +224,26 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
     }
 
-    async fn accept_admitted(&self, confirm: &str, deadline: Deadline) -> Result<u64, Error> {
-        let _one_at_a_time = self.following.lock().await;
+    /// Before anything else: a guess costs a record, and the HSM nothing.
+    fn check_acceptance(&self, confirm: &str) -> Result<Recovery, Error> {
         let known = self.recovery().ok_or_else(nothing_to_accept)?;
-        // Before anything else: a guess costs a record, and the HSM nothing.
         if !self.acceptance().as_ref().is_some_and(|code| code.is(confirm)) {
             return Err(Error::invalid("confirm", "this is not the code in the server's log"));
+        }
+        Ok(known)
+    }
+
+    /// Accepts the store of epoch `store`, with a token that has seen `token`, and no other.
+    pub(super) async fn accept_recovery(
+        &self,
+        store: u64,
+        token: u64,
+        deadline: Deadline,
+    ) -> Result<u64, Error> {
+        let _one_at_a_time = self.following.lock().await;
+        let known = self.recovery().ok_or_else(nothing_to_accept)?;
+        if (known.store, known.token) != (store, token) {
+            return Err(known.refusal());
         }
         let marks = self.step(Step::Read, deadline).await?;
         self.refresh().await?;
@@ -220,8 +257,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             self.enter_recovery(now);
             return Err(now.refusal());
         }
-        let token = known.token;
         let mut writes = self.destructions_put_off(self.clock.now());
+        writes.extend(self.proposals_voided(self.clock.now()));
         writes.push(Write::MoveEpoch { past: token, nonce: self.random()? });
         writes.extend(self.budgets_voided(self.clock.now()));
         self.commit(Transaction::new("accept an older store", writes)).await?;

@@ -69,7 +69,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             true => Action::GenerateDataKey,
             false => Action::GenerateDataKeyWithoutPlaintext,
         };
-        let mut admission = self.gate.admit(caller, action, Some(&request.id), now).await?;
+        let mut admission = self.gate.admit_in(caller, action, &request.id, &request.context, now).await?;
         let result = self.generate_admitted(&mut admission, request, now, deadline).await;
         Ok((admission, result))
     }

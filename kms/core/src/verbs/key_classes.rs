@@ -1,10 +1,14 @@
 //! ListKeyClasses and UpdateKeyClass: the periods that keys of one kind share.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, Key, Kms, Store, Unsettled,
     audit::Subject,
+    catalog::Picture,
     class::{AskedPeriods, ClassName, KeyClass, PeriodChanges},
     error::Kind,
+    proposal::{APPROVALS_MAX, Change},
     replica::LeaseToken,
     store::{Transaction, Write},
     time::Timestamp,
@@ -19,12 +23,14 @@ const COMMIT_ATTEMPTS_MAX: usize = 32;
 const KEYS_AT_ONCE_MAX: usize = 2_000;
 
 /// A class to be changed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateKeyClass {
     /// Which.
     pub name: ClassName,
     /// What is to change; `Some(None)` for what is built in, and zero for a rotation or destruction by hand only.
     pub periods: PeriodChanges,
+    /// How many others must approve; `None` leaves it as it is.
+    pub approvals: Option<u32>,
     /// The revision that the caller has seen; refused when it is another by now.
     pub etag: Option<u64>,
 }
@@ -47,12 +53,18 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<KeyClass, Error> {
         let now = self.clock.now();
         let subject = Subject::of_class(request.name);
-        let admission = self.gate.begin_about(caller, Action::UpdateKeyClass, subject, now).await?;
-        let result = self.in_effect(self.update_class_admitted(request).await).await;
+        let mut admission = self.gate.begin_about(caller, Action::UpdateKeyClass, subject, now).await?;
+        let result = async {
+            self.unless_approval_is_needed(&mut admission, caller, || Change::UpdateKeyClass(request))
+                .await?;
+            self.update_class_admitted(request).await
+        }
+        .await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
-    async fn update_class_admitted(&self, request: UpdateKeyClass) -> Result<KeyClass, Error> {
+    pub(super) async fn update_class_admitted(&self, request: UpdateKeyClass) -> Result<KeyClass, Error> {
         let mut attempts = 1;
         loop {
             let now = self.time_for_all().await?;
@@ -66,12 +78,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
     }
 
-    fn class_changed(
+    /// The class as `request` would have it, at the revision that it has.
+    pub(super) fn class_updated(
         &self,
-        request: UpdateKeyClass,
-        now: Timestamp,
-    ) -> Result<(KeyClass, Transaction), Error> {
-        let picture = self.catalog.now();
+        picture: &Picture,
+        request: &UpdateKeyClass,
+    ) -> Result<KeyClass, Error> {
         let class = picture.class(request.name);
         if request.etag.is_some_and(|seen| seen != class.revision) {
             let text =
@@ -81,7 +93,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let built_in = KeyClass::built_in(class.name).periods;
         let (periods, _) = AskedPeriods::from(class.periods).changed(request.periods).under(&built_in);
         periods.check()?;
-        let class = KeyClass { periods, revision: class.revision + 1, updated_at: Some(now), ..class };
+        let approvals = request.approvals.unwrap_or(class.approvals);
+        if approvals > APPROVALS_MAX {
+            let text = format!("a class asks for at most {APPROVALS_MAX} approvals; 0 for none");
+            return Err(Error::invalid("approvals", text));
+        }
+        Ok(KeyClass { periods, approvals, ..class })
+    }
+
+    fn class_changed(
+        &self,
+        request: UpdateKeyClass,
+        now: Timestamp,
+    ) -> Result<(KeyClass, Transaction), Error> {
+        let picture = self.catalog.now();
+        let class = self.class_updated(&picture, &request)?;
+        let class = KeyClass { revision: class.revision + 1, updated_at: Some(now), ..class };
         let bundles = Self::bundles(&picture);
         let (mut writes, mut keys) = (vec![Write::PutClass(class)], 0);
         for entry in picture.keys.values().filter(|entry| entry.key.class == class.name) {

@@ -6,9 +6,9 @@ use std::{collections::BTreeMap, future::Future};
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, KeyId, KeyState, KeyVersion, Kms, Store, Unsettled,
     audit::Subject,
-    caller::Role,
     catalog::{Entry, Picture},
     key::{Key, later},
+    policy,
     store::{CHANGED_MEANWHILE, UsageReport, VersionUse, Write},
     time::{SignedDuration, Timestamp},
     verbs::{requests::Terms, version_states::COMMIT_ATTEMPTS_MAX, wrapping::check_purpose},
@@ -171,7 +171,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let known = consumers(&picture, &id).find(|report| report.consumer == consumer);
         // Whoever may use the key could else say in another's name that it needs nothing any more.
         let owner = known.map_or(caller.name(), |report| report.by.as_str());
-        if owner != caller.name() && caller.own_role().is_none_or(|own| own.role != Role::Administrator) {
+        let may_remove = policy::may(&picture, caller, Action::RemoveConsumer, Some(&id), now);
+        if owner != caller.name() && !may_remove {
             let text = format!(
                 "{consumer} was registered by {owner}, who alone reports for it; use another name, or let an administrator \
                  remove it first"

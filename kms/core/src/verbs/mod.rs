@@ -16,12 +16,15 @@ mod jwks;
 mod key_classes;
 mod key_set_bundle;
 mod key_usage;
+mod policies;
+mod proposals;
 mod quarantine;
 mod read;
 mod requests;
 mod resumption;
 mod revoke_key_version;
 mod rewrap_key;
+mod role_bindings;
 mod rotate_key;
 mod rotations;
 mod sign;
@@ -38,7 +41,7 @@ pub(crate) use jwks::MAX_AGE_MAX;
 pub(crate) use resumption::Births;
 pub(crate) use rotations::RotationFailures;
 
-pub use access_tokens::{CREDENTIAL_PREFIX, CreateAccessToken, bootstrap};
+pub use access_tokens::{Bootstrap, CREDENTIAL_PREFIX, CreateAccessToken, bootstrap};
 pub use attribute_audit::AttributeAudits;
 pub use batch::BATCH_ITEMS_MAX;
 pub use create_key::CreateKey;
@@ -52,11 +55,14 @@ pub use key_usage::{
     ATTESTATION_LEN_MAX, CONSUMERS_MAX, Confirmation, KeyUsage, REPORTED_VERSIONS_MAX, ReportUsage,
     VersionUsage,
 };
+pub use policies::{Explanation, QUESTIONS_MAX, Question, SetPolicy};
+pub use proposals::{CastVote, Executed, ProposalView};
 pub use quarantine::{NOTE_LEN_MAX, Quarantine};
 pub use read::{KeyPage, ListKeys, PAGE_LEN_MAX, PublicKeyView};
 pub use requests::{ChangeVersion, Request};
 pub use revoke_key_version::{RevokeKeyVersion, Revoked};
 pub use rewrap_key::{ReEncrypt, RewrapKey, Rewrapped};
+pub use role_bindings::{CallerView, CreateRoleBinding};
 pub use rotate_key::{PUBLISHED_VERSIONS_MAX, RotateKey};
 pub use rotations::{KeyRotation, OVERDUE_AFTER, Rotations};
 pub use sign::{Encoding, MESSAGE_LEN_MAX, Sign, Signed, ToSign};

@@ -10,6 +10,7 @@ use crate::{
     class::ClassName,
     key::{Purpose, later},
     kms::{KeyView, VersionView},
+    policy,
     time::{SignedDuration, Timestamp},
     timeline,
 };
@@ -108,8 +109,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let start = list.after.as_ref().map_or(Unbounded, Excluded);
         let visible = |entry: &&Arc<_>| {
             let entry: &Entry = entry;
-            caller.own_role().is_some_and(|own| own.keys.contains(&entry.key.id))
-                && filter.matches(entry, now)
+            filter.matches(entry, now)
+                && policy::may(&picture, caller, Action::GetKey, Some(&entry.key.id), now)
         };
         let mut entries = picture.keys.range((start, Unbounded)).map(|(_, entry)| entry).filter(visible);
         let keys: Vec<_> = entries.by_ref().take(limit).map(|entry| KeyView::of(entry, now)).collect();

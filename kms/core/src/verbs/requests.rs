@@ -1,6 +1,8 @@
 //! What mutations share: the `request_id` that makes a retry harmless (AIP-155), the `etag` that makes a
 //! lost update impossible (AIP-154), and the transaction that moves a key's revision.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store,
     algorithm::Hash,
@@ -13,9 +15,10 @@ use crate::{
 };
 
 /// How a mutation is guarded.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Chosen by the caller; a retry with the same id has no second effect.
+    /// Chosen by the caller; a retry with the same id has no second effect. No part of a proposal, which is done once.
+    #[serde(skip)]
     pub id: Option<String>,
     /// The key's revision that the caller has seen; refused when it is another by now.
     pub etag: Option<u64>,

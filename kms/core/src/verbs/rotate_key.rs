@@ -8,6 +8,7 @@ use crate::{
     error::Kind,
     key::{Purpose, TakeOver, later},
     kms::VersionView,
+    proposal::Change,
     replica::LeaseToken,
     store::{RememberedRequest, Transaction, Write},
     time::{Deadline, SignedDuration, Timestamp},
@@ -52,14 +53,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     ) -> Result<VersionView, Error> {
         let (now, seen) = (self.clock.now(), self.last_number(&request.id));
         let mut admission = self.gate.begin(caller, request.action(), Some(&request.id), now).await?;
-        let result = self.rotate_admitted(&mut admission, caller, &request, seen, deadline).await;
+        let result = async {
+            if request.action() == Action::EmergencyRotateKey {
+                let (key, etag) = (request.id.clone(), request.request.etag);
+                let change = || Change::EmergencyRotateKey { key, etag };
+                self.unless_approval_is_needed(&mut admission, caller, change).await?;
+            }
+            self.rotate_admitted(&mut admission, caller, &request, seen, deadline).await
+        }
+        .await;
         let result = self.in_effect(result.and_then(|number| self.version_view(&request.id, number))).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
     /// Of rotations at once one makes the version, wherever they were asked for, and the others answer with it. `seen`
     /// is the last version that stood there when this one was asked for: one behind it was made for us too.
-    async fn rotate_admitted(
+    pub(super) async fn rotate_admitted(
         &self,
         admission: &mut Admission<A>,
         caller: &Caller,
@@ -230,7 +239,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         self.commit(transaction).await
     }
 
-    fn last_number(&self, id: &KeyId) -> u32 {
+    pub(super) fn last_number(&self, id: &KeyId) -> u32 {
         self.catalog.entry(id).map_or(0, |entry| last_number(&entry))
     }
 

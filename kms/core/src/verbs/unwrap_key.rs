@@ -65,7 +65,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         deadline: Deadline,
     ) -> Item<A, Opened> {
         let action = self.unwrap_action(&request.id, request.wrapped.header(), Action::UnwrapKey);
-        let mut admission = self.gate.admit(caller, action, Some(&request.id), now).await?;
+        let mut admission = self.gate.admit_in(caller, action, &request.id, &request.context, now).await?;
         let result = self.unwrap_admitted(&mut admission, request, now, deadline).await;
         Ok((admission, result))
     }

@@ -1,20 +1,23 @@
 //! UpdateKey, and the limits on what a key's fields may say.
 
 use kms_envelope::EncryptionContext;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, Key, KeyId, KeyVersion, Kms, Store, Unsettled,
-    catalog::Entry,
+    catalog::{Entry, Picture},
     claim_rules::ClaimRules,
     class::{AskedPeriods, ClassName, PeriodChanges, Periods},
     key::{Born, Labels, Purpose, Timeline, later},
     kms::KeyView,
+    policy,
+    proposal::Change,
     time::Timestamp,
     verbs::requests::{Fingerprint, Request, label_text, rules_text},
 };
 
 /// What is to change; `None` leaves a field as it is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateKey {
     /// The key.
     pub id: KeyId,
@@ -39,12 +42,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     /// Changes owner, labels, class, periods or claim rules.
     pub async fn update_key(&self, caller: &Caller, request: UpdateKey) -> Result<KeyView, Error> {
         let now = self.clock.now();
-        let admission = self.gate.begin(caller, Action::UpdateKey, Some(&request.id), now).await?;
-        let result = self.in_effect(self.update_admitted(caller, request).await).await;
+        let mut admission = self.gate.begin(caller, Action::UpdateKey, Some(&request.id), now).await?;
+        let result = async {
+            let change = || Change::UpdateKey(Box::new(request.clone()));
+            self.unless_approval_is_needed(&mut admission, caller, change).await?;
+            self.update_admitted(caller, request).await
+        }
+        .await;
+        let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
-    async fn update_admitted(&self, caller: &Caller, request: UpdateKey) -> Result<KeyView, Error> {
+    pub(super) async fn update_admitted(
+        &self,
+        caller: &Caller,
+        request: UpdateKey,
+    ) -> Result<KeyView, Error> {
         let id = request.id.clone();
         let fingerprint = request.fingerprint();
         let replayed = self.replayed(caller, &request.request, &fingerprint).await?.is_some();
@@ -56,18 +69,36 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         }
         request.request.check_etag(&entry.key)?;
         let remembered = request.request.remember(caller, &fingerprint, &id, None, now);
-        let mut key = entry.key.clone();
-        if let Some(owner) = request.owner {
+        let key = self.key_updated(&picture, &request, now)?;
+        // Whoever may change a key as it is must be allowed to have it as it becomes, too: else a label or a class would
+        // carry it to where its changer may use it.
+        if !policy::may_have(&picture, caller, Action::UpdateKey, &key, now) {
+            return Err(Error::denied());
+        }
+        let extended = extend_withdrawals(entry, &key, now);
+        self.write_versions("update a key", &key, extended, remembered).await?;
+        Ok(KeyView::of(&*self.catalog.entry(&id)?, now))
+    }
+
+    /// The key as `request` would have it.
+    pub(super) fn key_updated(
+        &self,
+        picture: &Picture,
+        request: &UpdateKey,
+        now: Timestamp,
+    ) -> Result<Key, Error> {
+        let mut key = picture.entry(&request.id)?.key.clone();
+        if let Some(owner) = request.owner.clone() {
             key.owner = check_owner(owner)?;
         }
-        if let Some(labels) = request.labels {
+        if let Some(labels) = request.labels.clone() {
             key.labels = check_labels(labels)?;
         }
-        if let Some(rules) = request.claim_rules {
+        if let Some(rules) = request.claim_rules.clone() {
             rules.check()?;
             key.claim_rules = rules;
         }
-        if let Some(names) = request.required_context {
+        if let Some(names) = request.required_context.clone() {
             check_has_contexts(key.purpose, &names)?;
             key.required_context = check_required_context(names)?;
         }
@@ -75,10 +106,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let asked = AskedPeriods::of(&key).changed(request.periods);
         let (periods, inherited) = asked.under(&picture.class(key.class).periods);
         periods.check()?;
-        let key = Key { inherited, ..with_periods(key, periods, Self::bundles(&picture), now) };
-        let extended = extend_withdrawals(entry, &key, now);
-        self.write_versions("update a key", &key, extended, remembered).await?;
-        Ok(KeyView::of(&*self.catalog.entry(&id)?, now))
+        Ok(Key { inherited, ..with_periods(key, periods, Self::bundles(picture), now) })
     }
 }
 
@@ -149,23 +177,10 @@ pub(super) fn check_owner(owner: String) -> Result<String, Error> {
 }
 
 pub(super) fn check_labels(labels: Labels) -> Result<Labels, Error> {
-    let plain = |text: &str| {
-        text.len() <= 63
-            && text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_./".contains(&c))
-    };
-    let well_formed = |(name, value): (&String, &String)| {
-        plain(name) && plain(value) && name.starts_with(|c: char| c.is_ascii_lowercase())
-    };
-    if labels.len() > Key::LABELS_MAX || !labels.iter().all(well_formed) {
-        return Err(Error::invalid(
-            "labels",
-            format!(
-                "a key has at most {} labels; names and values are up to 63 of a-z, 0-9, '-', '_', '.', '/', \
-                 and a name begins with a letter",
-                Key::LABELS_MAX
-            ),
-        ));
+    if labels.len() > Key::LABELS_MAX {
+        return Err(Error::invalid("labels", format!("a key has at most {} labels", Key::LABELS_MAX)));
     }
+    labels.iter().try_for_each(|(name, value)| Key::check_label(name, value))?;
     Ok(labels)
 }
 

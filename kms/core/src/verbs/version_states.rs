@@ -3,9 +3,10 @@
 use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, Key, KeyState, KeyVersion, Kms, Store, Unsettled,
     audit::Subject,
-    catalog::{Entry, Version},
+    catalog::{Entry, Picture, Version},
     key::{Born, Purpose, Timeline, later},
     kms::VersionView,
+    proposal::Change,
     store::CHANGED_MEANWHILE,
     time::{Deadline, SignedDuration, Timestamp},
     timeline,
@@ -60,29 +61,91 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         confirm: impl Into<Confirmation<'_>> + Send,
     ) -> Result<VersionView, Error> {
         let Confirmation { name: confirm, attestation } = confirm.into();
+        let subject = Subject::of_version(&request.id, request.number).saying(attestation);
+        let now = self.clock.now();
+        let mut admission = self.gate.begin_about(caller, Action::DestroyKeyVersion, subject, now).await?;
+        let result = async {
+            self.check_destruction(&request, confirm, attestation, now)?;
+            // A retry of one that is scheduled already asks nobody again.
+            if !self.is_destruction_scheduled(&request) {
+                let change = || Change::DestroyKeyVersion {
+                    key: request.id.clone(),
+                    version: request.number,
+                    attestation: attestation.to_owned(),
+                    etag: request.request.etag,
+                };
+                self.unless_approval_is_needed(&mut admission, caller, change).await?;
+            }
+            self.destroy_admitted(caller, request, attestation).await
+        }
+        .await;
+        let result = self.in_effect(result).await;
+        admission.settle(result.map(Unsettled::new)).await
+    }
+
+    /// What can be told before anybody is asked for an approval: a proposal that could not be executed helps nobody.
+    fn check_destruction(
+        &self,
+        request: &ChangeVersion,
+        confirm: &str,
+        attestation: &str,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        if !self.settings.allow_destroy {
+            return Err(not_allowed());
+        }
+        let picture = self.catalog.now();
+        let entry = picture.entry(&request.id)?;
+        let version = entry.version(request.number)?;
+        let name = format!("keys/{}/versions/{}", entry.key.id, version.row.number);
+        if confirm != name {
+            return Err(Error::invalid("confirm", format!("to destroy, confirm with the name {name}")));
+        }
+        version.born()?;
+        if version.row.state(now) == KeyState::Destroyed {
+            return Err(destroyed());
+        }
+        self.check_out_of_use(&picture, entry, version, attestation, now)
+    }
+
+    fn is_destruction_scheduled(&self, request: &ChangeVersion) -> bool {
+        let scheduled = |version: &Version| {
+            version.row.born.as_ref().is_some_and(|born| born.timeline.destroys_at.is_some())
+        };
+        let entry = self.catalog.entry(&request.id);
+        entry.is_ok_and(|entry| entry.version(request.number).is_ok_and(scheduled))
+    }
+
+    fn check_out_of_use(
+        &self,
+        picture: &Picture,
+        entry: &Entry,
+        version: &Version,
+        attestation: &str,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        match entry.key.purpose {
+            Purpose::Wrap => self.check_unused(picture, entry, &version.row, attestation, now),
+            _ => check_out_of_use(version, now),
+        }
+    }
+
+    pub(super) async fn destroy_admitted(
+        &self,
+        caller: &Caller,
+        request: ChangeVersion,
+        attestation: &str,
+    ) -> Result<VersionView, Error> {
         let (allowed, delay) = (self.settings.allow_destroy, self.settings.destroy_delay);
         let change = move |entry: &Entry, version: &Version, now: Timestamp| {
             if !allowed {
-                return Err(Error::precondition(
-                    "DESTROY_NOT_ALLOWED",
-                    "this server does not allow destruction; set keys.allow_destroy = true in its config first",
-                ));
+                return Err(not_allowed());
             }
-            let name = format!("keys/{}/versions/{}", entry.key.id, version.row.number);
-            if confirm != name {
-                return Err(Error::invalid("confirm", format!("to destroy, confirm with the name {name}")));
-            }
-            if entry.key.purpose == Purpose::Wrap {
-                self.check_unused(&self.catalog.now(), entry, &version.row, attestation, now)?;
-            } else {
-                check_out_of_use(version, now)?;
-            }
+            self.check_out_of_use(&self.catalog.now(), entry, version, attestation, now)?;
             let at = now.saturating_add(delay).unwrap_or(Timestamp::MAX);
             Ok(with_destruction(version, |scheduled| scheduled.or(Some(at))))
         };
-        let subject = Subject::of_version(&request.id, request.number).saying(attestation);
-        let name = "schedule a destruction";
-        self.change_about(caller, Action::DestroyKeyVersion, subject, name, request, change).await
+        self.change_admitted(caller, "schedule a destruction", request, change).await
     }
 
     /// Calls a scheduled destruction off. The version comes back disabled.
@@ -103,18 +166,6 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send + Sync,
     ) -> Result<VersionView, Error> {
         let subject = Subject::of_version(&request.id, request.number);
-        self.change_about(caller, action, subject, transaction, request, change).await
-    }
-
-    async fn change_about(
-        &self,
-        caller: &Caller,
-        action: Action,
-        subject: Subject,
-        transaction: &'static str,
-        request: ChangeVersion,
-        change: impl Fn(&Entry, &Version, Timestamp) -> Result<KeyVersion, Error> + Send + Sync,
-    ) -> Result<VersionView, Error> {
         let admission = self.gate.begin_about(caller, action, subject, self.clock.now()).await?;
         let result = self.change_admitted(caller, transaction, request, change).await;
         let result = self.in_effect(result).await;
@@ -160,10 +211,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let version = entry.version(request.number)?;
         version.born()?;
         if version.row.state(now) == KeyState::Destroyed {
-            return Err(Error::precondition(
-                "DESTROYED",
-                "this version is destroyed; nothing can bring it back",
-            ));
+            return Err(destroyed());
         }
         let changed = timeline::with(&entry, &[change(&entry, version, now)?], now);
         // A request that changes nothing is remembered all the same: its retry must not change anything later.
@@ -175,6 +223,17 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let entry = self.catalog.entry(&request.id)?;
         Ok(VersionView::of(&entry, entry.version(request.number)?, self.clock.now()))
     }
+}
+
+fn destroyed() -> Error {
+    Error::precondition("DESTROYED", "this version is destroyed; nothing can bring it back")
+}
+
+fn not_allowed() -> Error {
+    Error::precondition(
+        "DESTROY_NOT_ALLOWED",
+        "this server does not allow destruction; set keys.allow_destroy = true in its config first",
+    )
 }
 
 fn suspend(_: &Entry, version: &Version, _: Timestamp) -> Result<KeyVersion, Error> {

@@ -53,7 +53,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         now: Timestamp,
         deadline: Deadline,
     ) -> Item<A, Wrapped> {
-        let mut admission = self.gate.admit(caller, Action::WrapKey, Some(&request.id), now).await?;
+        let mut admission =
+            self.gate.admit_in(caller, Action::WrapKey, &request.id, &request.context, now).await?;
         let result = self.wrap_admitted(&mut admission, request, now, deadline).await;
         Ok((admission, result))
     }

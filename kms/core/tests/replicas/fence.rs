@@ -164,16 +164,7 @@ fn commits_that_a_failover_put_in_the_place_of_others_under_the_same_number_are_
 }
 
 fn commit_token(fleet: &Fleet, name: &str) {
-    let made = kms_core::store::AccessToken {
-        name: name.to_owned(),
-        sha256: std::array::from_fn(|place| name.as_bytes()[place % name.len()]),
-        role: Role::User,
-        scope: KeyScope::All,
-        bootstrap: false,
-        created_at: kms_core::Clock::now(&fleet.store.clock),
-        expires_at: None,
-        revoked_at: None,
-    };
+    let made = kms_core::fakes::a_token(name, Role::User);
     let transaction = Transaction::new("by another server", vec![Write::InsertAccessToken(made)]);
     block_on(fleet.store.store.commit(transaction)).expect("committed");
 }

@@ -3,8 +3,8 @@
 use super::{at, next, timeline, transaction, version};
 use crate::{
     KeyVersion, Store,
-    caller::{KeyScope, Role},
-    fakes::a_key,
+    caller::Role,
+    fakes::{a_key, a_token},
     pin_latch::{Place, State},
     store::{AccessToken, Generation, QuarantinedObject, RememberedRequest, Snapshot, Transaction, Write},
 };
@@ -14,16 +14,7 @@ pub(super) async fn what_was_written_since_comes_alone_and_whole<S: Store>(store
     let (key, other) = (a_key("since"), a_key("since-other"));
     let [first, second] = [1, 2].map(|number| version(number, Some(timeline(None))));
     let insert = |row: &KeyVersion| Write::InsertVersion(key.id.clone(), row.clone());
-    let token = AccessToken {
-        name: "since".to_owned(),
-        sha256: [77; 32],
-        role: Role::User,
-        scope: KeyScope::All,
-        bootstrap: false,
-        created_at: at(1),
-        expires_at: None,
-        revoked_at: None,
-    };
+    let token = AccessToken { own: None, ..a_token("since", Role::User) };
     let object = QuarantinedObject {
         token_serial: "since".to_owned(),
         cka_id: vec![1, 2, 3],
