@@ -25,8 +25,8 @@ async fn denials_are_recorded_with_the_rule_that_denied() -> anyhow::Result<()> 
     let records = records(&service.dir())?;
     let record = records.iter().find(|r| r["outcome"] == "denied").context("the denial is not recorded")?;
     ensure!(record["caller"] == "access-token:bob" && record["action"] == "sign_raw", "{record}");
-    ensure!(record["key"] == "sample-jwt" && record["reason"] == "KEY_OUT_OF_SCOPE", "{record}");
-    ensure!(!denied.stderr.contains("KEY_OUT_OF_SCOPE"), "a stranger is told the rule: {}", denied.stderr);
+    ensure!(record["key"] == "sample-jwt" && record["reason"] == "NO_RULE", "{record}");
+    ensure!(!denied.stderr.contains("NO_RULE"), "a stranger is told the rule: {}", denied.stderr);
     Ok(())
 }
 

@@ -183,7 +183,7 @@ fn a_record_tells_what_was_asked_and_how_it_ended() {
          \"phase\":\"outcome\",\"caller\":\"admin\",\"action\":\"sign\",\"key\":\"signer\",\"version\":3,\
          \"outcome\":\"succeeded\"}",
     );
-    assert!(lines[2].contains("\"outcome\":\"denied\",\"reason\":\"ROLE_LACKS_ACTION\""), "{}", lines[2]);
+    assert!(lines[2].contains("\"outcome\":\"denied\",\"reason\":\"NO_RULE\""), "{}", lines[2]);
     assert!(lines[3].contains("\"outcome\":\"abandoned\""), "{}", lines[3]);
 }
 

@@ -591,7 +591,8 @@ mod tests {
         gate.set_recovery(Some(Recovery { store: 1, token: 2 }));
         assert_eq!(IN_RECOVERY.map(|(action, _)| action), Action::ALL);
         for (action, expected) in IN_RECOVERY {
-            let admitted = block_on(gate.admit(&administrator(), action, Some(&key), now));
+            let about = policy::is_about_a_key(action).then_some(&key);
+            let admitted = block_on(gate.admit(&administrator(), action, about, now));
             assert_eq!(reason(admitted), expected, "{action}");
         }
         for work in [
@@ -608,7 +609,11 @@ mod tests {
                 "{work:?}"
             );
             let last = log.events().pop().expect("a record");
-            assert_eq!((last.outcome, last.reason), (Outcome::Denied, Some("RECOVERY_MODE")), "{work:?}");
+            assert_eq!(
+                (last.outcome, last.reason),
+                (Outcome::Denied, Some("RECOVERY_MODE".into())),
+                "{work:?}"
+            );
         }
         gate.set_recovery(None);
         assert_eq!(reason(block_on(gate.admit(&administrator(), Action::Sign, Some(&key), now))), "");
@@ -621,7 +626,8 @@ mod tests {
         let gate = Gate::new(Arc::clone(&log), 0).behind(Arc::new(Fence::new(clock)));
         let key: KeyId = "k".parse().expect("a key's name");
         for action in Action::ALL {
-            let admitted = block_on(gate.admit(&administrator(), action, Some(&key), now));
+            let about = policy::is_about_a_key(action).then_some(&key);
+            let admitted = block_on(gate.admit(&administrator(), action, about, now));
             assert_eq!(admitted.is_ok(), action == Action::GetStatus, "{action}");
             let reason = admitted.map(|_| ()).map_err(|error| error.reason());
             assert!(matches!(reason, Ok(()) | Err("FENCED")), "{action}: {reason:?}");

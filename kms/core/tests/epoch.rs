@@ -7,11 +7,11 @@ use futures::executor::block_on;
 use kms_core::{
     Action, Error, KeyId, Store as _,
     audit::{Outcome, Phase},
-    caller::{Caller, KeyScope, Role},
+    caller::{Caller, KeyScope, OwnRole, Role},
     class::AskedPeriods,
     epoch::{Epoch, Installation, Mark, Recovery},
     error::Kind,
-    fakes::{FakeKms, HsmFault, ServerLog, World, administrator, soon},
+    fakes::{FakeKms, HsmFault, ServerLog, World, administrator, soon, with_consent},
     kms::Settings,
     store::Fault,
     time::SignedDuration,
@@ -89,13 +89,7 @@ async fn rotate(kms: &FakeKms) -> Result<(), Error> {
 }
 
 fn token(name: &str) -> CreateAccessToken {
-    CreateAccessToken {
-        name: name.to_owned(),
-        role: Role::User,
-        scope: KeyScope::All,
-        ttl: None,
-        request: Request::default(),
-    }
+    CreateAccessToken::new(name, OwnRole { role: Role::User, keys: KeyScope::All })
 }
 
 async fn epoch(world: &World) -> Epoch {
@@ -157,11 +151,15 @@ fn each_change_that_must_not_be_undone_moves_it_and_no_other_does() {
         enable(&kms).await;
         is_level_at(&world, 5, "a version enabled").await;
         disable(&kms).await;
-        kms.destroy_key_version(&admin, version(1), "keys/k/versions/1").await.expect("scheduled");
+        with_consent(&kms, kms.destroy_key_version(&admin, version(1), "keys/k/versions/1").await)
+            .await
+            .expect("scheduled");
         is_level_at(&world, 7, "a destruction scheduled").await;
         kms.restore_key_version(&admin, version(1)).await.expect("called off");
         is_level_at(&world, 8, "a destruction called off").await;
-        kms.destroy_key_version(&admin, version(1), "keys/k/versions/1").await.expect("scheduled");
+        with_consent(&kms, kms.destroy_key_version(&admin, version(1), "keys/k/versions/1").await)
+            .await
+            .expect("scheduled");
         world.clock.advance(SignedDuration::from_hours(30 * 24));
         assert_eq!(kms.run_due(soon()).await, 1);
         is_level_at(&world, 10, "a destruction carried out").await;
@@ -313,7 +311,7 @@ fn an_older_store_does_nothing_but_read_and_take_away_until_it_is_accepted() {
         assert!(!refused.to_string().contains(&code), "callers do not learn the code: {refused}");
         let last = world.log.events().pop().expect("a record");
         assert_eq!((last.action, last.outcome), (Action::SignRaw, Outcome::Denied));
-        assert_eq!(last.reason, Some("RECOVERY_MODE"));
+        assert_eq!(last.reason, Some("RECOVERY_MODE".into()));
 
         let jwt = SignJwt { id: id("k"), claims: b"{}".to_vec(), ttl: None, typ: None };
         assert_eq!(reason(kms.sign_jwt(&admin, jwt, soon()).await), Err("RECOVERY_MODE"));
@@ -362,7 +360,9 @@ fn what_is_due_waits_too_and_a_destruction_for_its_whole_delay_once_the_store_is
         world.hsm.set_fault(HsmFault::GenerateFails);
         create(&kms, "unborn").await.expect_err("generate fails");
         disable(&kms).await;
-        kms.destroy_key_version(&administrator(), version(1), "keys/k/versions/1").await.expect("scheduled");
+        with_consent(&kms, kms.destroy_key_version(&administrator(), version(1), "keys/k/versions/1").await)
+            .await
+            .expect("scheduled");
         let backup = world.store.copy();
         kms.restore_key_version(&administrator(), version(1)).await.expect("called off");
         drop(kms);

@@ -9,7 +9,7 @@ use kms_core::{
     Action, Algorithm, Caller, KeyId, KeyState, Store,
     algorithm::{Curve, KeySpec},
     audit::{Event, Outcome, Phase},
-    caller::{KeyScope, Role},
+    caller::{KeyScope, OwnRole, Role},
     error::Kind,
     fakes::{FakeKms, HsmFault, World, administrator, soon},
     hsm::{self, CkaId, Half, KeyObject, Object},
@@ -121,13 +121,8 @@ fn the_records_of_a_change_tell_what_it_is_about_from_the_intent_on_and_those_of
         world.hsm.plant(planted(&[0xaa; 16], "elsewhere/7"));
         kms.quarantine(&administrator(), quarantine(&[0xaa; 16]), soon()).await.expect("on record");
         assert_eq!(told(), both(None, Some(&"aa".repeat(16))));
-        let create = |name: &str| CreateAccessToken {
-            name: name.to_owned(),
-            role: Role::User,
-            scope: KeyScope::All,
-            ttl: None,
-            request: Request::default(),
-        };
+        let create =
+            |name: &str| CreateAccessToken::new(name, OwnRole { role: Role::User, keys: KeyScope::All });
         kms.create_access_token(&administrator(), create("carol")).await.expect("made");
         assert_eq!(told(), both(None, Some("carol")));
         kms.revoke_access_token(&administrator(), "carol").await.expect("revoked");
@@ -189,7 +184,7 @@ fn each_object_and_each_row_is_told_for_what_it_is() {
         assert_eq!(item(lost.as_bytes()), (State::Dangling, Some("PAIR_NOT_WHOLE"), 0, 0));
         assert_eq!(item(half.as_bytes()), (State::Dangling, Some("PAIR_NOT_WHOLE"), 2, 1));
         assert_eq!(item(replaced.as_bytes()), (State::Dangling, Some("PUBLIC_KEY_DIFFERS"), 1, 1));
-        assert_eq!(item(tampered.as_bytes()), (State::Deviating, Some("ATTRIBUTES_DEVIATE"), 1, 1));
+        assert_eq!(item(tampered.as_bytes()), (State::Deviating, Some("ATTRIBUTES_DEVIATE".into()), 1, 1));
         assert_eq!(item(resuming.as_bytes()), (State::Resuming, None, 0, 0));
         assert_eq!(item(&[0xaa; 16]), (State::Orphan, None, 1, 0));
         assert_eq!(item(&[0xbb; 16]), (State::Foreign, None, 1, 0));
@@ -330,7 +325,7 @@ fn a_version_whose_objects_differ_is_taken_out_of_service_for_good_and_on_record
             let last = world.log.events().pop().expect("a record");
             assert_eq!((last.action, last.outcome), (Action::DisableKeyVersion, Outcome::Succeeded));
             assert_eq!((&*last.caller, last.version), ("system:attribute-audit", Some(1)));
-            assert_eq!(last.reason, Some("ATTRIBUTES_DEVIATE"));
+            assert_eq!(last.reason, Some("ATTRIBUTES_DEVIATE".into()));
             // After a restart, too.
             drop(kms);
             let kms = open(&world).await;
@@ -386,7 +381,7 @@ fn another_key_under_the_cka_id_ends_the_version_and_a_missing_one_cannot_be_ena
         assert_eq!(state_of(&kms, "k", 1).await, Some(KeyState::Suspended));
         let last =
             world.log.events().into_iter().rev().find(|event| event.action == Action::DisableKeyVersion);
-        assert_eq!(last.expect("a record").reason, Some("PUBLIC_KEY_DIFFERS"));
+        assert_eq!(last.expect("a record").reason, Some("PUBLIC_KEY_DIFFERS".into()));
         world.hsm.lose(cka_id);
         let refused = kms.enable_key_version(&administrator(), change("k", 1), soon()).await;
         assert_eq!(refused.expect_err("it is missing").reason(), "PAIR_NOT_WHOLE");

@@ -30,9 +30,11 @@ use crate::{
     class::{ClassName, Inherited},
     key::Purpose,
     kms::{Ports, Settings},
+    proposal,
     replica::ReplicaId,
-    store::AccessToken,
+    store::{AccessToken, Store as _, Transaction, Write},
     time::{Deadline, SignedDuration, Timestamp},
+    verbs::CastVote,
 };
 
 /// A service over fakes.
@@ -161,6 +163,25 @@ pub fn soon() -> Deadline {
 /// An administrator.
 pub fn administrator() -> Caller {
     Caller::new("access-token:admin", Role::Administrator, KeyScope::All)
+}
+
+/// What `outcome` asked for, done with the consent of a second administrator, where that is what it lacked.
+pub async fn with_consent<T>(kms: &FakeKms, outcome: Result<T, Error>) -> Result<(), Error> {
+    let error = match outcome {
+        Err(error) if error.reason() == "APPROVAL_REQUIRED" => error,
+        outcome => return outcome.map(drop),
+    };
+    let second = a_token("second", Role::Administrator);
+    let transaction = Transaction::new("a second administrator", vec![Write::InsertAccessToken(second)]);
+    // It may be there already.
+    let _ = kms.store.commit(transaction).await;
+    kms.refresh().await?;
+    let proposal = error.resource().and_then(|name| name.strip_prefix("proposals/")).unwrap_or_default();
+    let id = proposal::Id::try_from(proposal.to_owned())?;
+    let sha256 = kms.proposal(&administrator(), &id).await?.proposal.sha256;
+    let second = Caller::new("access-token:second", Role::Administrator, KeyScope::All);
+    kms.vote(&second, CastVote { id: id.clone(), approves: Some(sha256), note: String::new() }).await?;
+    kms.execute_proposal(&administrator(), &id, soon()).await.map(drop)
 }
 
 /// An access token of that name, whose role is its own and extends to every key.

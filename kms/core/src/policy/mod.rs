@@ -17,7 +17,7 @@ use kms_envelope::EncryptionContext;
 
 pub use document::{Document, SCHEMA};
 pub(crate) use explain::explain;
-pub use role::{manages, role_has};
+pub use role::{is_about_a_key, manages, role_has};
 pub(crate) use rules::Rules;
 pub(crate) use standing::{Giver, givers, two_may_approve, unless_locked_out};
 

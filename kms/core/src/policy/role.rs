@@ -123,8 +123,8 @@ pub(super) fn is_everybodys(action: Action) -> bool {
     matches!(action, Action::RenewAccessToken | Action::GetCaller)
 }
 
-/// About a key, and never about the service.
-pub(super) fn is_about_a_key(action: Action) -> bool {
+/// Whether it is about a key, and never about the service.
+pub fn is_about_a_key(action: Action) -> bool {
     use Action as A;
     match action {
         A::Sign

@@ -128,7 +128,10 @@ impl Compiled {
         let mut reads_context = document.reads_context;
         for binding in bindings {
             for edge in [binding.not_before, binding.expires_at].into_iter().flatten() {
-                if edge <= now { from = from.max(edge) } else { until = until.min(edge) }
+                match edge <= now {
+                    true => from = from.max(edge),
+                    false => until = until.min(edge),
+                }
             }
             if !binding.holds(now) {
                 continue;
@@ -214,7 +217,8 @@ impl Compiled {
 
     /// Asks Cedar. What is our own work alone is nobody's.
     pub(super) fn ask(&self, ask: &Ask<'_>) -> Said {
-        if is_ours_alone(ask.action) || is_about_a_key(ask.action) == matches!(ask.about, About::Service) {
+        let misplaced = is_about_a_key(ask.action) == matches!(ask.about, About::Service);
+        if is_ours_alone(ask.action) || (misplaced && ask.action != Action::ApproveProposal) {
             return Said { allowed: false, by: Vec::new(), errors: Vec::new() };
         }
         let of_roles_alone = !is_about_a_key(ask.action);

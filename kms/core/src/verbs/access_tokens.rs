@@ -43,6 +43,20 @@ pub struct CreateAccessToken {
     pub bound_to: Option<Principal>,
 }
 
+impl CreateAccessToken {
+    /// One that has `own` by itself, and no end.
+    pub fn new(name: impl Into<String>, own: OwnRole) -> Self {
+        Self {
+            name: name.into(),
+            own: Some(own),
+            ttl: None,
+            period: None,
+            renewable_until: None,
+            bound_to: None,
+        }
+    }
+}
+
 /// Which administrator is made on the server's own host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Bootstrap {

@@ -322,22 +322,16 @@ mod tests {
     use futures::{FutureExt as _, executor::block_on};
 
     use crate::{
-        caller::{KeyScope, Role},
+        caller::{KeyScope, OwnRole, Role},
         fakes::{World, administrator, soon},
         kms::Settings,
-        verbs::{CreateAccessToken, Request},
+        verbs::CreateAccessToken,
     };
 
     #[test]
     fn a_change_does_not_wait_for_somebody_elses_turn_with_the_token() {
         let kms = block_on(World::default().open(Settings::default())).expect("the service opens");
-        let request = CreateAccessToken {
-            name: "leaked".to_owned(),
-            role: Role::User,
-            scope: KeyScope::All,
-            ttl: None,
-            request: Request::default(),
-        };
+        let request = CreateAccessToken::new("leaked", OwnRole { role: Role::User, keys: KeyScope::All });
         block_on(kms.create_access_token(&administrator(), request)).expect("made");
         let others_turn = kms.following.try_lock().expect("nobody else is at it");
         let revoked = kms.revoke_access_token(&administrator(), "leaked").now_or_never();

@@ -65,6 +65,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let now = self.clock.now();
         let mut admission = self.gate.begin_about(caller, Action::DestroyKeyVersion, subject, now).await?;
         let result = async {
+            let now = self.time_for_all().await?;
             self.check_destruction(&request, confirm, attestation, now)?;
             // A retry of one that is scheduled already asks nobody again.
             if !self.is_destruction_scheduled(&request) {

@@ -21,7 +21,7 @@ fn a_key_has_the_periods_of_its_class_where_it_has_none_of_its_own() {
             rotation_period: Some(Some(DAY * 2)),
             ..PeriodChanges::default()
         };
-        let change = UpdateKeyClass { name: ClassName::Session, periods, etag: Some(0) };
+        let change = UpdateKeyClass { name: ClassName::Session, periods, approvals: None, etag: Some(0) };
         let changed = kms.update_key_class(&administrator(), change).await.expect("changed");
         assert_eq!((changed.revision, changed.periods.publish_lead), (1, HOUR * 3));
         assert_eq!(key().await.rotation_period, Some(DAY * 2), "the class's");
@@ -49,7 +49,7 @@ fn a_class_that_does_not_fit_one_of_its_keys_changes_none() {
         let other = CreateKey { class: ClassName::Session, ..new("other") };
         kms.create_key(&administrator(), other, soon()).await.expect("created");
         let periods = PeriodChanges { rotation_period: Some(Some(HOUR * 15)), ..PeriodChanges::default() };
-        let change = UpdateKeyClass { name: ClassName::Session, periods, etag: None };
+        let change = UpdateKeyClass { name: ClassName::Session, periods, approvals: None, etag: None };
         let error = kms.update_key_class(&administrator(), change).await.expect_err("10 h + 12 h > 15 h");
         assert_eq!(error.reason(), "CLASS_DOES_NOT_FIT");
         assert!(error.to_string().contains("keys/k"), "{error}");
@@ -69,7 +69,7 @@ fn a_longer_token_life_in_the_class_extends_the_withdrawal_of_versions_that_stan
         };
         let before = withdrawn().await;
         let periods = PeriodChanges { max_token_ttl: Some(Some(DAY)), ..PeriodChanges::default() };
-        let change = UpdateKeyClass { name: ClassName::JwtSigning, periods, etag: None };
+        let change = UpdateKeyClass { name: ClassName::JwtSigning, periods, approvals: None, etag: None };
         kms.update_key_class(&administrator(), change).await.expect("changed");
         assert_eq!(withdrawn().await, before + (DAY - HOUR));
         // Tokens of a day are out there when the class goes back to an hour.

@@ -66,8 +66,7 @@ fn a_destruction_that_one_may_have_begun_is_not_called_off_by_another() {
     fleet.run(fleet.disable(AHEAD)).expect("disabled");
     let change = || ChangeVersion { id: id("k"), number: 1, request: Request::default() };
     let admin = administrator();
-    let destroy = fleet.replicas[AHEAD].destroy_key_version(&admin, change(), "keys/k/versions/1");
-    fleet.run(destroy).expect("scheduled");
+    fleet.destroy(AHEAD, 1);
     fleet.advance(SignedDuration::from_hours(30 * 24));
     // By its own clock the one that is behind has ten seconds left.
     let restored = fleet.run(fleet.replicas[BEHIND].restore_key_version(&admin, change()));

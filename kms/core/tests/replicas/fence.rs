@@ -6,12 +6,12 @@ use futures::{FutureExt as _, executor::block_on};
 use kms_core::{
     Kms, Store as _,
     audit::Outcome,
-    caller::{KeyScope, Role},
+    caller::{KeyScope, OwnRole, Role},
     error::Kind,
     fakes::{FakeKms, HsmFault, administrator, soon},
     store::{Transaction, Write},
     time::SignedDuration,
-    verbs::{CreateAccessToken, Request},
+    verbs::CreateAccessToken,
 };
 
 use crate::fleet::{Fleet, Task, poll_once, reason, settings, to_sign};
@@ -25,13 +25,7 @@ fn why(kms: &FakeKms) -> String {
 }
 
 fn token(name: &str) -> CreateAccessToken {
-    CreateAccessToken {
-        name: name.to_owned(),
-        role: Role::User,
-        scope: KeyScope::All,
-        ttl: None,
-        request: Request::default(),
-    }
+    CreateAccessToken::new(name, OwnRole { role: Role::User, keys: KeyScope::All })
 }
 
 #[test]
@@ -75,7 +69,7 @@ fn a_signature_is_withheld_from_a_process_that_slept_over_it_and_the_book_says_s
     fleet.elapse(secs(11));
     assert_eq!(reason(block_on(signing)), Err("FENCED"));
     let last = fleet.worlds[1].log.events().pop().expect("a record");
-    assert_eq!((last.outcome, last.reason), (Outcome::Failed, Some("FENCED")));
+    assert_eq!((last.outcome, last.reason), (Outcome::Failed, Some("FENCED".into())));
 
     fleet.set_asleep(1, false);
     fleet.beat();
@@ -89,7 +83,7 @@ fn a_signature_is_withheld_from_a_process_that_slept_over_it_and_the_book_says_s
     }
     let records = fleet.worlds[1].log.events();
     for record in &records[records.len() - 2..] {
-        assert_eq!((record.outcome, record.reason), (Outcome::Failed, Some("FENCED")));
+        assert_eq!((record.outcome, record.reason.as_deref()), (Outcome::Failed, Some("FENCED")));
     }
 }
 

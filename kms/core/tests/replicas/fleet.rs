@@ -11,7 +11,7 @@ use futures::executor::block_on;
 use kms_core::{
     Algorithm, Clock as _, Error, KeyId, KeyVersion, Store as _,
     class::{AskedPeriods, PeriodChanges},
-    fakes::{FakeKms, World, administrator, entropy},
+    fakes::{FakeKms, World, administrator, entropy, with_consent},
     kms::{KeyView, Settings, VersionView},
     time::{Deadline, SignedDuration},
     verbs::{ChangeVersion, CreateKey, Encoding, Request, RotateKey, Sign, Signed, ToSign, UpdateKey},
@@ -184,6 +184,16 @@ impl Fleet {
     pub(crate) async fn disable(&self, replica: usize) -> Result<VersionView, Error> {
         let change = ChangeVersion { id: id("k"), number: 1, request: Request::default() };
         self.replicas[replica].disable_key_version(&administrator(), change).await
+    }
+
+    /// Schedules the destruction of a version, with the consent that it needs.
+    pub(crate) fn destroy(&self, replica: usize, number: u32) {
+        let change = ChangeVersion { id: id("k"), number, request: Request::default() };
+        let (kms, admin, name) =
+            (&self.replicas[replica], administrator(), format!("keys/k/versions/{number}"));
+        let destroying =
+            async { with_consent(kms, kms.destroy_key_version(&admin, change, name.as_str()).await).await };
+        self.run(destroying).expect("scheduled");
     }
 
     pub(crate) fn sign(&self, replica: usize) -> Result<Signed, Error> {

@@ -21,9 +21,7 @@ use crate::fleet::{Fleet, Task, poll_once, seed, settings};
 fn with_due_destruction() -> Fleet {
     let fleet = Fleet::with_key(2);
     fleet.run(fleet.disable(0)).expect("disabled");
-    let change = ChangeVersion { id: crate::fleet::id("k"), number: 1, request: Request::default() };
-    let admin = administrator();
-    fleet.run(fleet.replicas[0].destroy_key_version(&admin, change, "keys/k/versions/1")).expect("scheduled");
+    fleet.destroy(0, 1);
     fleet.advance(SignedDuration::from_hours(30 * 24));
     fleet
 }

@@ -326,10 +326,7 @@ fn a_key_whose_only_version_is_disabled_or_destroyed_gets_one_that_is_published_
         let fleet = Fleet::with_key(2);
         fleet.run(fleet.disable(0)).expect("disabled");
         if destroyed {
-            let change = ChangeVersion { id: id("k"), number: 1, request: Request::default() };
-            let admin = administrator();
-            let destroy = fleet.replicas[0].destroy_key_version(&admin, change, "keys/k/versions/1");
-            fleet.run(destroy).expect("scheduled");
+            fleet.destroy(0, 1);
             fleet.advance(hours(30 * 24));
             assert_eq!((fleet.tick(0), fleet.store.hsm.count().0), (1, 0));
             fleet.beat();
@@ -354,8 +351,7 @@ fn of_two_scheduled_destructions_each_is_done_when_it_is_due() {
     for number in [2, 1] {
         let change = || ChangeVersion { id: id("k"), number, request: Request::default() };
         fleet.run(kms.disable_key_version(&admin, change())).expect("disabled");
-        let name = format!("keys/k/versions/{number}");
-        fleet.run(kms.destroy_key_version(&admin, change(), name.as_str())).expect("scheduled");
+        fleet.destroy(0, number);
         fleet.advance(hours(24));
     }
     fleet.advance(hours(28 * 24));

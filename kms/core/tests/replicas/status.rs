@@ -147,16 +147,14 @@ fn an_older_store_and_the_work_that_is_due_are_shown() {
     let fleet = Fleet::with_key(1);
     let older = fleet.store.store.copy();
     fleet.run(fleet.disable(0)).expect("disabled");
-    let change = kms_core::verbs::ChangeVersion { id: id("k"), number: 1, request: Default::default() };
-    let admin = administrator();
-    fleet.run(fleet.replicas[0].destroy_key_version(&admin, change, "keys/k/versions/1")).expect("scheduled");
+    fleet.destroy(0, 1);
     assert_eq!(status(&fleet, 0).work.destructions_due, 0);
     fleet.advance(SignedDuration::from_hours(31 * 24));
     assert_eq!(status(&fleet, 0).work.destructions_due, 1);
 
     fleet.store.store.fail_over_to(&older);
     let kms = block_on(fleet.worlds[0].join(crate::fleet::settings())).expect("opens");
-    let all = block_on(kms.status(&admin)).expect("in recovery mode too");
+    let all = block_on(kms.status(&administrator())).expect("in recovery mode too");
     let own = all.replicas.iter().find(|replica| replica.id == *kms.replica()).expect("itself");
     assert!(own.not_ready.iter().any(|text| text.contains("accept-older-store")), "{own:?}");
 }

@@ -1,6 +1,9 @@
 //! A version that wraps goes only when nothing lives on it any more, by everybody's word.
 
-use kms_core::verbs::{Confirmation, ReportUsage};
+use kms_core::{
+    fakes::with_consent,
+    verbs::{Confirmation, ReportUsage},
+};
 
 use super::*;
 
@@ -15,7 +18,7 @@ async fn report(kms: &FakeKms, consumer: &str, envelopes: &[(u32, u64)]) -> Resu
 }
 
 async fn destroy(kms: &FakeKms, confirmation: Confirmation<'_>) -> Result<(), Error> {
-    kms.destroy_key_version(&administrator(), change(1), confirmation).await.map(drop)
+    with_consent(kms, kms.destroy_key_version(&administrator(), change(1), confirmation).await).await
 }
 
 /// Refused, and the message has that.
