@@ -24,6 +24,7 @@ use crate::{
         CkaId, Cursor, Fault, Found, Health, KekRef, KeyObject, KeyRef, NewKey, Object, Page, SecretKeyRef,
         SignInput, Usage,
     },
+    lane::Lane,
     time::Deadline,
 };
 
@@ -42,6 +43,7 @@ pub(super) struct State {
     generated: u64,
     down: bool,
     interleaves: bool,
+    wrapped_in: Option<Lane>,
 }
 
 /// What goes wrong at the next call that it fits.
@@ -113,6 +115,11 @@ impl SoftHsm {
     pub fn count(&self) -> (usize, u64) {
         let state = self.lock();
         (state.pairs.len(), state.generated)
+    }
+
+    /// In which lane the last wrap waited.
+    pub fn last_lane(&self) -> Option<Lane> {
+        self.lock().wrapped_in
     }
 
     /// Makes it unreachable, or reachable again.
@@ -233,7 +240,7 @@ impl Hsm for Arc<SoftHsm> {
 
     async fn wrap_key(
         &self,
-        _: &Grant,
+        grant: &Grant,
         key: &SecretKeyRef,
         plaintext: SecretBytes,
         aad: Vec<u8>,
@@ -241,6 +248,7 @@ impl Hsm for Arc<SoftHsm> {
     ) -> Result<Unsettled<Vec<u8>>, Fault> {
         self.others_turn(None).await;
         let mut state = self.reach(deadline)?;
+        state.wrapped_in = Some(grant.lane());
         if state.takes(HsmFault::WrapFails) {
             return Err(Fault::Failed("C_Encrypt: CKR_DEVICE_ERROR, set by the test".to_owned()));
         }
