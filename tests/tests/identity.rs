@@ -59,7 +59,7 @@ async fn outcome(options: Options) -> anyhow::Result<Code> {
 
 /// One call, which is not repeated. UNAVAILABLE when the connection fails, whatever the client makes of that.
 async fn call(client: &Client) -> anyhow::Result<Code> {
-    let request = v1::GetKeyRequest { name: "keys/absent".into(), ..Default::default() };
+    let request = v1::GetKeyRequest { name: "keys/absent".into() };
     Ok(match client.keys().get_key(request).await {
         Ok(_) => Code::Ok,
         // The server's own words have no cause on our side.

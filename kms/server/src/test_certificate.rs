@@ -109,6 +109,12 @@ impl BuilderProfile for Said {
 
 /// Shakes hands with whoever serves at `socket`.
 pub(crate) async fn connect(socket: TcpStream, alpn: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from("localhost").expect("a name");
+    TlsConnector::from(client(alpn)).connect(name, socket).await
+}
+
+/// A client that remembers its sessions and trusts everybody.
+pub(crate) fn client(alpn: &[u8]) -> Arc<ClientConfig> {
     let mut config = ClientConfig::builder_with_provider(crate::tls::provider())
         .with_safe_default_protocol_versions()
         .expect("versions")
@@ -116,8 +122,7 @@ pub(crate) async fn connect(socket: TcpStream, alpn: &[u8]) -> std::io::Result<T
         .with_custom_certificate_verifier(Arc::new(Anybody))
         .with_no_client_auth();
     config.alpn_protocols = vec![alpn.to_vec()];
-    let name = ServerName::try_from("localhost").expect("a name");
-    TlsConnector::from(Arc::new(config)).connect(name, socket).await
+    Arc::new(config)
 }
 
 /// The server's certificate, in DER.

@@ -235,10 +235,14 @@ pub(crate) fn digest(cert: &[u8], key: &[u8]) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use rustls::HandshakeKind;
+    use rustls_pki_types::ServerName;
     use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
 
     use super::*;
-    use crate::test_certificate;
+    use crate::{authn::authorities::Authorities, test_certificate};
 
     fn files() -> (TempDir, PathBuf, PathBuf) {
         let dir = tempfile::tempdir().expect("a directory");
@@ -283,5 +287,39 @@ mod tests {
         fs::write(&key, new_key).expect("write");
         assert!(matches!(pair.reload(), Ok(true)));
         assert_eq!(leaf(&pair), second);
+    }
+
+    /// How the second of two handshakes of one client went.
+    async fn second_handshake(config: Arc<ServerConfig>) -> HandshakeKind {
+        let (acceptor, client) =
+            (TlsAcceptor::from(config), TlsConnector::from(test_certificate::client(b"h2")));
+        let mut kind = None;
+        for _ in 0..2 {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let name = ServerName::try_from("localhost").expect("a name");
+            let (server, client) = tokio::join!(acceptor.accept(ours), client.connect(name, theirs));
+            let (mut server, mut client) = (server.expect("a handshake"), client.expect("a handshake"));
+            // Tickets come with the first bytes.
+            server.write_all(b"a").await.expect("written");
+            client.read_exact(&mut [0]).await.expect("read");
+            kind = client.get_ref().1.handshake_kind();
+        }
+        kind.expect("a handshake")
+    }
+
+    #[tokio::test]
+    async fn whoever_may_show_a_certificate_shows_it_for_each_connection() {
+        let (dir, cert, key) = files();
+        test_certificate::write(1, &cert, &key);
+        let pair = Arc::new(Pair::load(&cert, &key).expect("a pair"));
+        let config = |clients| pair.server_config(&[b"h2"], clients).expect("TLS");
+        assert_eq!(
+            second_handshake(config(None)).await,
+            HandshakeKind::Resumed,
+            "the test sees no difference"
+        );
+        let section = format!("name = 'a'\nca_file = '{}'\ndns = true", dir.path().join("tls.crt").display());
+        let authorities = Authorities::load(&[toml::from_str(&section).expect("a section")]).expect("one");
+        assert_eq!(second_handshake(config(Some(Arc::new(authorities)))).await, HandshakeKind::Full);
     }
 }

@@ -182,8 +182,13 @@ mod tests {
     use http::header::AUTHORIZATION;
     use kms_core::caller::{KeyScope, Role};
     use tower::{ServiceExt as _, service_fn};
+    use x509_cert::{der::asn1::Ia5String, ext::pkix::name::GeneralName};
 
     use super::*;
+    use crate::{
+        authn::authorities::Authorities,
+        test_certificate::{self, Said},
+    };
 
     const CREDENTIAL: &str = "kms_0123456789";
     const JWT: &str = "head.claims.signature";
@@ -277,8 +282,36 @@ mod tests {
         assert_eq!(response.headers()["caller"], "jwt:corp/alice");
     }
 
+    /// A certificate of an authority that gives DNS names.
+    fn certificate(name: &str) -> Option<Peer> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("ca.pem");
+        test_certificate::write(1, &file, &dir.path().join("key"));
+        let section = format!("name = 'a'\nca_file = '{}'\ndns = true", file.display());
+        let authorities = Authorities::load(&[toml::from_str(&section).expect("a section")]).expect("one");
+        let names = vec![GeneralName::DnsName(Ia5String::new(name).expect("ASCII"))];
+        let shown = Shown::new(vec![Said::of(names).signed(1)], Arc::new(authorities), SystemClock.now());
+        Some(Peer::Certificate(Arc::new(shown)))
+    }
+
     #[tokio::test]
     async fn without_a_credential_the_peer_decides() {
         assert_eq!(call(&[], process()).await.headers()["caller"], "unix:1000");
+        assert_eq!(call(&[], certificate("db1")).await.headers()["caller"], "dns:db1");
+        is_refused(&call(&[], certificate("DB1")).await);
+    }
+
+    #[tokio::test]
+    async fn the_lookup_of_a_token_is_told_whom_the_certificate_names() {
+        for (peer, expected) in
+            [(None, ""), (process(), ""), (certificate("db1"), "dns:db1"), (certificate("DB1"), "")]
+        {
+            let lookup: Lookup = Arc::new(|_, principal| {
+                let told = principal.map_or("", Principal::as_str).to_owned();
+                Ok(Caller::new(told, Role::User, KeyScope::All))
+            });
+            let response = call_with(Proofs { lookup, jwt: None }, &["Bearer kms_0"], peer).await;
+            assert_eq!(response.headers()["caller"], expected);
+        }
     }
 }
