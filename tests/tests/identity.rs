@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use kms_client::{Client, ClientCertificate, Options, v1};
-use kms_tests::{Authority, Environment, PATIENCE, Plan, Says, Server, kill, records, until};
+use kms_tests::{Authority, Environment, PATIENCE, Plan, Proxy, Says, Server, kill, records, until};
 use rustix::process::Signal;
 use tonic::Code;
 use x509_cert::{der::oid::db::rfc5280::ID_KP_SERVER_AUTH, ext::pkix::KeyUsages};
@@ -342,5 +342,35 @@ async fn the_command_line_shows_a_certificate_and_names_the_half_that_is_missing
     let known = without_token.kms(get.into_iter().chain(both)).await?;
     ensure!(known.code == Some(4), "{known:?}");
     ensure!(denied_callers(server.plan.dir())? == [SPIFFE_ID], "{:?}", denied_callers(server.plan.dir())?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_client_certificate_is_shown_at_the_next_connection() -> anyhow::Result<()> {
+    let (spiffe, names) = (Authority::new("spiffe")?, Authority::new("names")?);
+    let server = server(&spiffe, &names).await?;
+    let dir = server.plan.dir();
+    let backend = server.addr.strip_prefix("https://").context("a URL")?.parse()?;
+    let proxy = Proxy::to(vec![backend]).await?;
+    let certificate = spiffe.issue(&Says::uris(&[SPIFFE_ID]), dir, "caller")?;
+    let mut options = options(&server, Some(&certificate))?;
+    options.addr = proxy.addr().to_string();
+    let client = Client::connect(options).await?;
+    ensure!(call(&client).await? == Code::PermissionDenied, "it is not known");
+
+    let renewed = "spiffe://example.org/renewed";
+    spiffe.issue(&Says::uris(&[renewed]), dir, "caller")?;
+    ensure!(call(&client).await? == Code::PermissionDenied, "the connection is gone too soon");
+    ensure!(denied_callers(dir)? == [SPIFFE_ID, SPIFFE_ID], "{:?}", denied_callers(dir)?);
+    proxy.break_connections();
+    until("the client has connected again", PATIENCE, async || {
+        Ok((call(&client).await? == Code::PermissionDenied).then_some(()))
+    })
+    .await?;
+    ensure!(
+        denied_callers(dir)?.last().is_some_and(|caller| caller == renewed),
+        "{:?}",
+        denied_callers(dir)?
+    );
     Ok(())
 }
