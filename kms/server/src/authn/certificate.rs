@@ -331,6 +331,12 @@ mod tests {
         assert_eq!(name(id()).as_deref(), Some("spiffe://example.org/a"));
         assert_eq!(name(Said::of(vec![dns("a.org")])).as_deref(), Some("subject:CN=db1,O=Example"));
         assert_eq!(name(Said { is_ca: true, ..id() }), None);
+        // The log is told what the authority says that verifies it, and not that another does not.
+        let other = vec![Said::of(vec![uri("spiffe://example.com/a"), uri("https://a.org/")]).signed(1)];
+        assert_eq!(authorities.name(&other, now).map(|_| ()), Err(Nameless::SeveralUris(2)));
+        let last = [(1, "trust_domain = 'example.org'"), (2, "dns = true")];
+        let authorities = self::authorities(dir.path(), &last);
+        assert_eq!(authorities.name(&other, now).map(|_| ()), Err(Nameless::SeveralUris(2)));
     }
 
     #[test]

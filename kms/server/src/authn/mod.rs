@@ -302,6 +302,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_credential_that_is_too_long_is_not_even_looked_up() {
+        let lookup: Lookup = Arc::new(|_, _| Ok(Caller::new("anybody", Role::User, KeyScope::All)));
+        let anybody = Proofs { lookup, jwt: None };
+        let response = call_with(anybody.clone(), &["Bearer kms_0"], None).await;
+        assert_eq!(response.headers()["caller"], "anybody");
+        let long = format!("Bearer kms_{}", "0".repeat(300));
+        is_refused(&call_with(anybody, &[&long], None).await);
+    }
+
+    #[tokio::test]
     async fn the_lookup_of_a_token_is_told_whom_the_certificate_names() {
         for (peer, expected) in
             [(None, ""), (process(), ""), (certificate("db1"), "dns:db1"), (certificate("DB1"), "")]
