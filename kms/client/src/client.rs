@@ -33,8 +33,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `host:port` or `https://host:port`, of each replica, separated by commas; at most 64. The calls are spread over
-    /// them. There is no plain-text mode: a credential travels with each call. Or `unix:///path`, the server's socket on
-    /// this host.
+    /// them. There is no plain-text mode: a credential travels with each call. Or `unix:///path`, the server's socket
+    /// on this host.
     pub addr: String,
     /// PEM of the certificate authorities to trust; the system's own when `None`.
     pub ca_pem: Option<Vec<u8>>,

@@ -1,8 +1,8 @@
 //! Authentication: who is behind a call of `kms.v1`, and by which proof.
 //!
 //! A bearer credential, if one is sent, decides: a bad one is refused and never replaced by what the connection would
-//! prove, or whoever loses a credential would go on unnoticed under another name. Otherwise the client certificate of the
-//! connection decides, or the user at the other end of a unix socket. Every refusal is one and the same answer; why
+//! prove, or whoever loses a credential would go on unnoticed under another name. Otherwise the connection's client
+//! certificate decides, or the user at the other end of a unix socket. Every refusal is one and the same answer; why
 //! stands in our log, without anything secret. The wrapper stands around each service of ours; health and
 //! reflection are added without it.
 
