@@ -6,6 +6,7 @@
 //! shows when the test failed. Nothing here sleeps for a fixed time: [`until`] asks again until an answer
 //! comes or its time is over.
 
+mod authority;
 mod binary;
 mod cached_verifier;
 mod command;
@@ -32,6 +33,7 @@ mod test_hsm;
 mod until;
 mod verifiers;
 
+pub use authority::{Authority, Says};
 pub use binary::{encrypted_rows, kms};
 pub use cached_verifier::CachedVerifier;
 pub use command::{Output, refused};

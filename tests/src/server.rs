@@ -88,6 +88,7 @@ impl Plan {
             ("store", store.to_owned()),
             ("audit", format!("dir = {}", path(dir, "audit"))),
             ("keys", String::new()),
+            ("authn", String::new()),
         ];
         let mut text = String::new();
         for (section, lines) in sections {

@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::Path};
 
 use clap::Args;
 use jiff::SignedDuration;
-use kms_client::{Client, Error, Kind, Options, envelope};
+use kms_client::{Client, ClientCertificate, Error, Kind, Options, SecretString, envelope};
 
 use crate::{
     duration,
@@ -24,7 +24,7 @@ const NOT_OPENED: &str = "NOT_OPENED";
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct Connection {
-    /// Address of the service, host:port or https://host:port; of several replicas, separated by commas
+    /// Address of the service, host:port or https://host:port; of several replicas, separated by commas; or unix:///path
     #[arg(long, env = "KMS_ADDR", global = true, value_name = "ADDR")]
     addr: Option<String>,
     /// PEM file of the certificate authorities to trust; without it the system's
@@ -33,6 +33,12 @@ pub(crate) struct Connection {
     /// File with the access token's credential
     #[arg(long, env = "KMS_TOKEN_FILE", global = true, value_name = "FILE")]
     token_file: Option<OsString>,
+    /// Certificate of the caller, PEM, when the service knows it by that and not by an access token
+    #[arg(long, env = "KMS_CLIENT_CERT", global = true, value_name = "FILE")]
+    client_cert: Option<OsString>,
+    /// Its private key, PEM
+    #[arg(long, env = "KMS_CLIENT_KEY", global = true, value_name = "FILE")]
+    client_key: Option<OsString>,
     /// How long a call may take; an RSA-4096 pair takes many seconds to generate
     #[arg(long, global = true, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
     timeout: SignedDuration,
@@ -43,20 +49,41 @@ impl Connection {
     pub(crate) async fn client(&self) -> Result<Client, Failure> {
         let addr = self.addr.as_deref().filter(|addr| !addr.is_empty());
         let addr = addr.ok_or_else(|| missing("the service's address", "KMS_ADDR", "--addr"))?;
-        let token_file = given(self.token_file.as_ref());
-        let token_file =
-            token_file.ok_or_else(|| missing("an access token", "KMS_TOKEN_FILE", "--token-file"))?;
-        let token = input::read_line_file(token_file, TOKEN_BYTES_MAX)?;
-        if token.is_empty() {
-            return Err(Failure::usage(format!("{} is empty", token_file.display())));
+        let mut options = Options::without_token(addr);
+        options.access_token = self.access_token()?;
+        options.client_certificate = self.client_certificate()?;
+        let is_local = addr.split(',').all(|addr| addr.trim().starts_with("unix:"));
+        if options.access_token.is_none() && options.client_certificate.is_none() && !is_local {
+            return Err(missing("an access token or a client certificate", "KMS_TOKEN_FILE", "--token-file"));
         }
-        let mut options = Options::new(addr, token.into());
         if let Some(path) = given(self.cacert.as_ref()) {
             options.ca_pem = Some(input::read_file(path, CA_BYTES_MAX)?);
         }
         options.timeout = self.timeout.unsigned_abs();
         options.connect_timeout = options.connect_timeout.min(options.timeout);
         Ok(Client::connect(options).await?)
+    }
+
+    fn access_token(&self) -> Result<Option<SecretString>, Failure> {
+        let Some(token_file) = given(self.token_file.as_ref()) else { return Ok(None) };
+        let token = input::read_line_file(token_file, TOKEN_BYTES_MAX)?;
+        if token.is_empty() {
+            return Err(Failure::usage(format!("{} is empty", token_file.display())));
+        }
+        Ok(Some(token.into()))
+    }
+
+    fn client_certificate(&self) -> Result<Option<ClientCertificate>, Failure> {
+        match (given(self.client_cert.as_ref()), given(self.client_key.as_ref())) {
+            (Some(cert_file), Some(key_file)) => {
+                Ok(Some(ClientCertificate { cert_file: cert_file.to_owned(), key_file: key_file.to_owned() }))
+            }
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(missing("the client certificate's key", "KMS_CLIENT_KEY", "--client-key")),
+            (None, Some(_)) => {
+                Err(missing("the certificate of the client key", "KMS_CLIENT_CERT", "--client-cert"))
+            }
+        }
     }
 }
 
@@ -108,9 +135,10 @@ fn code(kind: Kind) -> Code {
 /// What to do next, where the server's message cannot know it.
 fn hint(kind: Kind) -> Option<&'static str> {
     match kind {
-        Kind::Unauthenticated => {
-            Some("check that the file of KMS_TOKEN_FILE or --token-file holds a valid credential")
-        }
+        Kind::Unauthenticated => Some(
+            "check that the file of KMS_TOKEN_FILE or --token-file holds a valid credential, or that of \
+             KMS_CLIENT_CERT or --client-cert a certificate that the server knows",
+        ),
         Kind::Aborted => Some("it changed meanwhile; read it again and repeat"),
         Kind::AlreadyExists => Some("choose another name: names are not used twice"),
         Kind::Unavailable => {

@@ -1,4 +1,4 @@
-//! What every request carries: the credential, and a deadline when the caller set none.
+//! What every request carries: the credential, if there is one, and a deadline when the caller set none.
 
 use std::{fmt, time::Duration};
 
@@ -14,20 +14,16 @@ use crate::{Error, replicas::Replicas};
 /// The connections under the generated clients.
 pub type Authenticated = InterceptedService<Replicas, Authentication>;
 
-/// Puts `authorization: Bearer …` and, where absent, `grpc-timeout` on each request.
+/// Puts `authorization: Bearer …`, with an access token, and, where absent, `grpc-timeout` on each request.
 #[derive(Clone)]
 pub struct Authentication {
-    bearer: MetadataValue<Ascii>,
+    bearer: Option<MetadataValue<Ascii>>,
     timeout: MetadataValue<Ascii>,
 }
 
 impl Authentication {
-    pub(crate) fn new(access_token: &SecretString, timeout: Duration) -> Result<Self, Error> {
-        let mut bearer: MetadataValue<Ascii> = format!("Bearer {}", access_token.expose_secret())
-            .parse()
-            .map_err(|_| Error::invalid("the access token holds characters that no access token has"))?;
-        // Keeps it out of HPACK's table and of Debug output.
-        bearer.set_sensitive(true);
+    pub(crate) fn new(access_token: Option<&SecretString>, timeout: Duration) -> Result<Self, Error> {
+        let bearer = access_token.map(bearer).transpose()?;
         // The wire's form of a deadline has at most eight digits (gRPC over HTTP/2, "Timeout").
         let millis = timeout.as_millis().clamp(1, 99_999_999);
         let timeout =
@@ -36,10 +32,21 @@ impl Authentication {
     }
 }
 
+fn bearer(access_token: &SecretString) -> Result<MetadataValue<Ascii>, Error> {
+    let mut bearer: MetadataValue<Ascii> = format!("Bearer {}", access_token.expose_secret())
+        .parse()
+        .map_err(|_| Error::invalid("the access token holds characters that no access token has"))?;
+    // Keeps it out of HPACK's table and of Debug output.
+    bearer.set_sensitive(true);
+    Ok(bearer)
+}
+
 impl Interceptor for Authentication {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let metadata = request.metadata_mut();
-        metadata.insert("authorization", self.bearer.clone());
+        if let Some(bearer) = &self.bearer {
+            metadata.insert("authorization", bearer.clone());
+        }
         if !metadata.contains_key("grpc-timeout") {
             metadata.insert("grpc-timeout", self.timeout.clone());
         }
@@ -59,7 +66,8 @@ mod tests {
 
     fn stamped(request: Request<()>) -> Request<()> {
         let token = SecretString::from("canary");
-        let mut authentication = Authentication::new(&token, Duration::from_secs(3)).expect("well-formed");
+        let mut authentication =
+            Authentication::new(Some(&token), Duration::from_secs(3)).expect("well-formed");
         assert!(!format!("{authentication:?}").contains("canary"));
         authentication.call(request).expect("never refuses")
     }
@@ -75,8 +83,16 @@ mod tests {
     #[test]
     fn a_credential_that_would_break_out_of_its_header_is_refused() {
         let token = SecretString::from("a\r\nx-admin: 1");
-        let error = Authentication::new(&token, Duration::from_secs(3)).expect_err("it must be refused");
+        let error =
+            Authentication::new(Some(&token), Duration::from_secs(3)).expect_err("it must be refused");
         assert!(!format!("{error:?} {error}").contains("x-admin"));
+    }
+
+    #[test]
+    fn without_an_access_token_there_is_no_credential() {
+        let mut none = Authentication::new(None, Duration::from_secs(3)).expect("well-formed");
+        let request = none.call(Request::new(())).expect("never refuses");
+        assert!(request.metadata().get("authorization").is_none());
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! Connecting, and the connections' one handle.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use http::Uri;
 use rustls::crypto::CryptoProvider;
 use secrecy::SecretString;
-use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     Authenticated, Authentication, Error, Kind,
     replicas::{REPLICAS_MAX, Replicas},
-    tls,
+    tls::{self, Tls, Way},
     v1::{
         access_service_client::AccessServiceClient, crypto_service_client::CryptoServiceClient,
         hsm_service_client::HsmServiceClient, key_service_client::KeyServiceClient,
@@ -29,16 +33,29 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `host:port` or `https://host:port`, of each replica, separated by commas; at most 64. The calls are spread over
-    /// them. There is no plain-text mode: a credential travels with each call.
+    /// them. There is no plain-text mode: a credential travels with each call. Or `unix:///path`, the server's socket
+    /// on this host.
     pub addr: String,
     /// PEM of the certificate authorities to trust; the system's own when `None`.
     pub ca_pem: Option<Vec<u8>>,
-    /// The credential that `CreateAccessToken`, `kms bootstrap` or `kms dev` showed.
-    pub access_token: SecretString,
+    /// The credential that `CreateAccessToken`, `kms bootstrap` or `kms dev` showed. Where there is one, it decides who
+    /// calls.
+    pub access_token: Option<SecretString>,
+    /// The certificate by which the server knows the caller when there is no access token.
+    pub client_certificate: Option<ClientCertificate>,
     /// Bound on one attempt to connect: name resolution, TCP and TLS. Default 5 s.
     pub connect_timeout: Duration,
     /// Deadline of each call, its repetitions on whichever replica included; the server is told what is left. Default 10 s.
     pub timeout: Duration,
+}
+
+/// A certificate of the caller and its key. Both are read anew for each connection: whoever renews them need not tell us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The chain, PEM, the caller's own first.
+    pub cert_file: PathBuf,
+    /// Its private key, PEM, unencrypted.
+    pub key_file: PathBuf,
 }
 
 /// The connections to the service. Cloning is cheap and shares them; they reconnect by themselves.
@@ -58,10 +75,16 @@ pub struct Client {
 impl Options {
     /// Options with the default time limits and the system's certificate authorities.
     pub fn new(addr: impl Into<String>, access_token: SecretString) -> Self {
+        Self { access_token: Some(access_token), ..Self::without_token(addr) }
+    }
+
+    /// The same for a caller whom the server knows by its certificate or, on a unix socket, by its user.
+    pub fn without_token(addr: impl Into<String>) -> Self {
         Self {
             addr: addr.into(),
             ca_pem: None,
-            access_token,
+            access_token: None,
+            client_certificate: None,
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(10),
         }
@@ -73,9 +96,8 @@ impl Client {
     /// answers is enough; the others are connected to when their turn comes.
     pub async fn connect(options: Options) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = tls::connector(&provider, options.ca_pem.as_deref())?;
-        let authentication = Authentication::new(&options.access_token, options.timeout)?;
-        let replicas = connect_to_one(endpoints(&options)?, &tls, options.connect_timeout).await?;
+        let authentication = Authentication::new(options.access_token.as_ref(), options.timeout)?;
+        let replicas = connect_to_one(endpoints(&options, &provider)?, options.connect_timeout).await?;
         let channel = Authenticated::new(replicas.clone(), authentication);
         Ok(Self {
             keys: KeyServiceClient::new(channel.clone()),
@@ -127,35 +149,62 @@ impl fmt::Debug for Client {
     }
 }
 
-/// The replicas, by the addresses that the caller wrote.
-fn endpoints(options: &Options) -> Result<Vec<(String, Endpoint)>, Error> {
+/// A replica: its address as the caller wrote it, and how it is reached.
+struct Place {
+    addr: String,
+    endpoint: Endpoint,
+    way: Way,
+}
+
+/// What is left of an address when it is read.
+#[derive(Debug, PartialEq, Eq)]
+enum Address {
+    Host(Uri),
+    Unix(PathBuf),
+}
+
+fn endpoints(options: &Options, provider: &Arc<CryptoProvider>) -> Result<Vec<Place>, Error> {
     let addrs: Vec<&str> = options.addr.split(',').map(str::trim).collect();
     if addrs.len() > REPLICAS_MAX {
         return Err(Error::invalid(format!("{} addresses are more than {REPLICAS_MAX}", addrs.len())));
     }
-    let endpoint = |addr: &str| {
-        let endpoint = Endpoint::from(parse_addr(addr)?)
+    // Made when it is first needed: on a unix socket nobody needs authorities to trust.
+    let mut tls = None;
+    let mut place = |addr: &str| {
+        let (uri, way) = match parse_addr(addr)? {
+            Address::Host(uri) => {
+                let tls = match &mut tls {
+                    Some(tls) => tls,
+                    none @ None => none.insert(Tls::new(
+                        provider,
+                        options.ca_pem.as_deref(),
+                        options.client_certificate.as_ref(),
+                    )?),
+                };
+                (uri.clone(), Way::Tls(tls.clone(), uri))
+            }
+            // HTTP wants a host; nobody resolves it.
+            Address::Unix(path) => (Uri::from_static("http://localhost"), Way::Unix(path)),
+        };
+        let endpoint = Endpoint::from(uri)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        Ok((addr.to_owned(), endpoint))
+        Ok(Place { addr: addr.to_owned(), endpoint, way })
     };
-    addrs.into_iter().map(endpoint).collect()
+    addrs.into_iter().map(&mut place).collect()
 }
 
 /// Connects to all replicas at once until one is there; the others get a connection that makes itself when needed.
-async fn connect_to_one(
-    endpoints: Vec<(String, Endpoint)>,
-    tls: &TlsConnector,
-    timeout: Duration,
-) -> Result<Replicas, Error> {
-    let connector = || {
-        let tls = tls.clone();
-        tower::service_fn(move |uri| tls::connect(tls.clone(), uri, timeout))
+async fn connect_to_one(places: Vec<Place>, timeout: Duration) -> Result<Replicas, Error> {
+    let connector = |place: &Place| {
+        let way = place.way.clone();
+        tower::service_fn(move |_| tls::connect(way.clone(), timeout))
     };
-    let attempts = endpoints.iter().enumerate().map(|(index, (addr, endpoint))| async move {
-        let connected = endpoint.connect_with_connector(connector()).await;
-        let named = |error| Error::local(Kind::Unavailable, &format!("cannot connect to {addr}"), &error);
+    let attempts = places.iter().enumerate().map(|(index, place)| async move {
+        let connected = place.endpoint.connect_with_connector(connector(place)).await;
+        let named =
+            |error| Error::local(Kind::Unavailable, &format!("cannot connect to {}", place.addr), &error);
         connected.map(|channel| (index, channel)).map_err(named)
     });
     let mut attempts: FuturesUnordered<_> = attempts.collect();
@@ -168,19 +217,22 @@ async fn connect_to_one(
         }
     };
     drop(attempts);
-    let lazily = |endpoint: &Endpoint| endpoint.connect_with_connector_lazy(connector());
+    let lazily = |place: &Place| place.endpoint.connect_with_connector_lazy(connector(place));
     let mut channels: Vec<(String, Channel)> =
-        endpoints.iter().map(|(addr, endpoint)| (addr.clone(), lazily(endpoint))).collect();
+        places.iter().map(|place| (place.addr.clone(), lazily(place))).collect();
     channels[first].1 = connected;
     Ok(Replicas::new(channels, first))
 }
 
-fn parse_addr(addr: &str) -> Result<Uri, Error> {
+fn parse_addr(addr: &str) -> Result<Address, Error> {
     let wrong = || {
         Error::invalid(format!(
-            "{addr:?} is not an address of the service; use host:port or https://host:port"
+            "{addr:?} is not an address of the service; use host:port, https://host:port or unix:///path"
         ))
     };
+    if let Some(path) = addr.strip_prefix("unix://").map(Path::new) {
+        return if path.is_absolute() { Ok(Address::Unix(path.to_owned())) } else { Err(wrong()) };
+    }
     let authority = match addr.split_once("://") {
         Some(("https", rest)) => rest.trim_end_matches('/'),
         Some(_) => return Err(wrong()),
@@ -189,7 +241,7 @@ fn parse_addr(addr: &str) -> Result<Uri, Error> {
     let uri: Uri = format!("https://{authority}").parse().map_err(|_| wrong())?;
     let plain = uri.path() == "/" && uri.query().is_none() && !authority.contains('@');
     let complete = uri.host().is_some_and(|host| !host.is_empty()) && uri.port_u16().is_some();
-    if plain && complete { Ok(uri) } else { Err(wrong()) }
+    if plain && complete { Ok(Address::Host(uri)) } else { Err(wrong()) }
 }
 
 #[cfg(test)]
@@ -198,9 +250,28 @@ mod tests {
 
     #[test]
     fn an_address_without_tls_port_or_host_is_refused() {
-        for bad in ["http://h:1", "h", "https://h", "https://h:1/path", "u@h:1", "h:x", "", ":1", "h:1?q"] {
+        for bad in [
+            "http://h:1",
+            "h",
+            "https://h",
+            "https://h:1/path",
+            "u@h:1",
+            "h:x",
+            "",
+            ":1",
+            "h:1?q",
+            "unix://",
+            "unix://a",
+            "unix:/a",
+        ] {
             assert!(parse_addr(bad).is_err(), "{bad:?} was taken");
         }
+    }
+
+    #[test]
+    fn an_address_may_be_a_socket_of_this_host() {
+        let path = PathBuf::from("/run/kms/kms.sock");
+        assert_eq!(parse_addr("unix:///run/kms/kms.sock").expect("a path"), Address::Unix(path));
     }
 
     #[test]

@@ -9,6 +9,9 @@
 //! work, and one that fails on a replica is repeated on another within its deadline: a call that may be made twice
 //! whenever the replica is away, any other only where the request certainly never reached it.
 //!
+//! Who calls is told by an access token, by a client certificate ([`ClientCertificate`]), or on a unix socket by the
+//! user of the process.
+//!
 //! ```no_run
 //! # async fn example() -> Result<(), kms_client::Error> {
 //! use kms_client::{Client, Options, v1};
@@ -37,7 +40,7 @@ mod tls;
 mod unreached;
 
 pub use authentication::{Authenticated, Authentication};
-pub use client::{Client, Options};
+pub use client::{Client, ClientCertificate, Options};
 pub use error::{Error, FieldViolation, Kind};
 pub use kms_proto::v1;
 pub use replicas::Replicas;

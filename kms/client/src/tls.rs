@@ -1,45 +1,139 @@
-//! The way to the server: TCP, then TLS 1.2 or 1.3 by rustls on aws-lc-rs, the one backend of this project.
+//! The way to the server: TCP and then TLS 1.2 or 1.3 by rustls on aws-lc-rs, the one backend of this project; or a unix
+//! socket of this host, which needs neither.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
-use tokio::{net::TcpStream, time};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
+use zeroize::Zeroizing;
 
-use crate::{Error, Kind};
+use crate::{ClientCertificate, Error, Kind};
 
-/// What is trusted and spoken: these authorities, and HTTP/2.
-pub(crate) fn connector(
+/// Largest certificate chain or key file in bytes.
+const FILE_BYTES_MAX: u64 = 256 * 1024;
+
+/// What is trusted and shown.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    provider: Arc<CryptoProvider>,
+    roots: Arc<RootCertStore>,
+    shown: Shown,
+}
+
+#[derive(Clone)]
+enum Shown {
+    /// No certificate: one configuration does for all connections.
+    Nothing(TlsConnector),
+    /// What the files hold when a connection is made.
+    Files(ClientCertificate),
+}
+
+/// How a server is reached.
+#[derive(Clone)]
+pub(crate) enum Way {
+    /// Its host and port.
+    Tls(Tls, Uri),
+    /// Its socket on this host.
+    Unix(PathBuf),
+}
+
+type Stream = Either<TlsStream<TcpStream>, UnixStream>;
+
+impl Tls {
+    /// Fails here, and not at a connection, when the files cannot be used now.
+    pub(crate) fn new(
+        provider: &Arc<CryptoProvider>,
+        ca_pem: Option<&[u8]>,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Self, Error> {
+        let (provider, roots) = (Arc::clone(provider), Arc::new(roots(ca_pem)?));
+        let connector = connector(&provider, &roots, certificate)
+            .map_err(|error| Error::local(Kind::InvalidArgument, "TLS cannot be set up", &error))?;
+        let shown = match certificate {
+            None => Shown::Nothing(connector),
+            Some(certificate) => Shown::Files(certificate.clone()),
+        };
+        Ok(Self { provider, roots, shown })
+    }
+
+    fn connector(&self) -> io::Result<TlsConnector> {
+        match &self.shown {
+            Shown::Nothing(connector) => Ok(connector.clone()),
+            // A new configuration has no memory of sessions either, in which the old certificate would live on.
+            Shown::Files(certificate) => connector(&self.provider, &self.roots, Some(certificate)),
+        }
+    }
+}
+
+fn connector(
     provider: &Arc<CryptoProvider>,
-    ca_pem: Option<&[u8]>,
-) -> Result<TlsConnector, Error> {
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
+    roots: &Arc<RootCertStore>,
+    certificate: Option<&ClientCertificate>,
+) -> io::Result<TlsConnector> {
+    let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::local(Kind::Internal, "TLS cannot be set up", &error))?
-        .with_root_certificates(roots(ca_pem)?)
-        .with_no_client_auth();
+        .map_err(io::Error::other)?
+        .with_root_certificates(Arc::clone(roots));
+    let mut config = match certificate {
+        None => builder.with_no_client_auth(),
+        Some(ClientCertificate { cert_file, key_file }) => {
+            let chain = CertificateDer::pem_slice_iter(&read(cert_file)?).collect::<Result<Vec<_>, _>>();
+            let chain = chain.ok().filter(|chain| !chain.is_empty());
+            let chain = chain.ok_or_else(|| useless(cert_file, "it holds no certificate in PEM"))?;
+            let key = PrivateKeyDer::from_pem_slice(&read(key_file)?)
+                .map_err(|_| useless(key_file, "it holds no private key in PEM, unencrypted"))?;
+            // A key of another certificate is noticed here.
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| useless(cert_file, &error.to_string()))?
+        }
+    };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// One connection to the host and port of `uri`, made within `timeout`. That is bounded here, and not by whoever calls,
-/// for tonic then knows the failure as one to connect: the request was never sent.
-pub(crate) async fn connect(
-    tls: TlsConnector,
-    uri: Uri,
-    timeout: Duration,
-) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server cannot be connected to in time");
-    time::timeout(timeout, connect_to(tls, uri)).await.map_err(late)?
+fn read(file: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let named = |error: io::Error| useless(file, &error.to_string());
+    if fs::metadata(file).map_err(named)?.len() > FILE_BYTES_MAX {
+        return Err(useless(file, "it is larger than 256 KiB"));
+    }
+    fs::read(file).map(Zeroizing::new).map_err(named)
 }
 
-async fn connect_to(tls: TlsConnector, uri: Uri) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+fn useless(file: &Path, why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{} cannot be used: {why}", file.display()))
+}
+
+/// One connection to the server, made within `timeout`. That is bounded here, and not by whoever calls, for tonic then
+/// knows the failure as one to connect: the request was never sent.
+pub(crate) async fn connect(way: Way, timeout: Duration) -> io::Result<TokioIo<Stream>> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the server cannot be connected to in time");
+    let connected = async {
+        Ok(TokioIo::new(match way {
+            Way::Tls(tls, uri) => Either::Left(connect_to(tls.connector()?, uri).await?),
+            Way::Unix(path) => Either::Right(UnixStream::connect(path).await?),
+        }))
+    };
+    time::timeout(timeout, connected).await.map_err(late)?
+}
+
+async fn connect_to(tls: TlsConnector, uri: Uri) -> io::Result<TlsStream<TcpStream>> {
     let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the address lacks a host or a port"));
     };
@@ -50,7 +144,7 @@ async fn connect_to(tls: TlsConnector, uri: Uri) -> io::Result<TokioIo<TlsStream
     let tcp = TcpStream::connect((host, port)).await?;
     // Small messages, one at a time: Nagle would hold each back for the acknowledgement of the last.
     tcp.set_nodelay(true)?;
-    Ok(TokioIo::new(tls.connect(name, tcp).await?))
+    tls.connect(name, tcp).await
 }
 
 fn roots(ca_pem: Option<&[u8]>) -> Result<RootCertStore, Error> {
@@ -84,6 +178,22 @@ mod tests {
     fn certificate_authorities_that_do_not_parse_or_are_none_are_refused() {
         for bad in ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             assert!(roots(Some(bad.as_bytes())).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn client_certificates_that_cannot_be_used_are_refused_with_their_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cert_file, key_file) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+        let certificate = ClientCertificate { cert_file: cert_file.clone(), key_file };
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let roots = Arc::new(RootCertStore::empty());
+        for text in [None, Some(""), Some("no PEM")] {
+            if let Some(text) = text {
+                fs::write(&cert_file, text).expect("written");
+            }
+            let error = connector(&provider, &roots, Some(&certificate)).err().expect("refused").to_string();
+            assert!(error.contains("tls.crt cannot be used"), "{text:?}: {error}");
         }
     }
 }

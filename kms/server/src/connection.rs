@@ -3,23 +3,33 @@
 //! hyper serves it, so that certificates can change while we run, and so that every limit stands here, in one place.
 //! gRPC is HTTP/2 over TLS; JWKS, health and metrics are HTTP/1.1, with TLS when it is configured.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, extract::Request};
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
+use kms_core::{Clock as _, principal::Principal};
+use rustls::server::danger::ClientCertVerifier;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
+use tower::util::MapRequest;
 
-use crate::guarded::Guarded;
+use crate::{
+    authn::{Peer, authorities::Authorities, certificate::Shown},
+    clock::SystemClock,
+    guarded::Guarded,
+    socket::Stream,
+    tls::Pair,
+};
 
 /// A TLS handshake takes at most this long, and what follows begins within as long.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,28 +66,75 @@ pub enum Protocol {
     Http1,
 }
 
+/// How connections are encrypted, and who may show a client certificate.
+#[derive(Clone)]
+pub struct Tls {
+    acceptor: TlsAcceptor,
+    clients: Option<Arc<Authorities>>,
+}
+
+impl Tls {
+    /// With `pair`; certificates of clients are asked for when there is an authority of theirs.
+    pub fn new(
+        pair: &Arc<Pair>,
+        protocol: Protocol,
+        clients: Option<Arc<Authorities>>,
+    ) -> Result<Self, rustls::Error> {
+        let clients = clients.filter(|authorities| !authorities.is_empty());
+        let verifier = clients.clone().map(|authorities| authorities as Arc<dyn ClientCertVerifier>);
+        let config = pair.server_config(&[protocol.alpn()], verifier)?;
+        Ok(Self { acceptor: config.into(), clients })
+    }
+
+    /// Who has shown a certificate.
+    fn peer(&self, stream: &TlsStream<TcpStream>) -> Option<Peer> {
+        let authorities = Arc::clone(self.clients.as_ref()?);
+        let chain = stream.get_ref().1.peer_certificates()?;
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Some(Peer::Certificate(Arc::new(Shown::new(chain, authorities, SystemClock.now()))))
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("clients", &self.clients).finish_non_exhaustive()
+    }
+}
+
 /// How the connections of a listener are served.
 pub(crate) struct Server {
     http: auto::Builder<TokioExecutor>,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     opening_bytes: usize,
     router: Router,
 }
 
 impl Server {
-    pub(crate) fn new(protocol: Protocol, tls: Option<Arc<rustls::ServerConfig>>, router: Router) -> Self {
+    pub(crate) fn new(protocol: Protocol, tls: Option<Tls>, router: Router) -> Self {
         let (http, opening_bytes) = (protocol.builder(), protocol.opening_bytes());
-        Self { http, tls: tls.map(TlsAcceptor::from), opening_bytes, router }
+        Self { http, tls, opening_bytes, router }
     }
 
     /// Serves until the peer has enough, or until `leave`: then requests in flight are finished, and it ends.
-    pub(crate) async fn serve(&self, socket: TcpStream, leave: &CancellationToken) {
+    pub(crate) async fn serve(&self, stream: Stream, leave: &CancellationToken) {
+        match stream {
+            Stream::Tcp(stream, _) => self.serve_tcp(stream, leave).await,
+            Stream::Unix(stream, uid) => {
+                self.requests(stream, Some(Peer::Process(Principal::of_uid(uid))), leave).await;
+            }
+        }
+    }
+
+    async fn serve_tcp(&self, stream: TcpStream, leave: &CancellationToken) {
         // Small answers leave at once; a socket that refuses the option works nevertheless.
-        let _ = socket.set_nodelay(true);
-        let Some(tls) = &self.tls else { return self.requests(socket, leave).await };
+        let _ = stream.set_nodelay(true);
+        let Some(tls) = &self.tls else { return self.requests(stream, None, leave).await };
         tokio::select! {
-            shaken = timeout(HANDSHAKE_TIMEOUT, tls.accept(socket)) => match shaken {
-                Ok(Ok(stream)) => self.requests(stream, leave).await,
+            shaken = timeout(HANDSHAKE_TIMEOUT, tls.acceptor.accept(stream)) => match shaken {
+                Ok(Ok(stream)) => {
+                    let peer = tls.peer(&stream);
+                    self.requests(stream, peer, leave).await;
+                }
                 Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                 Err(_) => tracing::debug!("TLS handshake took too long"),
             },
@@ -85,7 +142,7 @@ impl Server {
         }
     }
 
-    async fn requests<IO>(&self, stream: IO, leave: &CancellationToken)
+    async fn requests<IO>(&self, stream: IO, peer: Option<Peer>, leave: &CancellationToken)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -98,7 +155,13 @@ impl Server {
             }
         };
         let stream = Guarded::new(stream, self.opening_bytes, too_late, WRITE_STALL_MAX);
-        let service = TowerToHyperService::new(self.router.clone());
+        let with_peer = move |mut request: Request<Incoming>| {
+            if let Some(peer) = &peer {
+                request.extensions_mut().insert(peer.clone());
+            }
+            request
+        };
+        let service = TowerToHyperService::new(MapRequest::new(self.router.clone(), with_peer));
         let mut connection = std::pin::pin!(self.http.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

@@ -18,7 +18,7 @@ use tonic::{Status, service::Routes};
 use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTOR_SET, server::HealthReporter};
 
 use crate::{
-    authn::{Authenticated, Lookup},
+    authn::{Authenticated, Lookup, Proofs},
     config,
     metrics::{self, Metrics},
 };
@@ -43,19 +43,20 @@ pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
             Ok(()) => kms_api_grpc::unauthenticated(),
             Err(error) => kms_api_grpc::status(&error),
         };
-        Arc::new(move |sha256| {
+        Arc::new(move |sha256, _certificate| {
             service.authenticate(sha256).ok_or_else(|| Box::new(unknown(service.check_fence())))
         })
     };
+    let proofs = Proofs { lookup, jwt: None };
     let Services { keys, crypto, access, hsm, status } = Services::new(service, config.max_deadline);
     // A fresh reporter says SERVING for the whole server; one service of ours is never away alone.
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::new(health.max_decoding_message_size(STRANGER_MESSAGE_BYTES_MAX))
-        .add_service(Authenticated::new(keys, Arc::clone(&lookup)))
-        .add_service(Authenticated::new(crypto, Arc::clone(&lookup)))
-        .add_service(Authenticated::new(access, Arc::clone(&lookup)))
-        .add_service(Authenticated::new(hsm, Arc::clone(&lookup)))
-        .add_service(Authenticated::new(status, lookup));
+        .add_service(Authenticated::new(keys, proofs.clone()))
+        .add_service(Authenticated::new(crypto, proofs.clone()))
+        .add_service(Authenticated::new(access, proofs.clone()))
+        .add_service(Authenticated::new(hsm, proofs.clone()))
+        .add_service(Authenticated::new(status, proofs));
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

@@ -24,6 +24,7 @@ mod report;
 mod running;
 mod runtime_dir;
 mod scheduler;
+pub mod socket;
 mod storage;
 pub mod telemetry;
 #[cfg(test)]

@@ -4,19 +4,21 @@
 //! from the kernel's queue; the socket is closed; and only then are connections told to go elsewhere, so that who
 //! is told does not come back here.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::Router;
-use rustls::ServerConfig;
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use crate::connection::Protocol;
-use crate::{connection::Server, peers::Peers};
+pub use crate::connection::{Protocol, Tls};
+use crate::{
+    connection::Server,
+    peers::Peers,
+    socket::{Socket, Stream},
+};
 
 /// Most connections of one listener; more wait in the kernel's queue until one ends.
 const CONNECTIONS_MAX: usize = 4096;
@@ -29,11 +31,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Listener {
     /// The socket.
-    pub socket: TcpListener,
+    pub socket: Socket,
     /// HTTP/1.1 or HTTP/2.
     pub protocol: Protocol,
-    /// TLS, or plain.
-    pub tls: Option<Arc<ServerConfig>>,
+    /// TLS, or plain. A unix socket is always plain.
+    pub tls: Option<Tls>,
     /// Where requests go.
     pub router: Router,
 }
@@ -78,12 +80,12 @@ struct House {
 }
 
 impl House {
-    async fn accept(&self, socket: &TcpListener) {
+    async fn accept(&self, socket: &Socket) {
         loop {
             // The semaphore is never closed, so a place is always given at last.
             let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
             match socket.accept().await {
-                Ok((socket, addr)) => self.take_in(socket, addr, place),
+                Ok(stream) => self.take_in(stream, place),
                 Err(error) if is_of_the_client(&error) => {}
                 Err(error) => {
                     tracing::error!(%error, "cannot accept connections; trying again");
@@ -95,18 +97,13 @@ impl House {
 
     /// Takes in those for whom the kernel has accepted already, who would see their connections reset, and closes the
     /// socket.
-    fn accept_waiting(&self, socket: TcpListener) {
-        // Asks the kernel itself, which may know more than the runtime has heard; it does not block.
-        let Ok(socket) = socket.into_std() else { return };
+    fn accept_waiting(&self, socket: Socket) {
+        let Ok(waiting) = socket.into_waiting() else { return };
         // Bounded, as more may come while we do this.
         for _ in 0..CONNECTIONS_MAX {
             let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
-            let accepted = socket.accept().and_then(|(socket, addr)| {
-                socket.set_nonblocking(true)?;
-                Ok((TcpStream::from_std(socket)?, addr))
-            });
-            match accepted {
-                Ok((socket, addr)) => self.take_in(socket, addr, place),
+            match waiting.accept() {
+                Ok(stream) => self.take_in(stream, place),
                 Err(error) if is_of_the_client(&error) => {}
                 // Nobody waits any more.
                 Err(_) => return,
@@ -114,15 +111,16 @@ impl House {
         }
     }
 
-    fn take_in(&self, socket: TcpStream, addr: SocketAddr, place: OwnedSemaphorePermit) {
-        let Some(peer) = self.peers.admit(addr.ip(), PEER_CONNECTIONS_MAX) else {
-            tracing::debug!(peer = %addr.ip(), "connection refused: this peer has too many");
+    fn take_in(&self, stream: Stream, place: OwnedSemaphorePermit) {
+        let origin = stream.origin();
+        let Some(peer) = self.peers.admit(origin, PEER_CONNECTIONS_MAX) else {
+            tracing::debug!(?origin, "connection refused: this peer has too many");
             return;
         };
         let (server, leave, cut) = (Arc::clone(&self.server), self.leave.clone(), self.cut.clone());
         self.connections.spawn(async move {
             let _places = (place, peer);
-            cut.run_until_cancelled(server.serve(socket, &leave)).await;
+            cut.run_until_cancelled(server.serve(stream, &leave)).await;
         });
     }
 }
@@ -135,9 +133,12 @@ fn is_of_the_client(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use axum::routing::get;
     use tokio::{
         io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
         sync::{Notify, mpsc},
         task::JoinHandle,
     };
@@ -151,16 +152,11 @@ mod tests {
         task: JoinHandle<()>,
     }
 
-    async fn serve(
-        router: Router,
-        protocol: Protocol,
-        tls: Option<Arc<ServerConfig>>,
-        drain: Duration,
-    ) -> Served {
+    async fn serve(router: Router, protocol: Protocol, tls: Option<Tls>, drain: Duration) -> Served {
         let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = socket.local_addr().expect("an address");
         let stop = CancellationToken::new();
-        let listener = Listener { socket, protocol, tls, router };
+        let listener = Listener { socket: Socket::Tcp(socket), protocol, tls, router };
         let task = tokio::spawn(listener.serve(stop.clone(), drain));
         Served { addr, stop, task }
     }
@@ -217,7 +213,7 @@ mod tests {
         }
         let stop = CancellationToken::new();
         stop.cancel();
-        let listener = Listener { socket, protocol: Protocol::Http1, tls: None, router };
+        let listener = Listener { socket: Socket::Tcp(socket), protocol: Protocol::Http1, tls: None, router };
         let task = tokio::spawn(listener.serve(stop, Duration::from_secs(60)));
         for mut socket in waiting {
             let mut answer = String::new();
@@ -233,7 +229,7 @@ mod tests {
         let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
         test_certificate::write(1, &cert, &key);
         let pair = Arc::new(Pair::load(&cert, &key).expect("a pair"));
-        let tls = pair.server_config(&[Protocol::Http1.alpn()]).expect("TLS");
+        let tls = Tls::new(&pair, Protocol::Http1, None).expect("TLS");
         let router = Router::new().route("/slow", get(async || "done"));
         let served = serve(router, Protocol::Http1, Some(tls), Duration::from_secs(60)).await;
         let socket = TcpStream::connect(served.addr).await.expect("a connection");
@@ -288,7 +284,7 @@ mod tests {
         let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
         test_certificate::write(1, &cert, &key);
         let pair = Arc::new(Pair::load(&cert, &key).expect("a pair"));
-        let tls = pair.server_config(&[Protocol::Http2.alpn()]).expect("TLS");
+        let tls = Tls::new(&pair, Protocol::Http2, None).expect("TLS");
         for (protocol, tls) in [(Protocol::Http2, Some(tls)), (Protocol::Http1, None)] {
             let encrypted = tls.is_some();
             let served = serve(Router::new(), protocol, tls, Duration::from_secs(3_600)).await;
@@ -327,7 +323,7 @@ mod tests {
         let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
         let first = test_certificate::write(1, &cert, &key);
         let pair = Arc::new(Pair::load(&cert, &key).expect("a pair"));
-        let tls = pair.server_config(&[Protocol::Http2.alpn()]).expect("TLS");
+        let tls = Tls::new(&pair, Protocol::Http2, None).expect("TLS");
         let served = serve(Router::new(), Protocol::Http2, Some(tls), Duration::from_secs(30)).await;
         let connect = async |alpn: &[u8]| {
             let socket = TcpStream::connect(served.addr).await.expect("a connection");

@@ -6,20 +6,25 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use crate::socket::Origin;
+
 /// The connections that are open, by peer.
 #[derive(Clone, Default)]
-pub(crate) struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+pub(crate) struct Peers(Arc<Mutex<HashMap<Origin, usize>>>);
 
 /// One connection's place; dropping it gives it back.
 pub(crate) struct Place {
     peers: Peers,
-    peer: IpAddr,
+    peer: Origin,
 }
 
 impl Peers {
-    /// A place for one more connection from `addr`, unless its peer has `connections_max` already.
-    pub(crate) fn admit(&self, addr: IpAddr, connections_max: usize) -> Option<Place> {
-        let peer = peer(addr);
+    /// A place for one more connection from `origin`, unless its peer has `connections_max` already.
+    pub(crate) fn admit(&self, origin: Origin, connections_max: usize) -> Option<Place> {
+        let peer = match origin {
+            Origin::Host(addr) => Origin::Host(host(addr)),
+            user @ Origin::User(_) => user,
+        };
         self.change(|open| {
             let count = open.entry(peer).or_default();
             (*count < connections_max).then(|| *count += 1)
@@ -27,7 +32,7 @@ impl Peers {
         Some(Place { peers: self.clone(), peer })
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<IpAddr, usize>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<Origin, usize>) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -46,7 +51,7 @@ impl Drop for Place {
 }
 
 /// Who is behind an address: a host of IPv6 has a whole /64 to choose from (RFC 4291 §2.5.4).
-fn peer(addr: IpAddr) -> IpAddr {
+fn host(addr: IpAddr) -> IpAddr {
     match addr.to_canonical() {
         IpAddr::V6(addr) => Ipv6Addr::from_bits(addr.to_bits() >> 64 << 64).into(),
         v4 @ IpAddr::V4(_) => v4,
@@ -57,8 +62,8 @@ fn peer(addr: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn addr(text: &str) -> IpAddr {
-        text.parse().expect("an address")
+    fn addr(text: &str) -> Origin {
+        Origin::Host(text.parse().expect("an address"))
     }
 
     #[test]
@@ -71,6 +76,14 @@ mod tests {
         drop(first);
         let _third = peers.admit(addr("192.0.2.1"), 2).expect("the place that was given back");
         assert!(peers.admit(addr("192.0.2.1"), 2).is_none());
+    }
+
+    #[test]
+    fn a_user_of_this_host_is_one_peer() {
+        let peers = Peers::default();
+        let _first = peers.admit(Origin::User(0), 1).expect("a place");
+        assert!(peers.admit(Origin::User(0), 1).is_none());
+        let _other = peers.admit(Origin::User(1), 1).expect("a place");
     }
 
     #[test]

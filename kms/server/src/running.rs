@@ -23,11 +23,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Service, addresses,
+    authn::authorities::Authorities,
     config::Config,
     grpc,
-    listen::{Listener, Protocol},
+    listen::{Listener, Protocol, Tls},
     metrics::{Levels, Metrics},
-    notify, ops, scheduler, tls,
+    notify, ops, scheduler,
+    socket::{Socket, SocketFile},
+    tls,
 };
 
 /// How long calls in flight may take to finish at the end.
@@ -42,8 +45,9 @@ const PROBE_MAX: Duration = Duration::from_millis(2_500);
 /// What listens while the token is not ready yet.
 pub(crate) struct Starting {
     certificates: Certificates,
-    grpc: Listener,
+    grpc: Vec<Listener>,
     grpc_addr: SocketAddr,
+    socket_file: Option<SocketFile>,
     http_addr: SocketAddr,
     http_router: Arc<OnceLock<Router>>,
     http_stop: CancellationToken,
@@ -53,6 +57,7 @@ pub(crate) struct Starting {
 /// What listens and works while we serve.
 pub(crate) struct Running {
     addresses: addresses::File,
+    socket_file: Option<SocketFile>,
     leaving: Arc<AtomicBool>,
     health: grpc::Health,
     grpc_stop: CancellationToken,
@@ -65,25 +70,39 @@ pub(crate) struct Running {
 impl Starting {
     /// Answers HTTP, for now with `/livez` alone; callers of gRPC wait in the kernel's queue.
     pub(crate) fn listen(sockets: Sockets, certificates: Certificates) -> anyhow::Result<Self> {
-        let Sockets { grpc, grpc_addr, http, http_addr } = sockets;
-        let tls = |pair: &Arc<tls::Pair>, protocol: Protocol| pair.server_config(&[protocol.alpn()]);
-        let grpc = Listener {
-            tls: Some(tls(&certificates.grpc, Protocol::Http2)?),
-            socket: grpc,
+        let Sockets { grpc, grpc_addr, unix, http, http_addr } = sockets;
+        let (unix, socket_file) = unix.unzip();
+        let clients = Some(Arc::clone(&certificates.clients));
+        let encrypted = Some(Tls::new(&certificates.grpc, Protocol::Http2, clients)?);
+        let sockets = [(Socket::Tcp(grpc), encrypted)].into_iter().chain(unix.map(|unix| (unix, None)));
+        let grpc = sockets.map(|(socket, tls)| Listener {
+            tls,
+            socket,
             protocol: Protocol::Http2,
             router: Router::new(),
-        };
+        });
+        let grpc = grpc.collect();
         let http_router = Arc::new(OnceLock::new());
+        let plain_or_not = certificates.http.as_ref().map(|pair| Tls::new(pair, Protocol::Http1, None));
         let http = Listener {
-            tls: certificates.http.as_ref().map(|pair| tls(pair, Protocol::Http1)).transpose()?,
-            socket: http,
+            tls: plain_or_not.transpose()?,
+            socket: Socket::Tcp(http),
             protocol: Protocol::Http1,
             router: ops::until_ready(Arc::clone(&http_router)),
         };
         let http_stop = CancellationToken::new();
         let mut http_listener = JoinSet::new();
         http_listener.spawn(http.serve(http_stop.clone(), HTTP_DRAIN_MAX));
-        Ok(Self { certificates, grpc, grpc_addr, http_addr, http_router, http_stop, http_listener })
+        Ok(Self {
+            certificates,
+            grpc,
+            grpc_addr,
+            socket_file,
+            http_addr,
+            http_router,
+            http_stop,
+            http_listener,
+        })
     }
 
     /// Serves everything from here on. `leaving` will say when that is over.
@@ -94,12 +113,24 @@ impl Starting {
         audit: &Arc<FileLog>,
         leaving: Arc<AtomicBool>,
     ) -> anyhow::Result<Running> {
-        let Self { certificates, grpc, grpc_addr, http_addr, http_router, http_stop, http_listener } = self;
+        let Self {
+            certificates,
+            grpc,
+            grpc_addr,
+            socket_file,
+            http_addr,
+            http_router,
+            http_stop,
+            http_listener,
+        } = self;
         let metrics = Arc::new(metrics(config, service, audit, &certificates));
         let (router, health) = grpc::router(service, &config.grpc, Arc::clone(&metrics))?;
         let grpc_stop = CancellationToken::new();
         let mut grpc_listener = JoinSet::new();
-        grpc_listener.spawn(Listener { router, ..grpc }.serve(grpc_stop.clone(), DRAIN_MAX));
+        for listener in grpc {
+            let listener = Listener { router: router.clone(), ..listener };
+            grpc_listener.spawn(listener.serve(grpc_stop.clone(), DRAIN_MAX));
+        }
         http_router.get_or_init(|| {
             kms_api_jwks::router(Arc::clone(service), config.http.issuer.as_str()).merge(ops::router(
                 probe(service, audit),
@@ -117,10 +148,16 @@ impl Starting {
             let metrics = Arc::clone(&metrics);
             background.spawn(Arc::clone(pair).follow(move || metrics.count_reload_failure()));
         }
+        if !certificates.clients.is_empty() {
+            let metrics = Arc::clone(&metrics);
+            let failed = move || metrics.count_reload_failure();
+            background.spawn(Arc::clone(&certificates.clients).follow(failed));
+        }
         tracing::info!(grpc = %grpc_addr, http = %http_addr, "serving");
         notify::ready();
         Ok(Running {
             addresses,
+            socket_file,
             leaving,
             health,
             grpc_stop,
@@ -144,16 +181,18 @@ impl Running {
         sleep(delay).await;
         self.grpc_stop.cancel();
         while self.grpc_listener.join_next().await.is_some() {}
+        drop(self.socket_file);
         self.http_stop.cancel();
         while self.http_listener.join_next().await.is_some() {}
         self.background.shutdown().await;
     }
 }
 
-/// Both listeners' sockets, and where they turned out to be.
+/// All listeners' sockets, and where they turned out to be.
 pub(crate) struct Sockets {
     grpc: TcpListener,
     grpc_addr: SocketAddr,
+    unix: Option<(Socket, SocketFile)>,
     http: TcpListener,
     http_addr: SocketAddr,
 }
@@ -162,21 +201,34 @@ impl Sockets {
     pub(crate) async fn bind(config: &Config) -> anyhow::Result<Self> {
         let (grpc, grpc_addr) = bind("grpc.addr", config.grpc.addr).await?;
         let (http, http_addr) = bind("http.addr", config.http.addr).await?;
-        Ok(Self { grpc, grpc_addr, http, http_addr })
+        let unix = match &config.grpc.unix_socket {
+            Some(path) => Some(SocketFile::bind(path).await.context("grpc.unix_socket")?),
+            None => None,
+        };
+        Ok(Self { grpc, grpc_addr, unix, http, http_addr })
     }
 }
 
-/// The certificates of the listeners.
+/// The certificates of the listeners, and the authorities of those of their clients.
 pub(crate) struct Certificates {
     grpc: Arc<tls::Pair>,
     http: Option<Arc<tls::Pair>>,
+    clients: Arc<Authorities>,
 }
 
 impl Certificates {
     pub(crate) fn load(config: &Config) -> anyhow::Result<Self> {
         let grpc = tls::Pair::load(&config.grpc.tls_cert_file, &config.grpc.tls_key_file).context("grpc")?;
         let http = config.http.tls_files().map(|(cert, key)| tls::Pair::load(cert, key)).transpose();
-        Ok(Self { grpc: Arc::new(grpc), http: http.context("http")?.map(Arc::new) })
+        let clients = Authorities::load(&config.authn.client_ca).map_err(|errors| {
+            let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+            anyhow::anyhow!("authn.client_ca: {}", errors.join("; "))
+        })?;
+        Ok(Self {
+            grpc: Arc::new(grpc),
+            http: http.context("http")?.map(Arc::new),
+            clients: Arc::new(clients),
+        })
     }
 
     fn all(&self) -> impl Iterator<Item = (&'static str, &Arc<tls::Pair>)> {

@@ -14,17 +14,36 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustls::{
-    ServerConfig,
-    crypto::{CryptoProvider, aws_lc_rs},
-    server::{ClientHello, ResolvesServerCert},
+    ServerConfig, SupportedCipherSuite,
+    crypto::{
+        CryptoProvider, SupportedKxGroup,
+        aws_lc_rs::{self, cipher_suite, kx_group},
+    },
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use x509_cert::der::Decode as _;
 use zeroize::Zeroizing;
 
+/// What we speak, best first: authenticated encryption with forward secrecy and nothing else (RFC 9325 §4.2). Named
+/// here, so that another version of the library changes nothing unseen; `tests/tests/tls.rs` reads it off the wire.
+const CIPHER_SUITES: [SupportedCipherSuite; 9] = [
+    cipher_suite::TLS13_AES_256_GCM_SHA384,
+    cipher_suite::TLS13_AES_128_GCM_SHA256,
+    cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+];
+/// And how keys are agreed on.
+const KEY_EXCHANGE_GROUPS: [&dyn SupportedKxGroup; 4] =
+    [kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1, kx_group::X25519MLKEM768];
 /// How often the files are compared with what is served.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Largest certificate chain or key file in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
@@ -87,13 +106,26 @@ impl Pair {
         })
     }
 
-    /// A server configuration that follows the pair. `alpn` names the protocols, best first.
-    pub fn server_config(self: &Arc<Self>, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, rustls::Error> {
+    /// A server configuration that follows the pair, and asks for a client certificate if there is somebody to look at
+    /// it. `alpn` names the protocols, best first.
+    pub fn server_config(
+        self: &Arc<Self>,
+        alpn: &[&[u8]],
+        clients: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> Result<Arc<ServerConfig>, rustls::Error> {
         let resolver: Arc<dyn ResolvesServerCert> = Arc::<Self>::clone(self);
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .with_no_client_auth()
-            .with_cert_resolver(resolver);
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+        let mut config = match clients {
+            None => builder.with_no_client_auth().with_cert_resolver(resolver),
+            Some(clients) => {
+                let mut config = builder.with_client_cert_verifier(clients).with_cert_resolver(resolver);
+                // A session that is resumed brings its certificate along without anybody looking at it.
+                config.session_storage = Arc::new(NoServerSessionStorage {});
+                config.send_tls13_tickets = 0;
+                config
+            }
+        };
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(Arc::new(config))
     }
@@ -170,10 +202,15 @@ impl ResolvesServerCert for Pair {
 
 /// Our one cryptographic backend.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    Arc::new(CryptoProvider {
+        cipher_suites: CIPHER_SUITES.to_vec(),
+        kx_groups: KEY_EXCHANGE_GROUPS.to_vec(),
+        ..aws_lc_rs::default_provider()
+    })
 }
 
-fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+/// A file of bounded size.
+pub(crate) fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
     let bounded = || {
         if fs::metadata(file)?.len() > FILE_BYTES_MAX {
             return Err(io::Error::other("it is larger than 256 KiB"));
@@ -185,7 +222,8 @@ fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
         .map_err(|error| Error::Unreadable { file: file.display().to_string(), error })
 }
 
-fn digest(cert: &[u8], key: &[u8]) -> [u8; 32] {
+/// By which the content of files is compared.
+pub(crate) fn digest(cert: &[u8], key: &[u8]) -> [u8; 32] {
     let mut context = ::aws_lc_rs::digest::Context::new(&::aws_lc_rs::digest::SHA256);
     context.update(&cert.len().to_be_bytes());
     context.update(cert);
@@ -197,10 +235,14 @@ fn digest(cert: &[u8], key: &[u8]) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use rustls::HandshakeKind;
+    use rustls_pki_types::ServerName;
     use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
 
     use super::*;
-    use crate::test_certificate;
+    use crate::{authn::authorities::Authorities, test_certificate};
 
     fn files() -> (TempDir, PathBuf, PathBuf) {
         let dir = tempfile::tempdir().expect("a directory");
@@ -245,5 +287,39 @@ mod tests {
         fs::write(&key, new_key).expect("write");
         assert!(matches!(pair.reload(), Ok(true)));
         assert_eq!(leaf(&pair), second);
+    }
+
+    /// How the second of two handshakes of one client went.
+    async fn second_handshake(config: Arc<ServerConfig>) -> HandshakeKind {
+        let (acceptor, client) =
+            (TlsAcceptor::from(config), TlsConnector::from(test_certificate::client(b"h2")));
+        let mut kind = None;
+        for _ in 0..2 {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let name = ServerName::try_from("localhost").expect("a name");
+            let (server, client) = tokio::join!(acceptor.accept(ours), client.connect(name, theirs));
+            let (mut server, mut client) = (server.expect("a handshake"), client.expect("a handshake"));
+            // Tickets come with the first bytes.
+            server.write_all(b"a").await.expect("written");
+            client.read_exact(&mut [0]).await.expect("read");
+            kind = client.get_ref().1.handshake_kind();
+        }
+        kind.expect("a handshake")
+    }
+
+    #[tokio::test]
+    async fn whoever_may_show_a_certificate_shows_it_for_each_connection() {
+        let (dir, cert, key) = files();
+        test_certificate::write(1, &cert, &key);
+        let pair = Arc::new(Pair::load(&cert, &key).expect("a pair"));
+        let config = |clients| pair.server_config(&[b"h2"], clients).expect("TLS");
+        assert_eq!(
+            second_handshake(config(None)).await,
+            HandshakeKind::Resumed,
+            "the test sees no difference"
+        );
+        let section = format!("name = 'a'\nca_file = '{}'\ndns = true", dir.path().join("tls.crt").display());
+        let authorities = Authorities::load(&[toml::from_str(&section).expect("a section")]).expect("one");
+        assert_eq!(second_handshake(config(Some(Arc::new(authorities)))).await, HandshakeKind::Full);
     }
 }

@@ -4,11 +4,16 @@
 
 use std::{fmt, fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
-use super::{Config, Postgres, Store};
-use crate::{runtime_dir::RuntimeDir, telemetry, tls};
+use super::{ClientCa, Config, Postgres, Store};
+use crate::{authn::authorities::Authorities, runtime_dir::RuntimeDir, telemetry, tls};
 
 /// Permission bits of group and others.
 const NOT_THE_OWNERS: u32 = 0o077;
+
+/// Permission bits by which group and others may write.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// Longest path of a unix socket in bytes (unix(7)).
+const UNIX_PATH_LEN_MAX: usize = 107;
 
 /// Something that an operator should know before the server starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +80,10 @@ impl Config {
             problems.parent("runtime.dir", dir);
             problems.runtime_dir(dir);
         }
+        problems.authorities(&self.authn.client_ca);
+        if let Some(socket) = &self.grpc.unix_socket {
+            problems.unix_socket("grpc.unix_socket", socket);
+        }
         if let Err(error) = telemetry::filter(&self.log.level) {
             problems.error("log.level", error.to_string());
         }
@@ -98,6 +107,41 @@ impl Problems {
         match tls::Pair::load(cert_file, key_file) {
             Ok(_) => self.private(field, key_file),
             Err(error) => self.error(field, error.to_string()),
+        }
+    }
+
+    fn authorities(&mut self, configured: &[ClientCa]) {
+        let field = "authn.client_ca";
+        for error in Authorities::load(configured).err().unwrap_or_default() {
+            self.error(field, error.to_string());
+        }
+        let names = |gives: fn(&&ClientCa) -> bool| -> Vec<&str> {
+            configured.iter().filter(gives).map(|ca| ca.name.as_str()).collect()
+        };
+        for (kind, names) in [("DNS names", names(|ca| ca.dns)), ("subjects", names(|ca| ca.subject))] {
+            if names.len() > 1 {
+                let names = names.join(" and ");
+                self.warning(
+                    field,
+                    format!("{names} give {kind}: each can name whomever the other has named"),
+                );
+            }
+        }
+    }
+
+    fn unix_socket(&mut self, field: &'static str, socket: &Path) {
+        let dir = socket.parent().unwrap_or(Path::new("/"));
+        self.directory(field, dir);
+        if socket.as_os_str().len() > UNIX_PATH_LEN_MAX {
+            self.error(field, format!("{} is longer than {UNIX_PATH_LEN_MAX} bytes", socket.display()));
+        }
+        let mode = fs::metadata(dir).map_or(0, |found| found.permissions().mode());
+        if mode & WRITABLE_BY_OTHERS != 0 {
+            let dir = dir.display();
+            self.warning(
+                field,
+                format!("whoever may write to {dir} can put a socket of their own there; chmod go-w {dir}"),
+            );
         }
     }
 
@@ -281,6 +325,36 @@ mod tests {
             assert_eq!(found, Vec::from_iter(expected), "{mode:o}");
             assert_eq!(RuntimeDir::open(Some(&runtime)).is_err(), expected.is_some(), "{mode:o}");
         }
+    }
+
+    #[test]
+    fn authorities_that_a_start_would_refuse_and_a_socket_nowhere_are_errors() {
+        let (_dir, file) = sound();
+        let text = fs::read_to_string(&file).expect("read");
+        let more = "[[authn.client_ca]]\nname = 'a'\nca_file = 'absent.pem'\ndns = true";
+        fs::write(&file, format!("{text}\n{more}")).expect("written");
+        let flags = Overrides::default().with("grpc", "unix_socket", "absent/kms.sock", "flag");
+        let found = problems(&file, &flags);
+        let found: Vec<_> = found.iter().map(|problem| (problem.severity, problem.field)).collect();
+        let error = |field| (Severity::Error, field);
+        assert_eq!(found, [error("authn.client_ca"), error("grpc.unix_socket")]);
+    }
+
+    #[test]
+    fn names_that_two_authorities_give_and_a_socket_that_others_can_replace_are_warnings() {
+        let (dir, file) = sound();
+        let text = fs::read_to_string(&file).expect("read");
+        let section =
+            |name| format!("[[authn.client_ca]]\nname = '{name}'\nca_file = 'tls.crt'\ndns = true\n");
+        fs::write(&file, format!("{text}\n{}{}", section("a"), section("b"))).expect("written");
+        let open = dir.path().join("open");
+        fs::create_dir(&open).expect("made");
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).expect("ours");
+        let flags = Overrides::default().with("grpc", "unix_socket", "open/kms.sock", "flag");
+        let found = problems(&file, &flags);
+        let found: Vec<_> = found.iter().map(|problem| (problem.severity, problem.field)).collect();
+        let warning = |field| (Severity::Warning, field);
+        assert_eq!(found, [warning("authn.client_ca"), warning("grpc.unix_socket")]);
     }
 
     #[test]

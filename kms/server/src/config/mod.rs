@@ -5,6 +5,7 @@
 //! and every error names its file, line and column or its variable or flag. Secrets are never written into a
 //! configuration: a field names the *file* that holds one.
 
+mod authn;
 mod check;
 mod duration;
 mod layers;
@@ -20,6 +21,7 @@ use std::{
 
 use serde::{Deserialize, de};
 
+pub use authn::{Authn, ClientCa, TrustDomain};
 pub use check::{Problem, Severity};
 pub use layers::{Error, Overrides};
 pub(crate) use store::NEVER_DIFFER;
@@ -39,6 +41,9 @@ pub struct Config {
     pub store: Store,
     /// The audit log.
     pub audit: Audit,
+    /// Who may say who a caller is.
+    #[serde(default)]
+    pub authn: Authn,
     /// Sockets between our own processes.
     #[serde(default)]
     pub runtime: Runtime,
@@ -61,6 +66,9 @@ pub struct Grpc {
     pub tls_cert_file: PathBuf,
     /// Its private key, PEM. Read again when it changes.
     pub tls_key_file: PathBuf,
+    /// A unix socket on which processes of this host call without TLS, known by their user. Default: none.
+    #[serde(default)]
+    pub unix_socket: Option<PathBuf>,
     /// Whether strangers may ask for the list of methods (gRPC reflection). Default: false.
     #[serde(default)]
     pub reflection: bool,
@@ -241,6 +249,8 @@ impl Config {
             .chain(&mut self.hsm.lock_dir)
             .chain(&mut self.hsm.profile_file)
             .chain(&mut self.runtime.dir)
+            .chain(&mut self.grpc.unix_socket)
+            .chain(self.authn.client_ca.iter_mut().map(|ca| &mut ca.ca_file))
     }
 }
 
