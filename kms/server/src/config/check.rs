@@ -5,7 +5,7 @@
 use std::{fmt, fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::{Config, Postgres, Store};
-use crate::{runtime_dir::RuntimeDir, telemetry, tls};
+use crate::{jwt, runtime_dir::RuntimeDir, telemetry, tls};
 
 /// Permission bits of group and others.
 const NOT_THE_OWNERS: u32 = 0o077;
@@ -74,6 +74,12 @@ impl Config {
         if let Some(dir) = &self.runtime.dir {
             problems.parent("runtime.dir", dir);
             problems.runtime_dir(dir);
+        }
+        for issuer in &self.authn.jwt_issuer {
+            // A start needs no issuer; its tokens are refused until its keys are there.
+            if let Err(error) = jwt::check(issuer) {
+                problems.warning("authn.jwt_issuer", format!("{}: {error:#}", issuer.name));
+            }
         }
         if let Err(error) = telemetry::filter(&self.log.level) {
             problems.error("log.level", error.to_string());
@@ -281,6 +287,22 @@ mod tests {
             assert_eq!(found, Vec::from_iter(expected), "{mode:o}");
             assert_eq!(RuntimeDir::open(Some(&runtime)).is_err(), expected.is_some(), "{mode:o}");
         }
+    }
+
+    #[test]
+    fn keys_of_a_jwt_issuer_that_cannot_be_used_are_a_warning_that_names_it() {
+        let (dir, file) = sound();
+        let mut text = fs::read_to_string(&file).expect("the configuration");
+        text += "[[authn.jwt_issuer]]\nname = \"cluster\"\nissuer = \"https://k8s\"\naudiences = [\"kms\"]\n\
+                 jwks_file = \"keys.json\"\n";
+        fs::write(&file, text).expect("written");
+        let problems = problems(&file, &Overrides::default());
+        let [problem] = &problems[..] else { panic!("{problems:#?}") };
+        assert_eq!((problem.field, problem.severity), ("authn.jwt_issuer", Severity::Warning));
+        let path = dir.path().join("keys.json");
+        let named =
+            problem.message.starts_with("cluster: ") && problem.message.contains(&*path.to_string_lossy());
+        assert!(named, "{}", problem.message);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod check;
 mod duration;
+mod jwt_issuer;
 mod layers;
 mod store;
 
@@ -21,6 +22,7 @@ use std::{
 use serde::{Deserialize, de};
 
 pub use check::{Problem, Severity};
+pub use jwt_issuer::{JwtAlgorithm, JwtIssuer, KeySource};
 pub use layers::{Error, Overrides};
 pub(crate) use store::NEVER_DIFFER;
 pub use store::{Postgres, Store};
@@ -39,6 +41,9 @@ pub struct Config {
     pub store: Store,
     /// The audit log.
     pub audit: Audit,
+    /// Who may call.
+    #[serde(default)]
+    pub authn: Authn,
     /// Sockets between our own processes.
     #[serde(default)]
     pub runtime: Runtime,
@@ -150,6 +155,15 @@ pub struct Audit {
     pub free_bytes_min: u64,
 }
 
+/// `[authn]`: what proves who calls, beside access tokens of ours.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Authn {
+    /// Whose JWTs do.
+    #[serde(deserialize_with = "jwt_issuer::deserialize_all")]
+    pub jwt_issuer: Vec<JwtIssuer>,
+}
+
 /// `[runtime]`: where our processes meet.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -241,6 +255,7 @@ impl Config {
             .chain(&mut self.hsm.lock_dir)
             .chain(&mut self.hsm.profile_file)
             .chain(&mut self.runtime.dir)
+            .chain(self.authn.jwt_issuer.iter_mut().filter_map(JwtIssuer::paths_mut))
     }
 }
 
