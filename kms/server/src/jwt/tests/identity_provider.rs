@@ -1,14 +1,26 @@
 //! An identity provider on a port of this host, which answers as a test wants and counts how often it was asked.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use axum::{
     Router,
     body::Body,
     http::{Response, StatusCode, header},
+    serve::Listener,
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::authority;
 
 /// How it answers.
 #[derive(Clone)]
@@ -68,6 +80,21 @@ impl IdentityProvider {
     pub(super) async fn start(answer: Answer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/keys", listener.local_addr().expect("an address"));
+        Self::serve(answer, url, listener)
+    }
+
+    /// Over TLS, as `localhost`; the authority's certificate is `ca.crt` in `dir`.
+    pub(super) async fn start_tls(answer: Answer, dir: &Path) -> Self {
+        let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("https://localhost:{}/keys", socket.local_addr().expect("an address").port());
+        Self::serve(answer, url, TlsListener { socket, acceptor: authority::acceptor(dir) })
+    }
+
+    fn serve<L>(answer: Answer, url: String, listener: L) -> Self
+    where
+        L: Listener,
+        L::Addr: std::fmt::Debug,
+    {
         let (answer, asked) = (Arc::new(Mutex::new(answer)), watch::Sender::new(0));
         let (answers, counts) = (Arc::clone(&answer), asked.clone());
         let router = Router::new().fallback(move |request: axum::extract::Request| {
@@ -92,6 +119,29 @@ impl IdentityProvider {
     /// Waits until it was asked so often.
     pub(super) async fn was_asked(&self, count: usize) {
         self.asked.subscribe().wait_for(|asked| *asked >= count).await.expect("it counts");
+    }
+}
+
+struct TlsListener {
+    socket: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            let (socket, peer) = self.socket.accept().await.expect("a caller");
+            if let Ok(stream) = self.acceptor.accept(socket).await {
+                return (stream, peer);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
     }
 }
 

@@ -241,25 +241,22 @@ async fn a_fetch_goes_on_when_its_caller_has_left() {
 }
 
 #[tokio::test]
-async fn an_issuer_whose_certificate_nobody_vouches_for_is_not_believed() {
+async fn an_issuer_is_believed_only_when_its_own_authority_vouches_for_its_certificate() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
-    crate::test_certificate::write(1, &cert, &key);
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let pair = Arc::new(crate::tls::Pair::load(&cert, &key).expect("a pair"));
-    let acceptor =
-        tokio_rustls::TlsAcceptor::from(pair.server_config(&[b"http/1.1"]).expect("a configuration"));
-    let shaken = tokio::spawn(async move {
-        let (socket, _) = listener.accept().await.expect("a caller");
-        acceptor.accept(socket).await.is_ok()
-    });
-    let (other, other_key) = (dir.path().join("ca.crt"), dir.path().join("ca.key"));
-    crate::test_certificate::write(2, &other, &other_key);
-    let rules =
-        rules(&format!("jwks_url = \"https://localhost:{}/keys\"\nca_file = {other:?}", address.port()));
-    let issuers = Issuers::new(&rules, Arc::new(ManualClock::default()));
-    let token = Signer::es256("k1").token(&service_account());
-    assert_eq!(issuers.decide(&token).await.1.map(drop), Err(Refusal::NoKeySet));
-    assert!(!shaken.await.expect("it ends"), "no request was made");
+    let signer = Signer::es256("k1");
+    let provider = IdentityProvider::start_tls(keys(&[&signer]), dir.path()).await;
+    let other = dir.path().join("other.crt");
+    crate::test_certificate::write(2, &other, &dir.path().join("other.key"));
+    let believed = async |ca_file: &str| {
+        let rules = rules(&format!("jwks_url = {:?}\n{ca_file}", provider.url));
+        let issuers = Issuers::new(&rules, Arc::new(ManualClock::default()));
+        issuers.decide(&signer.token(&service_account())).await.1.map(drop)
+    };
+    assert_eq!(believed("").await, Err(Refusal::NoKeySet), "no authority of the system");
+    assert_eq!(believed(&format!("ca_file = {other:?}")).await, Err(Refusal::NoKeySet));
+    assert_eq!(believed("ca_file = \"/nowhere/ca.crt\"").await, Err(Refusal::NoKeySet));
+    assert_eq!(provider.asked(), 0);
+    let ca_file = dir.path().join("ca.crt");
+    assert_eq!(believed(&format!("ca_file = {ca_file:?}")).await, Ok(()));
+    assert_eq!(provider.asked(), 1);
 }

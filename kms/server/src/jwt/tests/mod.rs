@@ -1,5 +1,6 @@
 //! Real signatures, real files and a real HTTP server; only the clock is turned by hand.
 
+mod authority;
 mod claims;
 mod files;
 mod forged;
