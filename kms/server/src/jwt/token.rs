@@ -13,7 +13,7 @@ use super::refusal::Refusal;
 use crate::config::JwtAlgorithm;
 
 /// Longest token in bytes.
-pub(super) const TOKEN_LEN_MAX: usize = 8 * 1024;
+const TOKEN_LEN_MAX: usize = 8 * 1024;
 /// What `typ` may be (RFC 7519 §5.1, RFC 9068 §2.1), in any case.
 const TYPES: [&str; 2] = ["JWT", "at+jwt"];
 
