@@ -55,6 +55,13 @@ fn what_cannot_be_used_is_told_before_a_start() {
     assert!(why.contains("holds no certificate"), "{why}");
     fs::write(&file, json!({"keys": [Signer::es256("k1").jwk()]}).to_string()).expect("written");
     check(&as_keys).expect("a key set");
+    let set = fs::read_to_string(&file).expect("the set");
+    let padded = |len: usize| format!("{set}{}", " ".repeat(len - set.len()));
+    fs::write(&file, padded(1 << 20)).expect("written");
+    check(&as_keys).expect("a key set of 1 MiB");
+    fs::write(&file, padded((1 << 20) + 1)).expect("written");
+    let why = format!("{:#}", check(&as_keys).expect_err("too large"));
+    assert!(why.contains("is larger than 1048576 bytes"), "{why}");
     crate::test_certificate::write(1, &file, &dir.path().join("key"));
     check(&as_ca).expect("a certificate");
 }

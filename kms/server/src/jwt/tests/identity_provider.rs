@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{
@@ -118,7 +119,9 @@ impl IdentityProvider {
 
     /// Waits until it was asked so often.
     pub(super) async fn was_asked(&self, count: usize) {
-        self.asked.subscribe().wait_for(|asked| *asked >= count).await.expect("it counts");
+        let mut asked = self.asked.subscribe();
+        let enough = asked.wait_for(|asked| *asked >= count);
+        tokio::time::timeout(Duration::from_secs(20), enough).await.expect("in time").expect("it counts");
     }
 }
 

@@ -63,11 +63,18 @@ async fn nothing_is_asked_before_a_token_needs_it_and_then_once_for_ten_minutes(
         world.advance(59);
     }
     assert_eq!(world.provider.asked(), 1);
-    // Older than ten minutes: asked again, while the token goes through.
-    world.provider.answers(Answer::Never);
-    world.advance(11);
+    world.clock.elapse(Duration::from_millis(9_999));
+    assert_eq!(world.said(&signer).await, Ok(()));
+    world.clock.elapse(Duration::from_millis(1));
     assert_eq!(world.said(&signer).await, Ok(()));
     world.provider.was_asked(2).await;
+    // Not a moment before: the cooldown, which begins with it, is not over yet.
+    world.clock.elapse(Duration::from_millis(29_999));
+    assert_eq!(world.said(&signer.called("k2")).await, Err(Refusal::NoSuchKey));
+    assert_eq!(world.provider.asked(), 2);
+    world.clock.elapse(Duration::from_millis(1));
+    assert_eq!(world.said(&signer.called("k2")).await, Err(Refusal::NoSuchKey));
+    assert_eq!(world.provider.asked(), 3);
 }
 
 #[tokio::test]
