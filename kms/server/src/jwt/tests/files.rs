@@ -38,6 +38,23 @@ async fn a_file_that_is_away_or_broken_leaves_the_last_good_keys() {
     assert_eq!(cluster.said_of(&service_account()).await, Ok(AUTH.to_owned()));
 }
 
+#[tokio::test]
+async fn a_file_that_hangs_holds_nobody_for_long_whose_key_is_known() {
+    let Cluster { clock, signer, keys, _dir, .. } = Cluster::new(Signer::es256("k1"));
+    let limits = Limits { wait_max: Duration::from_millis(200), ..Limits::STANDARD };
+    let issuers = Issuers::with_limits(&rules(&format!("jwks_file = {keys:?}")), clock.clone(), limits);
+    let token = signer.token(&service_account());
+    assert_eq!(issuers.decide(&token).await.1.map(drop), Ok(()));
+    fs::remove_file(&keys).expect("removed");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &keys, rustix::fs::FileType::Fifo, mode, 0).expect("a pipe");
+    clock.elapse(Duration::from_secs(5));
+    let said = issuers.decide(&token).await.1.map(drop);
+    // Whoever writes lets the reader go, who would hold the end of the test.
+    drop(fs::OpenOptions::new().write(true).open(&keys).expect("a reader"));
+    assert_eq!(said, Ok(()));
+}
+
 #[test]
 fn what_cannot_be_used_is_told_before_a_start() {
     let dir = tempfile::tempdir().expect("a directory");
