@@ -63,8 +63,8 @@ pub enum KeySource {
     },
 }
 
-/// A signature algorithm (RFC 7518 §3.1, RFC 8037 §3.1). None has a shared secret: whoever could verify could also make
-/// tokens.
+/// A signature algorithm (RFC 7518 §3.1, RFC 8037 §3.1). None has a shared secret: whoever could verify could also
+/// make tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[expect(missing_docs, reason = "the names are the standard's")]

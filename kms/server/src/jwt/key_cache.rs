@@ -1,8 +1,8 @@
 //! The key set of one issuer, kept for a while, and read anew when a token needs it.
 //!
-//! At most one read is under way, whatever tokens ask for: a key id that nobody knows makes a new one no sooner than the
-//! cooldown after the last, and a read goes on when its caller has left. Whoever waits for it does so for a bounded time
-//! in a bounded crowd. An issuer that is away or lies changes nothing: its last good set stays.
+//! At most one read is under way, whatever tokens ask for: a key id that nobody knows makes a new one no sooner than
+//! the cooldown after the last, and a read goes on when its caller has left. Whoever waits for it does so for a bounded
+//! time in a bounded crowd. An issuer that is away or lies changes nothing: its last good set stays.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

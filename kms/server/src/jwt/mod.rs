@@ -2,9 +2,9 @@
 //! configuration names, made for us, and signed with a key that the issuer publishes.
 //!
 //! A token is taken apart (`token.rs`), tells by its `iss` which issuer's rules it must keep (`claims.rs`), and is
-//! believed when the one key of that issuer that fits it (`key_set.rs`) verifies its signature. Key sets are read when a
-//! token needs them (`key_cache.rs`) from where the configuration says (`key_source.rs`), and nowhere else: `jku`, `x5u`
-//! and `jwk` in a header are a stranger's word. No issuer is needed to start.
+//! believed when the one key of that issuer that fits it (`key_set.rs`) verifies its signature. Key sets are read when
+//! a token needs them (`key_cache.rs`) from where the configuration says (`key_source.rs`), and nowhere else: `jku`,
+//! `x5u` and `jwk` in a header are a stranger's word. No issuer is needed to start.
 //!
 //! Who is refused is not told why. The log is: the issuer's name in our configuration and a fixed word, never the token
 //! nor what it claims.

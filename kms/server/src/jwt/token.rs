@@ -27,8 +27,8 @@ pub(super) struct Token<'a> {
     signature: Vec<u8>,
 }
 
-/// A JSON object in which no name stands twice (RFC 7515 §4, RFC 7519 §4): whoever reads the first and whoever reads the
-/// last would read two tokens.
+/// A JSON object in which no name stands twice (RFC 7515 §4, RFC 7519 §4): whoever reads the first and whoever reads
+/// the last would read two tokens.
 #[derive(Debug)]
 pub(super) struct Object(BTreeMap<String, Value>);
 

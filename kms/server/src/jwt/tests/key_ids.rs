@@ -11,7 +11,8 @@ fn two(kids: [&str; 2]) -> (TempDir, Issuers, [Signer; 2]) {
         let keys = dir.path().join(name);
         fs::write(&keys, json!({"keys": [signer.jwk()]}).to_string()).expect("written");
         text += &format!(
-            "[[jwt_issuer]]\nname = {name:?}\nissuer = \"https://{name}\"\naudiences = [\"kms\"]\njwks_file = {keys:?}\n"
+            "[[jwt_issuer]]\nname = {name:?}\nissuer = \"https://{name}\"\naudiences = [\"kms\"]\n\
+             jwks_file = {keys:?}\n"
         );
     }
     let rules = toml::from_str::<Authn>(&text).expect("a configuration").jwt_issuer;
