@@ -12,6 +12,7 @@ pub mod front;
 mod grpc;
 mod guarded;
 pub mod hygiene;
+pub mod jwt;
 pub mod listen;
 mod metrics;
 mod notify;

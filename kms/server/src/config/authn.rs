@@ -5,12 +5,17 @@ use std::path::PathBuf;
 use kms_core::principal::Principal;
 use serde::{Deserialize, Deserializer, de};
 
+use super::jwt_issuer::{self, JwtIssuer};
+
 /// `[authn]`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Authn {
     /// `[[authn.client_ca]]`: authorities of client certificates. Without one, no client is asked for a certificate.
     pub client_ca: Vec<ClientCa>,
+    /// `[[authn.jwt_issuer]]`: issuers of JWTs that are taken as credentials.
+    #[serde(deserialize_with = "jwt_issuer::deserialize_all")]
+    pub jwt_issuer: Vec<JwtIssuer>,
 }
 
 /// An authority of client certificates, and the names that it may give.

@@ -5,7 +5,7 @@
 use std::{fmt, fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::{ClientCa, Config, Postgres, Store};
-use crate::{authn::authorities::Authorities, runtime_dir::RuntimeDir, telemetry, tls};
+use crate::{authn::authorities::Authorities, jwt, runtime_dir::RuntimeDir, telemetry, tls};
 
 /// Permission bits of group and others.
 const NOT_THE_OWNERS: u32 = 0o077;
@@ -83,6 +83,12 @@ impl Config {
         problems.authorities(&self.authn.client_ca);
         if let Some(socket) = &self.grpc.unix_socket {
             problems.unix_socket("grpc.unix_socket", socket);
+        }
+        for issuer in &self.authn.jwt_issuer {
+            // A start needs no issuer; its tokens are refused until its keys are there.
+            if let Err(error) = jwt::check(issuer) {
+                problems.warning("authn.jwt_issuer", format!("{}: {error:#}", issuer.name));
+            }
         }
         if let Err(error) = telemetry::filter(&self.log.level) {
             problems.error("log.level", error.to_string());
@@ -355,6 +361,22 @@ mod tests {
         let found: Vec<_> = found.iter().map(|problem| (problem.severity, problem.field)).collect();
         let warning = |field| (Severity::Warning, field);
         assert_eq!(found, [warning("authn.client_ca"), warning("grpc.unix_socket")]);
+    }
+
+    #[test]
+    fn keys_of_a_jwt_issuer_that_cannot_be_used_are_a_warning_that_names_it() {
+        let (dir, file) = sound();
+        let mut text = fs::read_to_string(&file).expect("the configuration");
+        text += "[[authn.jwt_issuer]]\nname = \"cluster\"\nissuer = \"https://k8s\"\naudiences = [\"kms\"]\n\
+                 jwks_file = \"keys.json\"\n";
+        fs::write(&file, text).expect("written");
+        let problems = problems(&file, &Overrides::default());
+        let [problem] = &problems[..] else { panic!("{problems:#?}") };
+        assert_eq!((problem.field, problem.severity), ("authn.jwt_issuer", Severity::Warning));
+        let path = dir.path().join("keys.json");
+        let named =
+            problem.message.starts_with("cluster: ") && problem.message.contains(&*path.to_string_lossy());
+        assert!(named, "{}", problem.message);
     }
 
     #[test]

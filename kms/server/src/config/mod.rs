@@ -8,6 +8,7 @@
 mod authn;
 mod check;
 mod duration;
+mod jwt_issuer;
 mod layers;
 mod store;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, de};
 
 pub use authn::{Authn, ClientCa, TrustDomain};
 pub use check::{Problem, Severity};
+pub use jwt_issuer::{JwtAlgorithm, JwtIssuer, KeySource};
 pub use layers::{Error, Overrides};
 pub(crate) use store::NEVER_DIFFER;
 pub use store::{Postgres, Store};
@@ -251,6 +253,7 @@ impl Config {
             .chain(&mut self.runtime.dir)
             .chain(&mut self.grpc.unix_socket)
             .chain(self.authn.client_ca.iter_mut().map(|ca| &mut ca.ca_file))
+            .chain(self.authn.jwt_issuer.iter_mut().filter_map(JwtIssuer::paths_mut))
     }
 }
 
