@@ -1,4 +1,4 @@
-//! Programs of earlier releases beside this one: what they could not read would stop them, and what they know nothing of
+//! Programs of earlier releases beside this one: what they could not read would stop them, and what they do not know
 //! they would not obey.
 
 use kms_core::{
@@ -20,8 +20,8 @@ const WRAPPING: i64 = 4;
 /// The one since which they know the policy, role bindings, approvals, and tokens that these serve.
 const ACCESS: i64 = 5;
 
-/// Of a transaction that writes what not every program knows: refuses it while a replica is at work that does not, and lets
-/// none be started after it. Wants the generation's lock, which a beat shares: no such replica comes up unseen.
+/// Of a transaction that writes what not every program knows: refuses it while a replica is at work that does not, and
+/// lets none be started after it. Wants the generation's lock, which a beat shares: no such replica comes up unseen.
 pub(super) async fn mind(open: &mut PgConnection, transaction: &Transaction) -> Result<(), Fault> {
     let needs = transaction.writes.iter().map(of_write).max().unwrap_or(ALWAYS);
     if needs == ALWAYS {
