@@ -13,7 +13,7 @@ use kms_core::{
     hsm::CkaId,
     key::{Born, Material, TakeOver, Timeline},
     pin_latch::{Place, State},
-    store::{AccessToken, Fault, Generation, RememberedRequest, Transaction, Write},
+    store::{Fault, Generation, RememberedRequest, Transaction, Write},
     time::Timestamp,
 };
 use kms_store::{
