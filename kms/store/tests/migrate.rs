@@ -37,15 +37,20 @@ async fn everything_arrives_and_the_file_is_never_served_again() {
     assert!(rows.epoch.is_some() && !rows.quarantined.is_empty() && !rows.access_tokens.is_empty());
     assert!(rows.keys.iter().any(|(_, versions)| versions.iter().any(|version| version.maker.is_some())));
     assert!(!rows.uses.is_empty() && !rows.usage_reports.is_empty());
+    assert!(!rows.role_bindings.is_empty() && !rows.policies.is_empty() && !rows.proposals.is_empty());
+    assert!(rows.access_tokens.iter().any(|token| token.bound_to.is_some() && token.period.is_some()));
     let since = Generation(rows.generation.0 / 2);
     let newer = store.load(Some(since)).await.expect("it reads");
     let (request, latch) = (remembered("r"), refused_latch());
     store.close().await;
     drop(store);
 
-    let options = target(&cluster);
+    let database = cluster.create_database().expect("a database");
+    let options = options_of(&cluster, &database);
     let migrated = sqlite_to_postgres(&files.db(), &options, |_| ()).await.expect("it moves");
     assert!(!migrated.before);
+    let oldest = cluster.sql(&database.name, "SELECT oldest_program FROM schema_compatibility");
+    assert_eq!(oldest.expect("it reads"), "5", "a program that would not obey the policy is not started");
 
     let store = PostgresStore::open(&options).await.expect("it is complete");
     assert_eq!(store.load(None).await.expect("it reads"), rows);

@@ -14,8 +14,10 @@ use std::{
 
 use kms_core::{
     Key, Store as _,
-    fakes::a_key,
-    store::{Fault, Transaction, Write},
+    caller::Role,
+    fakes::{a_key, a_token},
+    proposal::{Change, Id, Proposal, State},
+    store::{AccessToken, Fault, Transaction, Write},
     time::Timestamp,
 };
 use kms_store::{OpenError, Options, SqliteStore};
@@ -140,6 +142,59 @@ async fn a_row_that_makes_no_sense_is_named() {
         dir.sql(edit).await;
         let fault = store.load(None).await.expect_err("it makes no sense");
         assert!(matches!(&fault, Fault::Corrupt(why) if why.contains(named)), "{edit}: {fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_is_not_what_others_approve_and_a_token_of_half_a_role_are_not_loaded() {
+    for (edit, named) in [
+        ("UPDATE proposals SET change = replace(change, '41', '42')", "column change: it is not what was"),
+        ("UPDATE proposals SET sha256 = zeroblob(32)", "column change: it is not what was"),
+        ("UPDATE proposals SET state = 'approved'", "column state"),
+        ("UPDATE proposals SET votes = '{}'", "column votes"),
+        ("UPDATE access_tokens SET keys = '[]'", "access token bound, column keys"),
+        ("UPDATE access_tokens SET role = 'root'", "access token bound, column role"),
+        ("UPDATE access_tokens SET bound_to = 'somebody'", "access token bound, column bound_to"),
+    ] {
+        let dir = Dir::new();
+        let store = dir.open().await;
+        let token = AccessToken { own: None, ..a_token("bound", Role::User) };
+        let writes = vec![Write::InsertProposal(a_proposal()), Write::InsertAccessToken(token)];
+        store.commit(Transaction::new("a story", writes)).await.expect("it is written");
+        store.load(None).await.expect("it makes sense");
+        dir.sql(edit).await;
+        let fault = store.load(None).await.expect_err("it makes no sense");
+        assert!(matches!(&fault, Fault::Corrupt(why) if why.contains(named)), "{edit}: {fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_proposal_under_the_hash_of_another_change_is_not_written() {
+    let dir = Dir::new();
+    let store = dir.open().await;
+    let proposal = Proposal { sha256: [0; 32], ..a_proposal() };
+    let write = Write::InsertProposal(proposal);
+    let fault = store.commit(Transaction::new("a story", vec![write])).await.expect_err("it is another");
+    assert!(matches!(&fault, Fault::Corrupt(why) if why.contains("of another change")), "{fault}");
+    assert!(store.load(None).await.expect("it reads").proposals.is_empty());
+}
+
+fn a_proposal() -> Proposal {
+    let change = Change::AcceptOlderStore { store: 41, token: 43 };
+    let at = a_key("any").created_at;
+    Proposal {
+        id: Id::new([5; 16]),
+        sha256: change.sha256().expect("a hash"),
+        change,
+        proposed_by: "unix:0".to_owned(),
+        proposed_at: at,
+        expires_at: at,
+        required: 1,
+        votes: Vec::new(),
+        state: State::Open,
+        state_at: at,
+        reason: None,
+        revision: 1,
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
 
 use kms_core::{
     Store as _,
+    access::PolicyDocument,
     fakes::a_key,
     replica::{LIVE_MAX, ReplicaId},
     store::{Fault, Transaction, Write},
@@ -93,4 +94,36 @@ async fn the_lease_of_one_that_is_not_heard_of_passes_on_and_its_work_is_refused
     assert_eq!(seen.lease.as_ref(), Some(&taken), "it is not given back");
     one.commit(insert("of-its-own")).await.expect("what callers ask for needs no lease");
     other.commit(under(&taken, "of-the-new-holder")).await.expect("the lease is held");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_servers_that_set_the_policy_at_once_one_does_and_the_others_are_told_to_read_it_again() {
+    const ROUNDS: u32 = 10;
+    let world = World::new();
+    let stores = [world.open().await, world.open().await, world.open().await, world.open().await];
+    let mut expected = Vec::new();
+    for version in 1..=ROUNDS {
+        let documents = std::array::from_fn::<_, 4, _>(|server| PolicyDocument {
+            version,
+            text: format!("// {server}"),
+            note: String::new(),
+            by: "unix:0".to_owned(),
+            at: a_key("any").created_at,
+        });
+        let commits = stores.iter().zip(&documents).map(|(store, document)| {
+            let (store, write) = (store.clone(), Write::InsertPolicy(document.clone()));
+            tokio::spawn(async move { store.commit(Transaction::new("a story", vec![write])).await })
+        });
+        let before = expected.len();
+        for (outcome, document) in futures::future::join_all(commits).await.into_iter().zip(documents) {
+            match outcome.expect("it runs") {
+                Ok(_) => expected.push(document),
+                Err(fault) => assert!(matches!(fault, Fault::Changed(_)), "version {version}: {fault}"),
+            }
+        }
+        assert_eq!(expected.len(), before + 1, "version {version}: who was told that it set it");
+    }
+    for store in &stores {
+        assert_eq!(store.load(None).await.expect("it reads").policies, expected);
+    }
 }

@@ -1,6 +1,8 @@
 //! Rows of earlier releases: a newer schema has them all, and on PostgreSQL the release before goes on beside this one.
 #![expect(clippy::expect_used, reason = "a test's own steps must succeed")]
 
+mod access;
+
 use kms_core::{
     Algorithm, Key, KeyVersion, Kid, Store,
     claim_rules::ClaimRules,
@@ -21,8 +23,8 @@ use sqlx::{
 
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
-/// The newest migration that the release before this one knows.
-const BEFORE: i64 = 3;
+/// The newest migration that the release before keys that wrap knows.
+const BEFORE_WRAPPING: i64 = 3;
 
 /// Columns that were there from the beginning.
 const KEY: &str = "(id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us, max_token_ttl_us,
@@ -77,7 +79,7 @@ async fn on_postgresql_the_release_before_goes_on_and_each_reads_what_the_other_
     let cluster = Cluster::start().expect("PostgreSQL starts");
     let database = cluster.create_database().expect("a database");
     let before = Before { cluster: &cluster, database: &database };
-    before.open().await;
+    before.open(BEFORE_WRAPPING).await;
     before.do_as_it_does(&format!(
         "INSERT INTO keys {KEY_BEFORE} VALUES ('k', '\\x{UID}', 'ES256', 'o', '{{}}', NULL, 1, 2, 3, 4, 5, NULL,
             'jwt', 'jwt-signing', '{{}}', 0, NULL, '{{}}', NULL, 1)"
@@ -120,10 +122,7 @@ async fn on_postgresql_the_release_before_goes_on_and_each_reads_what_the_other_
     assert_eq!((&key.required_context, key.owner.as_str()), (&required_context, "p"));
 
     // A key that wraps would stop it: none is made while it is at work, and it is not started again after the first.
-    before.do_as_it_does(
-        "INSERT INTO replicas (id, seen_at_us, known, report)
-         VALUES ('before', (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::BIGINT, 1, '{}')",
-    );
+    before.serves("NULL");
     let ours = Beat {
         replica: ReplicaId::new("ours"),
         generation: Some(Generation(1)),
@@ -153,7 +152,7 @@ const UID: &str = "07070707070707070707070707070707";
 const FIRST: &str = "01010101010101010101010101010101";
 const SECOND: &str = "02020202020202020202020202020202";
 
-/// What the release before this one names when it writes.
+/// What the release before keys that wrap names when it writes.
 const KEY_BEFORE: &str = "(id, uid, algorithm, owner, labels, rotation_period_us, publish_lead_us, max_token_ttl_us,
     created_at_us, updated_at_us, revision, tokens_until_us, purpose, class, inherited, overlap_us, destroy_after_us,
     claim_rules, bundles_until_us, generation)";
@@ -161,20 +160,28 @@ const VERSION_BEFORE: &str = "(key_id, number, cka_id, earlier_attempts, token_s
     published_at_us, activates_at_us, retires_at_us, withdrawn_at_us, destroys_at_us, suspended, compromised_at_us,
     destroyed_at_us, maker, compromise_reason, at_once, asked_for_us, cross_signature)";
 
-/// The release before this one, as the database sees it.
+/// An earlier release, as the database sees it.
 struct Before<'a> {
     cluster: &'a Cluster,
     database: &'a Database,
 }
 
 impl Before<'_> {
-    async fn open(&self) {
+    async fn open(&self, known: i64) {
         let url = self.database.url_at(self.cluster.addr());
         let options: PgConnectOptions = url.parse().expect("a URL");
         let options = options.password(self.database.password());
         let mut connection = PgConnection::connect_with(&options).await.expect("it connects");
-        up_to(&POSTGRES, BEFORE).run(&mut connection).await.expect("it is made");
+        up_to(&POSTGRES, known).run(&mut connection).await.expect("it is made");
         connection.close().await.expect("it ends");
+    }
+
+    /// Serves, as one that says of its schema what `schema` is.
+    fn serves(&self, schema: &str) {
+        self.do_as_it_does(&format!(
+            "INSERT INTO replicas (id, seen_at_us, known, report, schema)
+             VALUES ('before', (EXTRACT(EPOCH FROM clock_timestamp()) * 1000000)::BIGINT, 1, '{{}}', {schema})"
+        ));
     }
 
     fn do_as_it_does(&self, statement: &str) {
