@@ -3,10 +3,10 @@
 use kms_core::{
     Key, KeyId, KeyVersion,
     class::KeyClass,
-    store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest, Transaction, Write},
+    store::{Fault, Generation, QuarantinedObject, RememberedRequest, Transaction, Write},
 };
 
-use crate::{rows, session::Session, statement::Statement, uses};
+use crate::{access, proposals, rows, session::Session, statement::Statement, uses};
 
 /// Takes the next generation and writes under it. On PostgreSQL the first statement also takes the lock that makes
 /// commits one after another: so the order of generations is the order of commits.
@@ -50,12 +50,16 @@ async fn apply<S: Session>(session: &mut S, write: &Write, generation: i64) -> R
             mark_key(session, id, generation).await
         }
         Write::PutClass(class) => put_class(session, class, generation).await,
-        Write::InsertAccessToken(token) => insert_access_token(session, token, generation).await,
-        Write::RevokeAccessToken { name, at } => {
-            let update = "UPDATE access_tokens SET revoked_at_us = $2, generation = $3 WHERE name = $1 AND revoked_at_us IS NULL";
-            let query = Statement::new(update).bind(name).bind(at.as_microsecond()).bind(generation);
-            one_row(session, query, || format!("access token {name}")).await
+        Write::InsertAccessToken(token) => access::insert_token(session, token, generation).await,
+        Write::RevokeAccessToken { name, at } => access::revoke_token(session, name, *at, generation).await,
+        Write::RenewAccessToken { name, from, to } => {
+            access::renew_token(session, name, (*from, *to), generation).await
         }
+        Write::InsertRoleBinding(binding) => access::insert_binding(session, binding, generation).await,
+        Write::RevokeRoleBinding { name, at } => access::revoke_binding(session, name, *at, generation).await,
+        Write::InsertPolicy(document) => access::insert_policy(session, document, generation).await,
+        Write::InsertProposal(proposal) => proposals::insert(session, proposal, generation).await,
+        Write::UpdateProposal(proposal) => proposals::update(session, proposal, generation).await,
         Write::InsertEpoch(epoch) => {
             let insert = "INSERT INTO epoch (one, installation, value, nonce, in_token, generation) VALUES (1, $1, $2, $3, $4, $5)";
             one_row(session, rows::bind_epoch(Statement::new(insert), epoch)?.bind(generation), the_epoch)
@@ -147,32 +151,16 @@ async fn mark_key<S: Session>(session: &mut S, id: &KeyId, generation: i64) -> R
 async fn put_class<S: Session>(session: &mut S, class: &KeyClass, generation: i64) -> Result<(), Fault> {
     let sql = if class.revision == 1 {
         "INSERT INTO key_classes (name, rotation_period_us, publish_lead_us, max_token_ttl_us, overlap_us,
-            destroy_after_us, revision, updated_at_us, generation)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+            destroy_after_us, revision, updated_at_us, approvals, generation)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
     } else {
         "UPDATE key_classes SET rotation_period_us = $2, publish_lead_us = $3, max_token_ttl_us = $4,
-            overlap_us = $5, destroy_after_us = $6, revision = $7, updated_at_us = $8, generation = $9
+            overlap_us = $5, destroy_after_us = $6, revision = $7, updated_at_us = $8, approvals = $9,
+            generation = $10
          WHERE name = $1 AND revision = $7 - 1"
     };
     let query = rows::bind_class(Statement::new(sql), class)?.bind(generation);
     one_row(session, query, || format!("key class {}", class.name)).await
-}
-
-async fn insert_access_token<S: Session>(
-    session: &mut S,
-    token: &AccessToken,
-    generation: i64,
-) -> Result<(), Fault> {
-    let query = Statement::new(
-        "INSERT INTO access_tokens (name, sha256, role, keys, bootstrap, created_at_us, expires_at_us, revoked_at_us,
-            generation)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-    );
-    let what = || match token.bootstrap {
-        true => format!("access token {}, or the one of an earlier bootstrap,", token.name),
-        false => format!("access token {}", token.name),
-    };
-    one_row(session, rows::bind_access_token(query, token).bind(generation), what).await
 }
 
 async fn insert_quarantined<S: Session>(

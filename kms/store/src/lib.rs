@@ -1,17 +1,19 @@
-//! Rows: keys, versions and the use that is made of them, access tokens, quarantined objects, remembered requests and PIN
-//! latches, as plain columns.
+//! Rows: keys, versions and the use that is made of them, access tokens, role bindings, the policy, proposals, quarantined
+//! objects, remembered requests and PIN latches, as plain columns.
 //!
 //! Two stores implement [`kms_core::Store`]. [`SqliteStore`] is for one server: one connection writes (WAL,
 //! `synchronous=FULL`, `BEGIN IMMEDIATE`), others read beside it, and `kms.lock` beside the database keeps a second
 //! server out. [`PostgresStore`] is for several. They share the statements and the reading of rows. Times are kept to the
 //! microsecond: finer ones are truncated.
 
+mod access;
 mod any;
 mod cells;
 mod commit;
 mod migrate;
 mod pin_latch;
 mod postgres;
+mod proposals;
 mod pulse;
 mod requests;
 mod rows;

@@ -2,14 +2,13 @@
 
 use kms_core::{
     Key, KeyId, KeyUid, KeyVersion, Kid,
-    caller::KeyScope,
-    class::{KeyClass, Periods},
+    class::{ClassName, KeyClass, Periods},
     epoch::{Epoch, Installation},
     hsm::{CkaId, KnownAnswer},
     key::{Born, Compromise, Material, TakeOver, Timeline},
     pin_latch::{Holder, Place, State, Try},
     replica::ReplicaId,
-    store::{AccessToken, Fault, Generation, QuarantinedObject, RememberedRequest},
+    store::{Fault, Generation, QuarantinedObject, RememberedRequest},
     time::{SignedDuration, Timestamp},
 };
 
@@ -186,13 +185,18 @@ pub(crate) fn bind_class(query: Statement, class: &KeyClass) -> Result<Statement
         .bind(span(periods.overlap, "overlap")?)
         .bind(some_span(periods.destroy_after, "destroy_after")?)
         .bind(i64::try_from(class.revision).map_err(|_| corrupt("revision"))?)
-        .bind(class.updated_at.map(Timestamp::as_microsecond)))
+        .bind(class.updated_at.map(Timestamp::as_microsecond))
+        .bind(i64::from(class.approvals)))
 }
 
 pub(crate) fn class(row: &dyn Row) -> Result<KeyClass, Fault> {
     let cells = Cells::of(row, "key class", "name")?;
+    let name: ClassName = cells.parse("name", parse_text)?;
+    // An earlier program knew of none.
+    let approvals = cells.parse_some("approvals", |number: i64| u32::try_from(number).ok())?;
     Ok(KeyClass {
-        name: cells.parse("name", parse_text)?,
+        name,
+        approvals: approvals.unwrap_or_else(|| KeyClass::built_in(name).approvals),
         periods: Periods {
             rotation_period: cells.some_span("rotation_period_us")?,
             publish_lead: SignedDuration::from_micros(cells.get("publish_lead_us")?),
@@ -202,39 +206,6 @@ pub(crate) fn class(row: &dyn Row) -> Result<KeyClass, Fault> {
         },
         revision: cells.parse("revision", |revision: i64| u64::try_from(revision).ok())?,
         updated_at: cells.parse_some("updated_at_us", instant)?,
-    })
-}
-
-pub(crate) fn bind_access_token(query: Statement, token: &AccessToken) -> Statement {
-    let keys = match &token.scope {
-        KeyScope::All => None,
-        KeyScope::Only(keys) => {
-            Some(serde_json::Value::from_iter(keys.iter().map(KeyId::as_str)).to_string())
-        }
-    };
-    query
-        .bind(&token.name)
-        .bind(&token.sha256[..])
-        .bind(token.role.to_string())
-        .bind(keys)
-        .bind(token.bootstrap)
-        .bind(token.created_at.as_microsecond())
-        .bind(token.expires_at.map(Timestamp::as_microsecond))
-        .bind(token.revoked_at.map(Timestamp::as_microsecond))
-}
-
-pub(crate) fn access_token(row: &dyn Row) -> Result<AccessToken, Fault> {
-    let cells = Cells::of(row, "access token", "name")?;
-    let keys = cells.parse_some("keys", |json: String| serde_json::from_str::<Vec<KeyId>>(&json).ok())?;
-    Ok(AccessToken {
-        name: cells.get("name")?,
-        sha256: cells.parse("sha256", |bytes: Vec<u8>| bytes.try_into().ok())?,
-        role: cells.parse("role", parse_text)?,
-        scope: keys.map_or(KeyScope::All, |keys| KeyScope::Only(keys.into())),
-        bootstrap: cells.get("bootstrap")?,
-        created_at: cells.parse("created_at_us", instant)?,
-        expires_at: cells.parse_some("expires_at_us", instant)?,
-        revoked_at: cells.parse_some("revoked_at_us", instant)?,
     })
 }
 

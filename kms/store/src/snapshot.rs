@@ -8,7 +8,7 @@ use kms_core::{
     store::{Fault, Generation, Snapshot},
 };
 
-use crate::{commit, rows, session::Session, statement::Statement, uses};
+use crate::{access, commit, proposals, rows, session::Session, statement::Statement, uses};
 
 pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>) -> Result<Snapshot, Fault> {
     let generation = commit::generation(session, Statement::new("SELECT value FROM generation")).await?;
@@ -32,13 +32,31 @@ pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>)
     .await?;
     let classes = written(
         "SELECT name, rotation_period_us, publish_lead_us, max_token_ttl_us, overlap_us, destroy_after_us, revision,
-            updated_at_us
+            updated_at_us, approvals
          FROM key_classes WHERE generation > $1 ORDER BY name",
     )
     .await?;
     let tokens = written(
-        "SELECT name, sha256, role, keys, bootstrap, created_at_us, expires_at_us, revoked_at_us
+        "SELECT name, sha256, role, keys, bootstrap, created_at_us, expires_at_us, revoked_at_us, period_us,
+            renewable_until_us, bound_to
          FROM access_tokens WHERE generation > $1 ORDER BY name",
+    )
+    .await?;
+    let bindings = written(
+        "SELECT name, principal, role, \"only\", \"on\", required_context, not_before_us, expires_at_us, created_by,
+            created_at_us, revoked_at_us
+         FROM role_bindings WHERE generation > $1",
+    )
+    .await?;
+    let policies = written(
+        "SELECT version, text, note, \"by\", at_us
+         FROM policies WHERE generation > $1 ORDER BY version",
+    )
+    .await?;
+    let proposed = written(
+        "SELECT id, change, sha256, proposed_by, proposed_at_us, expires_at_us, required, votes, state, state_at_us,
+            reason, revision
+         FROM proposals WHERE generation > $1",
     )
     .await?;
     let epoch = written(
@@ -78,7 +96,10 @@ pub(crate) async fn load<S: Session>(session: &mut S, since: Option<Generation>)
         generation,
         keys: by_name.into_values().collect(),
         classes: classes.iter().map(|row| rows::class(row)).collect::<Result<_, _>>()?,
-        access_tokens: tokens.iter().map(|row| rows::access_token(row)).collect::<Result<_, _>>()?,
+        access_tokens: access::tokens(&tokens)?,
+        role_bindings: access::bindings(&bindings)?,
+        policies: access::policies(&policies)?,
+        proposals: proposals::proposals(&proposed)?,
         epoch: epoch.first().map(|row| rows::epoch(row)).transpose()?,
         quarantined: quarantined.iter().map(|row| rows::quarantined(row)).collect::<Result<_, _>>()?,
         uses: uses::version_uses(&version_uses)?,

@@ -25,7 +25,7 @@ pub(crate) enum Kind {
 }
 
 /// In an order in which they can be filled: a version needs its key, and its use needs the version.
-pub(crate) const TABLES: [Table; 10] = [
+pub(crate) const TABLES: [Table; 13] = [
     Table {
         name: "keys",
         columns: &[
@@ -113,6 +113,7 @@ pub(crate) const TABLES: [Table; 10] = [
             ("destroy_after_us", Int),
             ("revision", Int),
             ("updated_at_us", Int),
+            ("approvals", Int),
             ("generation", Int),
         ],
     },
@@ -127,6 +128,55 @@ pub(crate) const TABLES: [Table; 10] = [
             ("created_at_us", Int),
             ("expires_at_us", Int),
             ("revoked_at_us", Int),
+            ("period_us", Int),
+            ("renewable_until_us", Int),
+            ("bound_to", Text),
+            ("generation", Int),
+        ],
+    },
+    Table {
+        name: "role_bindings",
+        columns: &[
+            ("name", Text),
+            ("principal", Text),
+            ("role", Text),
+            ("only", Text),
+            ("on", Text),
+            ("required_context", Text),
+            ("not_before_us", Int),
+            ("expires_at_us", Int),
+            ("created_by", Text),
+            ("created_at_us", Int),
+            ("revoked_at_us", Int),
+            ("generation", Int),
+        ],
+    },
+    Table {
+        name: "policies",
+        columns: &[
+            ("version", Int),
+            ("text", Text),
+            ("note", Text),
+            ("by", Text),
+            ("at_us", Int),
+            ("generation", Int),
+        ],
+    },
+    Table {
+        name: "proposals",
+        columns: &[
+            ("id", Text),
+            ("change", Text),
+            ("sha256", Bytes),
+            ("proposed_by", Text),
+            ("proposed_at_us", Int),
+            ("expires_at_us", Int),
+            ("required", Int),
+            ("votes", Text),
+            ("state", Text),
+            ("state_at_us", Int),
+            ("reason", Text),
+            ("revision", Int),
             ("generation", Int),
         ],
     },

@@ -136,7 +136,7 @@ impl Filling {
             if snapshot::load(&mut *open, None).await.map_err(MigrateError::Rows)? != *rows {
                 return Err(MigrateError::Differs("a server would load others there than here".to_owned()));
             }
-            earlier::end(&mut open).await.map_err(MigrateError::Rows)?;
+            earlier::end_for(&mut open, rows).await.map_err(MigrateError::Rows)?;
             let filled = "UPDATE migrated_from SET digest = $1";
             run(&mut open, Statement::new(filled).bind(&origin.digest[..])).await?;
             before.await?;
