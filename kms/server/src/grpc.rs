@@ -44,16 +44,19 @@ pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
             Err(error) => kms_api_grpc::status(&error),
         };
         Arc::new(move |sha256| {
-            service.authenticate(sha256).ok_or_else(|| Box::new(unknown(service.check_fence())))
+            service.authenticate(sha256, None).ok_or_else(|| Box::new(unknown(service.check_fence())))
         })
     };
-    let Services { keys, crypto, access, hsm, status } = Services::new(service, config.max_deadline);
+    let Services { keys, crypto, access, policy, approval, hsm, status } =
+        Services::new(service, config.max_deadline);
     // A fresh reporter says SERVING for the whole server; one service of ours is never away alone.
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::new(health.max_decoding_message_size(STRANGER_MESSAGE_BYTES_MAX))
         .add_service(Authenticated::new(keys, Arc::clone(&lookup)))
         .add_service(Authenticated::new(crypto, Arc::clone(&lookup)))
         .add_service(Authenticated::new(access, Arc::clone(&lookup)))
+        .add_service(Authenticated::new(policy, Arc::clone(&lookup)))
+        .add_service(Authenticated::new(approval, Arc::clone(&lookup)))
         .add_service(Authenticated::new(hsm, Arc::clone(&lookup)))
         .add_service(Authenticated::new(status, lookup));
     if config.reflection {
@@ -102,8 +105,8 @@ mod tests {
     use aws_lc_rs::digest::{SHA256, digest};
     use axum::http::{Method, header};
     use kms_core::{
-        caller::{KeyScope, Role},
-        fakes::World,
+        caller::Role,
+        fakes::{World, a_token},
         kms::Settings,
         store::{AccessToken, Transaction, Write},
     };
@@ -122,14 +125,8 @@ mod tests {
     async fn routes(reflection: bool) -> (Router, Health, Arc<Metrics>) {
         let world = World::default();
         let token = AccessToken {
-            name: "test".into(),
             sha256: digest(&SHA256, CREDENTIAL.as_bytes()).as_ref().try_into().expect("32 bytes"),
-            role: Role::Administrator,
-            scope: KeyScope::All,
-            bootstrap: false,
-            created_at: world.clock.now(),
-            expires_at: None,
-            revoked_at: None,
+            ..a_token("test", Role::Administrator)
         };
         let writes = vec![Write::InsertAccessToken(token)];
         world.store.commit(Transaction::new("test", writes)).await.expect("committed");
@@ -165,6 +162,8 @@ mod tests {
             LIST_KEYS,
             "/kms.v1.CryptoService/Sign",
             "/kms.v1.AccessService/CreateAccessToken",
+            "/kms.v1.PolicyService/SetPolicy",
+            "/kms.v1.ApprovalService/ExecuteProposal",
             "/kms.v1.HsmService/AcceptOlderStore",
             "/kms.v1.HsmService/GetInventory",
             "/kms.v1.StatusService/GetStatus",
