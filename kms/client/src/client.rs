@@ -14,8 +14,9 @@ use crate::{
     replicas::{REPLICAS_MAX, Replicas},
     tls,
     v1::{
-        access_service_client::AccessServiceClient, crypto_service_client::CryptoServiceClient,
-        hsm_service_client::HsmServiceClient, key_service_client::KeyServiceClient,
+        access_service_client::AccessServiceClient, approval_service_client::ApprovalServiceClient,
+        crypto_service_client::CryptoServiceClient, hsm_service_client::HsmServiceClient,
+        key_service_client::KeyServiceClient, policy_service_client::PolicyServiceClient,
         status_service_client::StatusServiceClient,
     },
 };
@@ -48,6 +49,8 @@ pub struct Client {
     keys: KeyServiceClient<Authenticated>,
     crypto: CryptoServiceClient<Authenticated>,
     access: AccessServiceClient<Authenticated>,
+    policy: PolicyServiceClient<Authenticated>,
+    approvals: ApprovalServiceClient<Authenticated>,
     hsm: HsmServiceClient<Authenticated>,
     status: StatusServiceClient<Authenticated>,
     pub(crate) replicas: Replicas,
@@ -81,6 +84,8 @@ impl Client {
             keys: KeyServiceClient::new(channel.clone()),
             crypto: CryptoServiceClient::new(channel.clone()),
             access: AccessServiceClient::new(channel.clone()),
+            policy: PolicyServiceClient::new(channel.clone()),
+            approvals: ApprovalServiceClient::new(channel.clone()),
             hsm: HsmServiceClient::new(channel.clone()),
             status: StatusServiceClient::new(channel.clone()),
             channel,
@@ -108,6 +113,16 @@ impl Client {
     /// The generated client of `AccessService`.
     pub fn access(&self) -> AccessServiceClient<Authenticated> {
         self.access.clone()
+    }
+
+    /// The generated client of `PolicyService`.
+    pub fn policy(&self) -> PolicyServiceClient<Authenticated> {
+        self.policy.clone()
+    }
+
+    /// The generated client of `ApprovalService`.
+    pub fn approvals(&self) -> ApprovalServiceClient<Authenticated> {
+        self.approvals.clone()
     }
 
     /// The generated client of `HsmService`.
