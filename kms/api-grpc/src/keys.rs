@@ -1,28 +1,19 @@
 //! `kms.v1.KeyService`: managing keys and their versions.
 
-use std::str::FromStr;
-
 use kms_core::{
-    AuditLog, Clock, Error, Hsm, KeyId, Store,
-    claim_rules::ClaimRules,
-    class::{AskedPeriods, PeriodChanges},
-    key::{Purpose, TakeOver},
+    AuditLog, Clock, Hsm, Store,
     kms::VersionView,
-    time::SignedDuration,
-    verbs::{
-        ChangeVersion, Confirmation, CreateKey, ListKeys, ReportUsage, RevokeKeyVersion, RotateKey,
-        SignKeySetBundle, UpdateKey, UpdateKeyClass,
-    },
+    verbs::{Confirmation, ListKeys, ReportUsage, RevokeKeyVersion, SignKeySetBundle},
 };
 use kms_proto::v1;
 use tonic::{Request, Response, Status};
 
 use crate::{
     call::{Call, Door, Kms},
-    guards,
-    mask::{KeyField, Mask},
+    key_requests::{
+        optional_span, parse_change, parse_create, parse_rotate, parse_update, parse_update_class,
+    },
     message, name, page,
-    time::{instant, span},
 };
 
 /// The service. Its requests must carry a [`kms_core::Caller`].
@@ -244,167 +235,5 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> v1::key_service_server::KeyService
             kms.remove_consumer(&call.caller, &id, &consumer).await.map(message::key_usage)
         };
         self.0.run_detached(request, verb).await
-    }
-}
-
-fn parse_create(request: v1::CreateKeyRequest) -> Result<CreateKey, Error> {
-    let id: KeyId = request.key_id.parse()?;
-    let key = request.key.ok_or_else(|| Error::invalid("key", "a key with an algorithm is required"))?;
-    if !key.name.is_empty() && key.name != name::of_key(&id) {
-        return Err(Error::invalid("key.name", "the name is empty or keys/{key_id}"));
-    }
-    let algorithm = key.algorithm.parse()?;
-    Ok(CreateKey {
-        algorithm,
-        purpose: match key.purpose.as_str() {
-            "" => Purpose::of(algorithm),
-            purpose => purpose.parse()?,
-        },
-        class: or_default(&key.class)?,
-        owner: key.owner,
-        labels: key.labels,
-        periods: AskedPeriods {
-            rotation_period: optional_span("rotation_period", key.rotation_period)?,
-            publish_lead: optional_span("publish_lead", key.publish_lead)?,
-            max_token_ttl: optional_span("max_token_ttl", key.max_token_ttl)?,
-            overlap: optional_span("overlap", key.overlap)?,
-            destroy_after: optional_span("destroy_after", key.destroy_after)?,
-        },
-        claim_rules: claim_rules(key.claim_rules),
-        required_context: key.required_context,
-        request: guards::parse(&request.request_id, "")?,
-        id,
-    })
-}
-
-fn parse_update(request: v1::UpdateKeyRequest) -> Result<UpdateKey, Error> {
-    let key = request.key.ok_or_else(|| Error::invalid("key", "a key with its name is required"))?;
-    let mask = Mask::parse(request.update_mask.as_ref(), KeyField::ALL, |field| field.is_set(&key))?;
-    let change = |field, name, span| changed_span(mask.has(field), name, span);
-    Ok(UpdateKey {
-        id: name::key("key.name", &key.name)?,
-        class: mask.has(KeyField::Class).then(|| or_default(&key.class)).transpose()?,
-        periods: PeriodChanges {
-            rotation_period: change(KeyField::RotationPeriod, "rotation_period", key.rotation_period)?,
-            publish_lead: change(KeyField::PublishLead, "publish_lead", key.publish_lead)?,
-            max_token_ttl: change(KeyField::MaxTokenTtl, "max_token_ttl", key.max_token_ttl)?,
-            overlap: change(KeyField::Overlap, "overlap", key.overlap)?,
-            destroy_after: change(KeyField::DestroyAfter, "destroy_after", key.destroy_after)?,
-        },
-        claim_rules: mask.has(KeyField::ClaimRules).then(|| claim_rules(key.claim_rules)),
-        required_context: mask.has(KeyField::RequiredContext).then_some(key.required_context),
-        owner: mask.has(KeyField::Owner).then_some(key.owner),
-        labels: mask.has(KeyField::Labels).then_some(key.labels),
-        request: guards::parse(&request.request_id, &key.etag)?,
-    })
-}
-
-fn parse_update_class(request: v1::UpdateKeyClassRequest) -> Result<UpdateKeyClass, Error> {
-    let class =
-        request.key_class.ok_or_else(|| Error::invalid("key_class", "a class with its name is required"))?;
-    let mask = Mask::parse(request.update_mask.as_ref(), KeyField::PERIODS, |field| match field {
-        KeyField::RotationPeriod => class.rotation_period.is_some(),
-        KeyField::PublishLead => class.publish_lead.is_some(),
-        KeyField::MaxTokenTtl => class.max_token_ttl.is_some(),
-        KeyField::Overlap => class.overlap.is_some(),
-        KeyField::DestroyAfter => class.destroy_after.is_some(),
-        _ => false,
-    })?;
-    let change = |field, name, span| changed_span(mask.has(field), name, span);
-    Ok(UpdateKeyClass {
-        name: name::key_class("key_class.name", &class.name)?,
-        periods: PeriodChanges {
-            rotation_period: change(KeyField::RotationPeriod, "rotation_period", class.rotation_period)?,
-            publish_lead: change(KeyField::PublishLead, "publish_lead", class.publish_lead)?,
-            max_token_ttl: change(KeyField::MaxTokenTtl, "max_token_ttl", class.max_token_ttl)?,
-            overlap: change(KeyField::Overlap, "overlap", class.overlap)?,
-            destroy_after: change(KeyField::DestroyAfter, "destroy_after", class.destroy_after)?,
-        },
-        etag: guards::parse("", &class.etag)?.etag,
-    })
-}
-
-fn parse_rotate(request: &v1::RotateKeyRequest) -> Result<RotateKey, Error> {
-    let takes_over = match (&request.activate_time, request.emergency) {
-        (Some(_), true) => {
-            return Err(Error::invalid(
-                "activate_time",
-                "an emergency rotation takes over at once; leave activate_time or emergency out",
-            ));
-        }
-        (Some(at), false) => TakeOver::At(instant("activate_time", at)?),
-        (None, true) => TakeOver::AtOnce,
-        (None, false) => TakeOver::AfterLead,
-    };
-    let id = name::key("name", &request.name)?;
-    Ok(RotateKey { id, takes_over, request: guards::parse(&request.request_id, &request.etag)? })
-}
-
-/// `None` leaves a period as it is, `Some(None)` gives it back.
-fn changed_span(
-    is_named: bool,
-    field: &'static str,
-    duration: Option<prost_types::Duration>,
-) -> Result<Option<Option<SignedDuration>>, Error> {
-    if is_named { optional_span(field, duration).map(Some) } else { Ok(None) }
-}
-
-/// An empty text stands for the default.
-fn or_default<T: FromStr<Err = Error> + Default>(text: &str) -> Result<T, Error> {
-    if text.is_empty() { Ok(T::default()) } else { text.parse() }
-}
-
-fn claim_rules(rules: Option<v1::ClaimRules>) -> ClaimRules {
-    let v1::ClaimRules { issuers, audiences, required } = rules.unwrap_or_default();
-    ClaimRules { issuers, audiences, required }
-}
-
-fn parse_change(name: &str, request_id: &str, etag: &str) -> Result<ChangeVersion, Error> {
-    let (id, number) = name::version("name", name)?;
-    Ok(ChangeVersion { id, number, request: guards::parse(request_id, etag)? })
-}
-
-fn optional_span(
-    field: &'static str,
-    duration: Option<prost_types::Duration>,
-) -> Result<Option<SignedDuration>, Error> {
-    duration.map(|duration| span(field, &duration)).transpose()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn create(change: impl FnOnce(&mut v1::Key)) -> Result<CreateKey, Error> {
-        let mut key = v1::Key { algorithm: "ES256".into(), ..v1::Key::default() };
-        change(&mut key);
-        parse_create(v1::CreateKeyRequest { key_id: "k".into(), key: Some(key), request_id: String::new() })
-    }
-
-    #[test]
-    fn each_wrong_field_of_a_new_key_is_named() {
-        let field = |result: Result<CreateKey, Error>| result.err().and_then(|error| error.field());
-        let odd = prost_types::Duration { seconds: 1, nanos: -1 };
-        assert_eq!(field(create(|key| key.algorithm = "none".into())), Some("algorithm"));
-        assert_eq!(field(create(|key| key.name = "keys/other".into())), Some("key.name"));
-        assert_eq!(field(create(|key| key.publish_lead = Some(odd))), Some("publish_lead"));
-        assert_eq!(field(parse_create(v1::CreateKeyRequest::default())), Some("key_id"));
-        let empty = v1::CreateKeyRequest { key_id: "k".into(), ..v1::CreateKeyRequest::default() };
-        assert_eq!(field(parse_create(empty)), Some("key"));
-    }
-
-    #[test]
-    fn a_masked_field_that_is_absent_goes_back_to_its_default() {
-        let request = v1::UpdateKeyRequest {
-            key: Some(v1::Key { name: "keys/k".into(), owner: "kept".into(), ..v1::Key::default() }),
-            update_mask: Some(prost_types::FieldMask {
-                paths: ["labels", "rotation_period", "publish_lead"].map(str::to_owned).into(),
-            }),
-            request_id: String::new(),
-        };
-        let update = parse_update(request).expect("well-formed");
-        assert_eq!((update.owner, update.periods.max_token_ttl), (None, None));
-        assert_eq!(update.labels, Some(kms_core::key::Labels::new()));
-        assert_eq!((update.periods.rotation_period, update.periods.publish_lead), (Some(None), Some(None)));
     }
 }

@@ -8,16 +8,21 @@
 //! Requests must carry the authenticated [`kms_core::Caller`] as an extension; `kms/server` puts it there.
 
 mod access;
+mod action;
+mod approval;
 mod batch;
 mod call;
 mod crypto;
 mod guards;
 mod hsm;
+mod key_requests;
 mod keys;
 mod mask;
 mod message;
 mod name;
 mod page;
+mod policy;
+mod role_binding;
 mod service_status;
 mod status;
 mod time;
@@ -27,15 +32,18 @@ use std::{sync::Arc, time::Duration};
 
 use kms_core::{AuditLog, Clock, Hsm, Kms, Store};
 use kms_proto::v1::{
-    access_service_server::AccessServiceServer, crypto_service_server::CryptoServiceServer,
-    hsm_service_server::HsmServiceServer, key_service_server::KeyServiceServer,
+    access_service_server::AccessServiceServer, approval_service_server::ApprovalServiceServer,
+    crypto_service_server::CryptoServiceServer, hsm_service_server::HsmServiceServer,
+    key_service_server::KeyServiceServer, policy_service_server::PolicyServiceServer,
     status_service_server::StatusServiceServer,
 };
 
 pub use access::AccessService;
+pub use approval::ApprovalService;
 pub use crypto::CryptoService;
 pub use hsm::HsmService;
 pub use keys::KeyService;
+pub use policy::PolicyService;
 pub use service_status::StatusService;
 pub use status::{status, unauthenticated};
 
@@ -52,6 +60,10 @@ pub struct Services<H: Hsm, S: Store, A: AuditLog, C: Clock> {
     pub crypto: CryptoServiceServer<CryptoService<H, S, A, C>>,
     /// `kms.v1.AccessService`.
     pub access: AccessServiceServer<AccessService<H, S, A, C>>,
+    /// `kms.v1.PolicyService`.
+    pub policy: PolicyServiceServer<PolicyService<H, S, A, C>>,
+    /// `kms.v1.ApprovalService`.
+    pub approval: ApprovalServiceServer<ApprovalService<H, S, A, C>>,
     /// `kms.v1.HsmService`.
     pub hsm: HsmServiceServer<HsmService<H, S, A, C>>,
     /// `kms.v1.StatusService`.
@@ -67,6 +79,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Services<H, S, A, C> {
             crypto: CryptoServiceServer::new(CryptoService(door()))
                 .max_decoding_message_size(REQUEST_LEN_MAX),
             access: AccessServiceServer::new(AccessService(door()))
+                .max_decoding_message_size(REQUEST_LEN_MAX),
+            policy: PolicyServiceServer::new(PolicyService(door()))
+                .max_decoding_message_size(REQUEST_LEN_MAX),
+            approval: ApprovalServiceServer::new(ApprovalService(door()))
                 .max_decoding_message_size(REQUEST_LEN_MAX),
             hsm: HsmServiceServer::new(HsmService(door())).max_decoding_message_size(REQUEST_LEN_MAX),
             status: StatusServiceServer::new(StatusService(door()))

@@ -1,4 +1,4 @@
-//! The field mask of UpdateKey (AIP-134, AIP-161): which fields are meant.
+//! The field masks of UpdateKey and UpdateKeyClass (AIP-134, AIP-161): which fields are meant.
 
 use kms_core::Error;
 use kms_proto::v1;
@@ -7,7 +7,7 @@ use prost_types::FieldMask;
 /// Longest part of an unknown path that an error shows, in characters.
 const SHOWN_LEN_MAX: usize = 64;
 
-/// A field of a key that may change.
+/// A field of a key, or of a class, that may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyField {
     Owner,
@@ -20,6 +20,7 @@ pub(crate) enum KeyField {
     DestroyAfter,
     ClaimRules,
     RequiredContext,
+    Approvals,
 }
 
 /// The fields that are meant.
@@ -27,8 +28,8 @@ pub(crate) enum KeyField {
 pub(crate) struct Mask(Vec<KeyField>);
 
 impl KeyField {
-    /// All of them.
-    pub(crate) const ALL: &[Self] = &[
+    /// Those of a key.
+    pub(crate) const OF_KEY: &[Self] = &[
         Self::Owner,
         Self::Labels,
         Self::Class,
@@ -41,9 +42,15 @@ impl KeyField {
         Self::RequiredContext,
     ];
 
-    /// Those that a class has, too.
-    pub(crate) const PERIODS: &[Self] =
-        &[Self::RotationPeriod, Self::PublishLead, Self::MaxTokenTtl, Self::Overlap, Self::DestroyAfter];
+    /// Those of a class.
+    pub(crate) const OF_CLASS: &[Self] = &[
+        Self::RotationPeriod,
+        Self::PublishLead,
+        Self::MaxTokenTtl,
+        Self::Overlap,
+        Self::DestroyAfter,
+        Self::Approvals,
+    ];
 
     fn path(self) -> &'static str {
         match self {
@@ -57,6 +64,7 @@ impl KeyField {
             Self::DestroyAfter => "destroy_after",
             Self::ClaimRules => "claim_rules",
             Self::RequiredContext => "required_context",
+            Self::Approvals => "approvals",
         }
     }
 
@@ -73,6 +81,7 @@ impl KeyField {
             Self::DestroyAfter => key.destroy_after.is_some(),
             Self::ClaimRules => key.claim_rules.is_some(),
             Self::RequiredContext => !key.required_context.is_empty(),
+            Self::Approvals => false,
         }
     }
 }
@@ -117,7 +126,7 @@ mod tests {
 
     fn parse(paths: &[&str]) -> Result<Mask, Error> {
         let mask = FieldMask { paths: paths.iter().map(ToString::to_string).collect() };
-        Mask::parse(Some(&mask), KeyField::ALL, |_| false)
+        Mask::parse(Some(&mask), KeyField::OF_KEY, |_| false)
     }
 
     #[test]
@@ -132,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_star_stands_alone() {
-        assert_eq!(parse(&["*"]), Ok(Mask(KeyField::ALL.to_vec())));
+        assert_eq!(parse(&["*"]), Ok(Mask(KeyField::OF_KEY.to_vec())));
         assert!(parse(&["*", "owner"]).is_err());
     }
 
@@ -145,7 +154,7 @@ mod tests {
     #[test]
     fn named_fields_are_meant_even_when_absent_and_twice() {
         let mask = parse(&["labels", "rotation_period", "labels"]).expect("a mask");
-        for field in KeyField::ALL {
+        for field in KeyField::OF_KEY {
             let named = matches!(field, KeyField::Labels | KeyField::RotationPeriod);
             assert_eq!(mask.has(*field), named, "{field:?}");
         }
@@ -154,7 +163,7 @@ mod tests {
     #[test]
     fn without_a_mask_the_fields_that_are_set_are_meant() {
         let key = v1::Key { owner: "payments".into(), ..v1::Key::default() };
-        let parse = |key: &v1::Key| Mask::parse(None, KeyField::ALL, |field| field.is_set(key));
+        let parse = |key: &v1::Key| Mask::parse(None, KeyField::OF_KEY, |field| field.is_set(key));
         assert_eq!(parse(&key), Ok(Mask(vec![KeyField::Owner])));
         assert!(parse(&v1::Key::default()).is_err());
     }

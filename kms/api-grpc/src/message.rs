@@ -2,7 +2,7 @@
 
 use kms_core::{
     KeyState, Kid,
-    caller::KeyScope,
+    caller::{KeyScope, OwnRole},
     claim_rules::ClaimRules,
     class::{KeyClass, Periods},
     key::TakeOver,
@@ -52,6 +52,7 @@ pub(crate) fn key_class(class: &KeyClass) -> v1::KeyClass {
         name: name::of_key_class(class.name),
         update_time: class.updated_at.map(timestamp),
         etag: etag(class.revision),
+        approvals: Some(i32::try_from(class.approvals).unwrap_or(i32::MAX)),
         ..periods(&class.periods)
     }
 }
@@ -180,15 +181,19 @@ pub(crate) fn key_set_bundle(bundle: KeySetBundle) -> v1::SignKeySetBundleRespon
 }
 
 pub(crate) fn access_token(token: store::AccessToken) -> v1::AccessToken {
-    let (keys, all_keys) = match &token.scope {
-        KeyScope::All => (Vec::new(), true),
-        KeyScope::Only(keys) => (keys.iter().map(name::of_key).collect(), false),
+    let (keys, all_keys) = match token.own.as_ref().map(|own| &own.keys) {
+        None => (Vec::new(), false),
+        Some(KeyScope::All) => (Vec::new(), true),
+        Some(KeyScope::Only(keys)) => (keys.iter().map(name::of_key).collect(), false),
     };
     v1::AccessToken {
         name: name::of_access_token(&token.name),
-        role: token.role.to_string(),
+        role: token.own.map(|OwnRole { role, .. }| role.to_string()).unwrap_or_default(),
         keys,
         all_keys,
+        period: token.period.map(duration),
+        renewable_until: token.renewable_until.map(timestamp),
+        bound_to: token.bound_to.map(|principal| principal.to_string()).unwrap_or_default(),
         create_time: Some(timestamp(token.created_at)),
         expire_time: token.expires_at.map(timestamp),
         revoke_time: token.revoked_at.map(timestamp),

@@ -1,6 +1,6 @@
 //! Resource names (AIP-122): parsed strictly, so that one resource has one name.
 
-use kms_core::{Error, KeyId, class::ClassName};
+use kms_core::{Error, KeyId, class::ClassName, proposal};
 
 /// `keys/{key}`.
 pub(crate) fn key(field: &'static str, name: &str) -> Result<KeyId, Error> {
@@ -29,6 +29,31 @@ pub(crate) fn access_token<'a>(field: &'static str, name: &'a str) -> Result<&'a
             field,
             "an access token is named accessTokens/{access_token}, with 1 to 63 of a-z, 0-9, '.', '_' and '-'",
         )
+    })
+}
+
+/// `roleBindings/{role_binding}`: the last part, which follows the rules of a key's.
+pub(crate) fn role_binding(field: &'static str, name: &str) -> Result<KeyId, Error> {
+    name.strip_prefix("roleBindings/").and_then(|id| id.parse().ok()).ok_or_else(|| {
+        Error::invalid(
+            field,
+            "a role binding is named roleBindings/{role_binding}, with 1 to 63 of a-z, 0-9, '.', '_' and '-'",
+        )
+    })
+}
+
+/// `policies/{version}`, with 0 for the empty one before the first.
+pub(crate) fn policy(field: &'static str, name: &str) -> Result<u32, Error> {
+    let version =
+        name.strip_prefix("policies/").and_then(|text| if text == "0" { Some(0) } else { number(text) });
+    version.ok_or_else(|| Error::invalid(field, "a version of the policy is named policies/{version}"))
+}
+
+/// `proposals/{proposal}`.
+pub(crate) fn proposal(field: &'static str, name: &str) -> Result<proposal::Id, Error> {
+    let id = name.strip_prefix("proposals/").and_then(|id| id.to_owned().try_into().ok());
+    id.ok_or_else(|| {
+        Error::invalid(field, "a proposal is named proposals/{proposal}, with 32 hexadecimal digits")
     })
 }
 
@@ -65,6 +90,21 @@ pub(crate) fn of_version(id: &KeyId, number: u32) -> String {
 /// The name of an access token.
 pub(crate) fn of_access_token(id: &str) -> String {
     format!("accessTokens/{id}")
+}
+
+/// The name of a role binding.
+pub(crate) fn of_role_binding(id: &str) -> String {
+    format!("roleBindings/{id}")
+}
+
+/// The name of a version of the policy.
+pub(crate) fn of_policy(version: u32) -> String {
+    format!("policies/{version}")
+}
+
+/// The name of a proposal.
+pub(crate) fn of_proposal(id: &proposal::Id) -> String {
+    format!("proposals/{id}")
 }
 
 fn split(name: &str) -> Option<(KeyId, Option<u32>)> {
@@ -153,6 +193,22 @@ mod tests {
     }
 
     #[test]
+    fn odd_names_of_bindings_policies_and_proposals_are_refused_naming_the_field() {
+        for bad in ["", "a", "roleBindings/", "roleBindings/A", "rolebindings/a", "roleBindings/a/b"] {
+            assert_eq!(role_binding("name", bad).expect_err(bad).field(), Some("name"), "{bad:?}");
+        }
+        for bad in
+            ["", "1", "policies/", "policies/01", "policies/00", "policies/-1", "policies/1/", "policies/a"]
+        {
+            assert_eq!(policy("name", bad).expect_err(bad).field(), Some("name"), "{bad:?}");
+        }
+        let digits = "0123456789abcdef0123456789abcdef";
+        for bad in [digits, "proposals/", "proposals/a", &format!("proposals/{}", digits.to_uppercase())] {
+            assert_eq!(proposal("name", bad).expect_err(bad).field(), Some("name"), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn every_name_reads_back_as_itself() {
         let id: KeyId = "orders.v1_eu-1".parse().expect("well-formed");
         assert_eq!(key("name", &of_key(&id)), Ok(id.clone()));
@@ -160,5 +216,12 @@ mod tests {
         assert_eq!(key_or_version("name", &of_key(&id)), Ok((id.clone(), None)));
         assert_eq!(key_or_version("name", &of_version(&id, 7)), Ok((id, Some(7))));
         assert_eq!(access_token("name", &of_access_token("ci")), Ok("ci"));
+        assert_eq!(
+            role_binding("name", &of_role_binding("ci")).map(|id| id.to_string()),
+            Ok("ci".to_owned())
+        );
+        assert_eq!([0, 7].map(|version| policy("name", &of_policy(version))), [Ok(0), Ok(7)]);
+        let id = proposal::Id::new([7; 16]);
+        assert_eq!(proposal("name", &of_proposal(&id)), Ok(id));
     }
 }

@@ -1,5 +1,7 @@
 //! Core's errors as gRPC statuses with `google.rpc` details (AIP-193). The one place that maps them.
 
+use std::collections::HashMap;
+
 use kms_core::{Error, error::Kind};
 use prost::Message;
 use tonic::{Code, Status};
@@ -7,10 +9,14 @@ use tonic_types::{ErrorDetails, PreconditionViolation, StatusExt, pb};
 
 /// `ErrorInfo.domain`: reasons are unique within it.
 const DOMAIN: &str = "kms";
+/// The entry of `ErrorInfo.metadata` that names what a program can go on with.
+const RESOURCE: &str = "resource";
 
 /// The status that a caller sees for `error`. An internal error is logged here and not shown.
 pub fn status(error: &Error) -> Status {
-    let mut details = ErrorDetails::with_error_info(error.reason(), DOMAIN, []);
+    let about = error.resource().map(|name| (RESOURCE.to_owned(), name.to_owned()));
+    let mut details =
+        ErrorDetails::with_error_info(error.reason(), DOMAIN, about.into_iter().collect::<HashMap<_, _>>());
     if let Some(field) = error.field() {
         details.add_bad_request_violation(wire_path(field), error.to_string());
     }
@@ -77,6 +83,7 @@ fn wire_path(field: &'static str) -> &'static str {
         "claim_rules.audiences" => "key.claim_rules.audiences",
         "claim_rules.required" => "key.claim_rules.required",
         "role" => "access_token.role",
+        "approvals" => "key_class.approvals",
         same => same,
     }
 }
@@ -159,6 +166,15 @@ mod tests {
         let error = error.retry_after(Duration::from_millis(30));
         let info = status(&error).get_details_retry_info().expect("RetryInfo");
         assert_eq!(info.retry_delay, Some(Duration::from_millis(30)));
+    }
+
+    #[test]
+    fn what_a_program_can_go_on_with_is_named() {
+        let error = Error::precondition("APPROVAL_REQUIRED", "have it approved").about("proposals/1");
+        let info = status(&error).get_details_error_info().expect("ErrorInfo");
+        assert_eq!(info.metadata.get("resource").map(String::as_str), Some("proposals/1"));
+        let info = status(&Error::denied()).get_details_error_info().expect("ErrorInfo");
+        assert!(info.metadata.is_empty(), "{info:?}");
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn parse(flag: &str, pairs: Vec<(String, String)>) -> Result<EncryptionContext, 
 }
 
 /// Reads `NAME=VALUE`.
-fn parse_pair(text: &str) -> Result<(String, String), &'static str> {
+pub(crate) fn parse_pair(text: &str) -> Result<(String, String), &'static str> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("a pair of a context is written NAME=VALUE"),

@@ -3,7 +3,9 @@
 //! One file per group of verbs. A command returns [`Failure`] when it fails; only
 //! [`output`] writes to the terminal. The server's processes are commands of the same binary: see [`serve`].
 
+mod access;
 mod access_token;
+mod approvals;
 mod bootstrap;
 mod clock;
 mod completions;
@@ -21,12 +23,15 @@ mod hsm;
 mod input;
 mod jwks;
 mod jwt;
+mod kept;
 mod keys;
 mod migrate;
 mod name;
 mod output;
 mod partial;
+mod policy;
 mod progress;
+mod role;
 mod serve;
 mod sign;
 mod status;
@@ -68,7 +73,10 @@ enum Command {
     Env(env::Env),
     Jwt(jwt::Jwt),
     Jwks(jwks::Jwks),
+    Access(access::Access),
     AccessToken(access_token::AccessToken),
+    Policy(policy::Policy),
+    Approvals(approvals::Approvals),
     Serve(serve::Serve),
     Bootstrap(bootstrap::Bootstrap),
     Config(configuration::ConfigCommand),
@@ -118,7 +126,10 @@ impl Command {
             Self::Env(command) => block_on(command.run(format)),
             Self::Jwt(command) => block_on(command.run(format)),
             Self::Jwks(command) => block_on(command.run(format)),
+            Self::Access(command) => block_on(command.run(format)),
             Self::AccessToken(command) => block_on(command.run(format)),
+            Self::Policy(command) => block_on(command.run(format)),
+            Self::Approvals(command) => block_on(command.run(format)),
             Self::Bootstrap(command) => block_on(command.run(format)),
             Self::Doctor(command) => block_on(command.run(format)),
             Self::Hsm(command) => block_on(command.run(format)),
@@ -195,6 +206,26 @@ mod tests {
             "kms access-token create ci --role user",
             "kms access-token create ci --role user --all-keys --key web",
             "kms access-token create ci --role root --all-keys",
+            "kms access-token create ci --all-keys",
+            "kms access-token create ci --renewable-for 30d",
+            "kms access-token create ci --period 1d --renewable-for 30d --renewable-until 2027-01-31T04:00:00Z",
+            "kms access-token create ci --bound-to DNS:db1",
+            "kms access grant user --to unix:1",
+            "kms access grant user --on *",
+            "kms access grant root --to unix:1 --on *",
+            "kms access grant user --to ci --on *",
+            "kms access grant user --to unix:1 --on keys/web",
+            "kms access grant user --to unix:1 --on * --name Ci",
+            "kms access grant user --to unix:1 --on * --context tenant",
+            "kms access grant user --to unix:1 --on * --for 30d --until 2027-01-31T04:00:00Z",
+            "kms policy set policy.cedar",
+            "kms policy get latest",
+            "kms policy explain ci sign",
+            "kms approvals show 1",
+            "kms approvals approve",
+            "kms keys class-update root --approvals 9",
+            "kms keys class-update root --approvals -1",
+            "kms bootstrap --another A/b",
             "kms dev --grpc-addr 192.0.2.1:8443",
             "kms hsm accept-older-store",
             "kms keys list -o xml",
@@ -247,6 +278,31 @@ mod tests {
             "kms envelope rewrap --key files -r d --rate 100 --consumer archive --addr a:1,b:1",
             "kms env seal --key files --file .env --context stage=prod",
             "kms env run --key files --file .env.sealed --keep-kms-env -- sh -c env",
+            "kms access-token create ci",
+            "kms access-token create ci --period 7d --renewable-for 90d --bound-to spiffe://example.org/ci",
+            "kms access-token create ci --period 7d --renewable-until 2027-01-31T04:00:00Z",
+            "kms access-token renew",
+            "kms access grant user --to spiffe://example.org/ci --on class:jwt-signing --only sign_jwt,get_key",
+            "kms access grant key-admin --to jwt:corp/me --on label:env=prod --name me --for 30d",
+            "kms access grant unsealer --to unix:0 --on key:root --context a=b --context c=d",
+            "kms access grant auditor --to dns:db1 --on * --from 2027-01-31T04:00:00Z --until 2028-01-31T04:00:00Z",
+            "kms access revoke roleBindings/me",
+            "kms access list -o json",
+            "kms access whoami",
+            "kms policy get 3",
+            "kms policy versions",
+            "kms policy set policy.cedar --note why --expected policies/3 --allow-empty",
+            "kms policy schema",
+            "kms policy test examples.toml --document -",
+            "kms policy explain unix:1 encrypt files --context tenant=a",
+            "kms policy explain unix:1 set_policy",
+            "kms approvals list --open",
+            "kms approvals show proposals/0123456789abcdef0123456789abcdef",
+            "kms approvals approve 0123456789abcdef0123456789abcdef --note seen --yes",
+            "kms approvals reject 0123456789abcdef0123456789abcdef --note no",
+            "kms approvals execute 0123456789abcdef0123456789abcdef --out f",
+            "kms keys class-update root --approvals 2",
+            "kms bootstrap --config kms.toml --another second --out f",
             "kms serve --config kms.toml --workers 4 --log-level debug",
             "kms config check --config kms.toml",
             "kms hsm login --config kms.toml",

@@ -190,6 +190,11 @@ pub(crate) fn one_line(text: &str) -> String {
     text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// The same of a text of several lines.
+pub(crate) fn lines(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { ' ' } else { c }).collect()
+}
+
 /// The item as a tree whose fields keep their order, which `serde_json::Value` would sort.
 fn value_of(item: &impl Serialize) -> Result<Value, Failure> {
     serde_yaml_ng::to_value(item).map_err(Failure::about("cannot write the result"))
@@ -260,6 +265,7 @@ mod tests {
     #[test]
     fn a_server_cannot_steer_the_terminal() {
         assert_eq!(one_line("a\u{1b}[2Jb\nc\u{7}"), "a [2Jb c ");
+        assert_eq!(lines("a\u{1b}[2Jb\n\tc\r"), "a [2Jb\n\tc ");
         assert_eq!(cell_of(json!("x\u{9b}31my")), "x 31my");
     }
 

@@ -53,6 +53,7 @@ pub(crate) struct KeyClass {
     max_token_ttl: Option<String>,
     overlap: Option<String>,
     destroy_after: Option<String>,
+    approvals: Option<i32>,
     update_time: Option<String>,
     etag: String,
 }
@@ -141,6 +142,9 @@ pub(crate) struct AccessToken {
     role: String,
     all_keys: bool,
     keys: Vec<String>,
+    period: Option<String>,
+    renewable_until: Option<String>,
+    bound_to: Option<String>,
     create_time: Option<String>,
     expire_time: Option<String>,
     revoke_time: Option<String>,
@@ -201,6 +205,7 @@ impl From<v1::KeyClass> for KeyClass {
             max_token_ttl: class.max_token_ttl.and_then(duration_text),
             overlap: class.overlap.and_then(duration_text),
             destroy_after: class.destroy_after.and_then(duration_or_never),
+            approvals: class.approvals,
             update_time: class.update_time.and_then(time_text),
             etag: class.etag,
         }
@@ -290,6 +295,9 @@ impl From<v1::AccessToken> for AccessToken {
             role: token.role,
             all_keys: token.all_keys,
             keys: token.keys,
+            period: token.period.and_then(duration_text),
+            renewable_until: token.renewable_until.and_then(time_text),
+            bound_to: some(token.bound_to),
             create_time: token.create_time.and_then(time_text),
             expire_time: token.expire_time.and_then(time_text),
             revoke_time: token.revoke_time.and_then(time_text),
@@ -361,6 +369,11 @@ pub(crate) fn some(text: String) -> Option<String> {
 /// RFC 3339.
 pub(crate) fn time_text(time: prost_types::Timestamp) -> Option<String> {
     Timestamp::new(time.seconds, time.nanos).ok().map(|time| time.to_string())
+}
+
+/// As the wire carries a time.
+pub(crate) fn time_to_wire(at: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }
 }
 
 /// Of what is done by hand only when it is zero.

@@ -129,6 +129,8 @@ calls!(crypto: repeatable {
 calls!(access: once {
     /// Makes an access token. Never repeated: the credential of a lost answer cannot be shown again.
     create_access_token(CreateAccessTokenRequest) -> CreateAccessTokenResponse;
+    /// Gives a role to a caller. Never repeated: of a repetition after a lost answer, ALREADY_EXISTS would be the answer.
+    create_role_binding(CreateRoleBindingRequest) -> RoleBinding;
 });
 
 calls!(access: repeatable {
@@ -136,6 +138,44 @@ calls!(access: repeatable {
     list_access_tokens(ListAccessTokensRequest) -> ListAccessTokensResponse;
     /// Revokes an access token; doing it again changes nothing.
     revoke_access_token(RevokeAccessTokenRequest) -> AccessToken;
+    /// Moves the end of the access token that this client shows; twice moves it as far as once.
+    renew_access_token(RenewAccessTokenRequest) -> AccessToken;
+    /// Says who the caller is, and which roles it has.
+    get_caller(GetCallerRequest) -> GetCallerResponse;
+    /// Lists role bindings, one page at a time.
+    list_role_bindings(ListRoleBindingsRequest) -> ListRoleBindingsResponse;
+    /// Takes a role away; doing it again changes nothing.
+    revoke_role_binding(RevokeRoleBindingRequest) -> RoleBinding;
+});
+
+calls!(policy: repeatable {
+    /// Reads the policy document.
+    get_policy(GetPolicyRequest) -> Policy;
+    /// Lists its versions, one page at a time.
+    list_policies(ListPoliciesRequest) -> ListPoliciesResponse;
+    /// Asks what policy would say, and why.
+    explain_policy(ExplainPolicyRequest) -> ExplainPolicyResponse;
+});
+
+calls!(policy: once {
+    /// Puts a new document in the place of the one that holds. Never repeated: twice would be two versions.
+    set_policy(SetPolicyRequest) -> Policy;
+});
+
+calls!(approvals: repeatable {
+    /// Lists proposals, one page at a time.
+    list_proposals(ListProposalsRequest) -> ListProposalsResponse;
+    /// Reads a proposal.
+    get_proposal(GetProposalRequest) -> Proposal;
+    /// Approves one; doing it again changes nothing.
+    approve_proposal(ApproveProposalRequest) -> Proposal;
+});
+
+calls!(approvals: once {
+    /// Rejects a proposal. Never repeated: a rejected one is closed.
+    reject_proposal(RejectProposalRequest) -> Proposal;
+    /// Does what was proposed, once. After a lost answer, look at the proposal.
+    execute_proposal(ExecuteProposalRequest) -> ExecuteProposalResponse;
 });
 
 calls!(hsm: once {

@@ -18,8 +18,9 @@ use crate::{
     replicas::{REPLICAS_MAX, Replicas},
     tls::{self, Tls, Way},
     v1::{
-        access_service_client::AccessServiceClient, crypto_service_client::CryptoServiceClient,
-        hsm_service_client::HsmServiceClient, key_service_client::KeyServiceClient,
+        access_service_client::AccessServiceClient, approval_service_client::ApprovalServiceClient,
+        crypto_service_client::CryptoServiceClient, hsm_service_client::HsmServiceClient,
+        key_service_client::KeyServiceClient, policy_service_client::PolicyServiceClient,
         status_service_client::StatusServiceClient,
     },
 };
@@ -65,6 +66,8 @@ pub struct Client {
     keys: KeyServiceClient<Authenticated>,
     crypto: CryptoServiceClient<Authenticated>,
     access: AccessServiceClient<Authenticated>,
+    policy: PolicyServiceClient<Authenticated>,
+    approvals: ApprovalServiceClient<Authenticated>,
     hsm: HsmServiceClient<Authenticated>,
     status: StatusServiceClient<Authenticated>,
     pub(crate) replicas: Replicas,
@@ -103,6 +106,8 @@ impl Client {
             keys: KeyServiceClient::new(channel.clone()),
             crypto: CryptoServiceClient::new(channel.clone()),
             access: AccessServiceClient::new(channel.clone()),
+            policy: PolicyServiceClient::new(channel.clone()),
+            approvals: ApprovalServiceClient::new(channel.clone()),
             hsm: HsmServiceClient::new(channel.clone()),
             status: StatusServiceClient::new(channel.clone()),
             channel,
@@ -130,6 +135,16 @@ impl Client {
     /// The generated client of `AccessService`.
     pub fn access(&self) -> AccessServiceClient<Authenticated> {
         self.access.clone()
+    }
+
+    /// The generated client of `PolicyService`.
+    pub fn policy(&self) -> PolicyServiceClient<Authenticated> {
+        self.policy.clone()
+    }
+
+    /// The generated client of `ApprovalService`.
+    pub fn approvals(&self) -> ApprovalServiceClient<Authenticated> {
+        self.approvals.clone()
     }
 
     /// The generated client of `HsmService`.

@@ -9,7 +9,7 @@ use axum::{
     extract::Request,
     middleware::{from_fn_with_state, map_request},
 };
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use kms_api_grpc::Services;
 use kms_core::{AuditLog, Clock, Error, Hsm, Kms, Store};
 use kms_proto::FILE_DESCRIPTOR_SET;
@@ -18,8 +18,9 @@ use tonic::{Status, service::Routes};
 use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH_DESCRIPTOR_SET, server::HealthReporter};
 
 use crate::{
-    authn::{Authenticated, Lookup, Proofs},
+    authn::{Authenticated, JwtVerifier, Lookup, Proofs},
     config,
+    jwt::Issuers,
     metrics::{self, Metrics},
 };
 
@@ -34,6 +35,7 @@ const BODY_ARRIVES_MAX: Duration = Duration::from_secs(10);
 pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
     service: &Arc<Kms<H, S, A, C>>,
     config: &config::Grpc,
+    issuers: Issuers,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<(Router, Health)> {
     let lookup: Lookup = {
@@ -43,18 +45,22 @@ pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
             Ok(()) => kms_api_grpc::unauthenticated(),
             Err(error) => kms_api_grpc::status(&error),
         };
-        Arc::new(move |sha256, _certificate| {
-            service.authenticate(sha256).ok_or_else(|| Box::new(unknown(service.check_fence())))
+        Arc::new(move |sha256, certificate| {
+            let caller = service.authenticate(sha256, certificate);
+            caller.ok_or_else(|| Box::new(unknown(service.check_fence())))
         })
     };
-    let proofs = Proofs { lookup, jwt: None };
-    let Services { keys, crypto, access, hsm, status } = Services::new(service, config.max_deadline);
+    let proofs = Proofs { lookup, jwt: jwt(issuers) };
+    let Services { keys, crypto, access, policy, approval, hsm, status } =
+        Services::new(service, config.max_deadline);
     // A fresh reporter says SERVING for the whole server; one service of ours is never away alone.
     let (reporter, health) = tonic_health::server::health_reporter();
     let mut routes = Routes::new(health.max_decoding_message_size(STRANGER_MESSAGE_BYTES_MAX))
         .add_service(Authenticated::new(keys, proofs.clone()))
         .add_service(Authenticated::new(crypto, proofs.clone()))
         .add_service(Authenticated::new(access, proofs.clone()))
+        .add_service(Authenticated::new(policy, proofs.clone()))
+        .add_service(Authenticated::new(approval, proofs.clone()))
         .add_service(Authenticated::new(hsm, proofs.clone()))
         .add_service(Authenticated::new(status, proofs));
     if config.reflection {
@@ -71,6 +77,18 @@ pub(crate) fn router<H: Hsm, S: Store, A: AuditLog, C: Clock>(
         .layer(map_request(|request| async { body_within(BODY_ARRIVES_MAX, request) }))
         .layer(from_fn_with_state(metrics, metrics::observe));
     Ok((router, Health(reporter)))
+}
+
+/// The verifier of JWTs, where somebody's are believed.
+fn jwt(issuers: Issuers) -> Option<JwtVerifier> {
+    if issuers.is_empty() {
+        return None;
+    }
+    let issuers = Arc::new(issuers);
+    Some(Arc::new(move |token: String| {
+        let issuers = Arc::clone(&issuers);
+        async move { issuers.principal(&token).await }.boxed()
+    }))
 }
 
 /// The request with a body that fails when it has not ended in time. Trailers, of which gRPC has none in
@@ -103,8 +121,8 @@ mod tests {
     use aws_lc_rs::digest::{SHA256, digest};
     use axum::http::{Method, header};
     use kms_core::{
-        caller::{KeyScope, Role},
-        fakes::World,
+        caller::Role,
+        fakes::{World, a_token},
         kms::Settings,
         store::{AccessToken, Transaction, Write},
     };
@@ -123,14 +141,8 @@ mod tests {
     async fn routes(reflection: bool) -> (Router, Health, Arc<Metrics>) {
         let world = World::default();
         let token = AccessToken {
-            name: "test".into(),
             sha256: digest(&SHA256, CREDENTIAL.as_bytes()).as_ref().try_into().expect("32 bytes"),
-            role: Role::Administrator,
-            scope: KeyScope::All,
-            bootstrap: false,
-            created_at: world.clock.now(),
-            expires_at: None,
-            revoked_at: None,
+            ..a_token("test", Role::Administrator)
         };
         let writes = vec![Write::InsertAccessToken(token)];
         world.store.commit(Transaction::new("test", writes)).await.expect("committed");
@@ -166,6 +178,8 @@ mod tests {
             LIST_KEYS,
             "/kms.v1.CryptoService/Sign",
             "/kms.v1.AccessService/CreateAccessToken",
+            "/kms.v1.PolicyService/SetPolicy",
+            "/kms.v1.ApprovalService/ExecuteProposal",
             "/kms.v1.HsmService/AcceptOlderStore",
             "/kms.v1.HsmService/GetInventory",
             "/kms.v1.StatusService/GetStatus",

@@ -24,8 +24,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Service, addresses,
     authn::authorities::Authorities,
+    clock::SystemClock,
     config::Config,
     grpc,
+    jwt::Issuers,
     listen::{Listener, Protocol, Tls},
     metrics::{Levels, Metrics},
     notify, ops, scheduler,
@@ -124,7 +126,8 @@ impl Starting {
             http_listener,
         } = self;
         let metrics = Arc::new(metrics(config, service, audit, &certificates));
-        let (router, health) = grpc::router(service, &config.grpc, Arc::clone(&metrics))?;
+        let issuers = Issuers::new(&config.authn.jwt_issuer, Arc::new(SystemClock));
+        let (router, health) = grpc::router(service, &config.grpc, issuers, Arc::clone(&metrics))?;
         let grpc_stop = CancellationToken::new();
         let mut grpc_listener = JoinSet::new();
         for listener in grpc {

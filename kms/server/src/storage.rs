@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use kms_audit::{FileLog, Options};
-use kms_core::{Clock as _, verbs};
+use kms_core::{
+    Clock as _,
+    verbs::{self, Bootstrap},
+};
 use kms_store::{AnyStore, PostgresStore, SqliteStore};
 
 use crate::{
@@ -12,11 +15,11 @@ use crate::{
     config::{Config, Postgres, Store},
 };
 
-/// Makes the first administrator and returns its credential, which is shown this once. The server must not be
-/// running; a second time is an error.
-pub async fn bootstrap(config: &Config) -> anyhow::Result<String> {
+/// Makes an administrator and returns its credential, which is shown this once. With SQLite the server must not be
+/// running; a second first one is an error.
+pub async fn bootstrap(config: &Config, which: Bootstrap) -> anyhow::Result<String> {
     let (store, audit) = open(config).await?;
-    let credential = verbs::bootstrap(&store, Arc::clone(&audit), SystemClock.now(), entropy).await?;
+    let credential = verbs::bootstrap(&store, Arc::clone(&audit), which, SystemClock.now(), entropy).await?;
     store.close().await;
     audit.flush_and_close();
     Ok(credential)

@@ -27,6 +27,7 @@ use std::{
 
 use clap::Args;
 use kms_client::{Client, Kind, Options, v1};
+use kms_core::verbs;
 use kms_server::addresses;
 use kms_softhsm::DevToken;
 use rustix::process::Signal;
@@ -179,7 +180,7 @@ impl Home {
             _ => remove_if_present(&credential)?,
         }
         let config = configuration::load(config, &Overrides::default())?;
-        let made = bootstrap::to_file(&config, &credential).await;
+        let made = bootstrap::to_file(&config, verbs::Bootstrap::First, &credential).await;
         made.map_err(|failure| failure.hint(format!("to begin anew, remove {}", self.dir.display())))
     }
 

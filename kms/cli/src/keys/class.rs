@@ -1,4 +1,4 @@
-//! `kms keys classes` and `class-update`: the periods that keys of one kind share.
+//! `kms keys classes` and `class-update`: the periods that keys of one kind share, and how many must approve.
 
 use clap::Args;
 use kms_client::{Client, v1};
@@ -11,7 +11,8 @@ use crate::{failure::Failure, output::Format, view};
 #[derive(Debug, Args)]
 pub(super) struct Classes {}
 
-/// Change the periods of a class, and of all keys that have them from it
+/// Change the periods of a class, and of all keys that have them from it; or how many must approve what takes protection
+/// from them
 #[derive(Debug, Args)]
 pub(super) struct ClassUpdate {
     /// root, jwt-signing, database, api, session or development
@@ -21,6 +22,10 @@ pub(super) struct ClassUpdate {
     /// Go back to what is built in; may be repeated
     #[arg(long, value_name = "PERIOD")]
     reset: Vec<Period>,
+    /// How many others must approve what takes protection from its keys: 0 to 8. What is about the service as a whole goes
+    /// by the class root
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..=8))]
+    approvals: Option<i32>,
     /// Only if the class still has this etag
     #[arg(long, value_name = "ETAG", default_value = "", hide_default_value = true)]
     etag: String,
@@ -37,6 +42,7 @@ impl Classes {
             "max_token_ttl",
             "overlap",
             "destroy_after",
+            "approvals",
             "update_time",
         ];
         format.print_list(&classes, &columns)
@@ -45,9 +51,12 @@ impl Classes {
 
 impl ClassUpdate {
     pub(super) async fn run(self, client: Client, format: Format) -> Result<(), Failure> {
-        let paths = self.periods.paths(&self.reset);
+        let mut paths = self.periods.paths(&self.reset);
+        paths.extend(self.approvals.map(|_| "approvals".to_owned()));
         if paths.is_empty() {
-            return Err(Failure::usage("nothing is to be changed; name a period, or --reset one"));
+            return Err(Failure::usage(
+                "nothing is to be changed; name a period, --reset one, or say --approvals",
+            ));
         }
         let periods = self.periods;
         let class = v1::KeyClass {
@@ -57,6 +66,7 @@ impl ClassUpdate {
             max_token_ttl: periods.of(Period::MaxTokenTtl),
             overlap: periods.of(Period::Overlap),
             destroy_after: periods.of(Period::DestroyAfter),
+            approvals: self.approvals,
             etag: self.etag,
             ..Default::default()
         };

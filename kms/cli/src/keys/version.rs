@@ -111,9 +111,7 @@ impl Rotate {
             name: self.name.to_string(),
             etag: self.etag,
             emergency: self.emergency,
-            activate_time: self
-                .at
-                .map(|at| prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() }),
+            activate_time: self.at.map(view::time_to_wire),
             ..Default::default()
         };
         let version = client.rotate_key(request).await?;
