@@ -3,6 +3,9 @@
 //! Callers append requests to a buffer; the writer sends whatever has gathered in one write; the reader takes every
 //! answer of one read. Nothing here is per call but one table entry and one oneshot.
 //!
+//! A worker holds few calls, a *window*: as much as it does in [`WINDOW_NS`], so that it never waits for us, and no
+//! more, because what it holds has no turn any more. The rest waits in the `queue`.
+//!
 //! A worker that ends takes no call with it that may be made twice: those that it was probably not at go to another
 //! worker as if nothing had happened, the others once ([`SUSPECTS_MAX`], [`ENDINGS_MAX`]), so that a call that
 //! crashes the vendor's library costs two workers and no more.
@@ -12,7 +15,7 @@ use std::{
     io, mem,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -24,7 +27,12 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
 };
 
-use super::{events::Event, queue::Place};
+use super::{
+    Shared,
+    cost::{Costs, Kind},
+    events::Event,
+    queue::Place,
+};
 use crate::{
     clock,
     wire::{Answer, FromWorker, Inbox, LOG_IN, Operation, Outbox, Outcome, Request, STAY_OUT},
@@ -36,6 +44,12 @@ const WEIGHT_CHANGING: u32 = 1 << 20;
 const WEIGHT_STALLED: u32 = 1 << 24;
 /// The weight of a worker that takes nothing more.
 const WEIGHT_CLOSED: u32 = u32::MAX;
+/// How much work, in nanoseconds, a worker holds.
+const WINDOW_NS: u64 = 2_000_000;
+/// Fewest calls that a session of it holds, however long they take: one to do, and the next one.
+const WINDOW_CALLS_MIN: usize = 2;
+/// Most calls that it holds, however short they are.
+const WINDOW_CALLS_MAX: usize = 64;
 /// Largest write buffer that is kept for reuse, in bytes.
 const BUFFER_KEPT_MAX: usize = 256 * 1024;
 /// How many of the oldest unanswered calls an ended worker may have been at: one for each session, and those whose
@@ -51,6 +65,8 @@ pub(super) struct NewCall {
     deadline: Instant,
     /// Endings of workers that may have been at it.
     endings: u8,
+    /// Whether a worker that had it has ended: it has waited for its turn already.
+    repeated: bool,
 }
 
 /// What became of a call that was sent.
@@ -59,13 +75,15 @@ pub(super) enum Reply {
     Answered(Result<Outcome, Fault>),
     /// Its worker has ended, and another may do it.
     Again(NewCall),
+    /// No worker is there; it was sent to none.
+    Released(NewCall),
 }
 
 /// What became of a call on its way in.
 pub(super) enum Submitted {
-    /// It is the worker's.
+    /// It is with a worker, or waits for its turn.
     Sent(oneshot::Receiver<Reply>),
-    /// The worker takes none; nothing was sent.
+    /// There is no worker; nothing was sent.
     Refused(NewCall),
 }
 
@@ -76,6 +94,9 @@ pub(super) struct Link {
     state: Mutex<State>,
     /// What [`Link::weight`] shows; written under the lock.
     weight: AtomicU32,
+    /// What [`Link::is_full`] shows; written under the lock.
+    full: AtomicBool,
+    sessions: usize,
     /// Wakes the writer.
     outgoing: Notify,
     /// Wakes the watch.
@@ -98,6 +119,8 @@ struct State {
     stalled: bool,
     /// How many of `calls` change the token.
     changing: u32,
+    /// What all of `calls` are expected to cost, in nanoseconds.
+    load_ns: u64,
     /// Answers that said more than that the link is lost.
     answered: u64,
     /// The newest call that was answered: older ones have been met by a session.
@@ -106,7 +129,8 @@ struct State {
     head_since: Instant,
 }
 
-struct Call {
+/// A call and who waits for it.
+pub(super) struct Call {
     /// `None` once the caller was told that its deadline passed. The place is held until the worker answers.
     reply: Option<oneshot::Sender<Reply>>,
     call: NewCall,
@@ -135,7 +159,7 @@ pub(super) struct Patience {
 }
 
 impl Link {
-    pub(super) fn new(number: u16, pid: u32) -> Self {
+    pub(super) fn new(number: u16, pid: u32, sessions: u16) -> Self {
         let state = State {
             calls: HashMap::new(),
             next_id: 0,
@@ -147,6 +171,7 @@ impl Link {
             lost: false,
             stalled: false,
             changing: 0,
+            load_ns: 0,
             answered: 0,
             answered_id_max: 0,
             head_since: Instant::now(),
@@ -156,6 +181,8 @@ impl Link {
             pid,
             state: Mutex::new(state),
             weight: AtomicU32::new(0),
+            full: AtomicBool::new(false),
+            sessions: usize::from(sessions.max(1)),
             outgoing: Notify::new(),
             active: Notify::new(),
         }
@@ -166,25 +193,30 @@ impl Link {
         Some(self.weight.load(Ordering::Relaxed)).filter(|weight| *weight != WEIGHT_CLOSED)
     }
 
-    /// Queues a call for the worker.
-    pub(super) fn submit(&self, call: NewCall) -> Submitted {
-        let deadline_ns = clock::instant_ns(call.deadline);
+    /// Whether it holds as much as it should. A hint, like its weight.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Queues a call for the worker, or gives it back when the worker takes none.
+    pub(super) fn submit(&self, call: Call) -> Option<Call> {
+        let Call { reply, call: NewCall { place, operation, deadline, endings, repeated } } = call;
+        let deadline_ns = clock::instant_ns(deadline);
         let mut state = self.lock();
         if state.takes_nothing() {
-            return Submitted::Refused(call);
+            return Some(Call { reply, call: NewCall { place, operation, deadline, endings, repeated } });
         }
         let id = state.next_id;
         state.next_id += 1;
-        let NewCall { place, operation, deadline, endings } = call;
         let request = Request { id, deadline_ns, operation };
         state.out.push(request.secret_len_max(), |body| request.encode(body));
         if state.calls.is_empty() {
             state.head_since = Instant::now();
         }
         state.changing += u32::from(place.changes());
-        let (reply, answer) = oneshot::channel();
-        let call = NewCall { place, operation: request.operation, deadline, endings };
-        state.calls.insert(id, Call { reply: Some(reply), call });
+        state.load_ns += place.cost_ns;
+        let call = NewCall { place, operation: request.operation, deadline, endings, repeated };
+        state.calls.insert(id, Call { reply, call });
         self.weigh(&state);
         let wake_writer = !mem::replace(&mut state.writing, true);
         let wake_watch = !mem::replace(&mut state.watched, true);
@@ -195,7 +227,7 @@ impl Link {
         if wake_watch {
             self.active.notify_one();
         }
-        Submitted::Sent(answer)
+        None
     }
 
     /// Tells the worker whether it may call C_Login.
@@ -229,14 +261,13 @@ impl Link {
         }
     }
 
-    /// Hands out answers until the socket ends; the director hears everything else. Counts in `late` the calls that
-    /// the worker dropped because their deadline had passed.
+    /// Hands out answers until the socket ends, and lets those follow that wait; the director hears everything else.
     pub(super) async fn read(
         &self,
         mut socket: OwnedReadHalf,
         mut inbox: Inbox,
         events: &mpsc::Sender<Event>,
-        late: &AtomicU64,
+        shared: &Shared,
     ) -> io::Result<()> {
         let (number, pid) = (self.number, self.pid);
         let mut answers = Vec::new();
@@ -260,7 +291,9 @@ impl Link {
                 }
             }
             if !answers.is_empty() {
-                late.fetch_add(self.settle(&mut answers)?, Ordering::Relaxed);
+                let late = self.settle(&mut answers, &shared.queue.costs)?;
+                shared.expired.fetch_add(late, Ordering::Relaxed);
+                shared.refill();
             }
             match socket.read(inbox.room()).await? {
                 0 => return Ok(()),
@@ -274,7 +307,7 @@ impl Link {
         let mut state = self.lock();
         state.closed = true;
         state.out = Outbox::default();
-        state.changing = 0;
+        (state.changing, state.load_ns) = (0, 0);
         let mut calls: Vec<_> = mem::take(&mut state.calls).into_iter().collect();
         self.weigh(&state);
         drop(state);
@@ -357,8 +390,9 @@ impl Link {
         !state.watched
     }
 
-    fn settle(&self, answers: &mut Vec<Answer>) -> io::Result<u64> {
+    fn settle(&self, answers: &mut Vec<Answer>, costs: &Costs) -> io::Result<u64> {
         let (mut late, mut unknown) = (0, false);
+        let mut done: Vec<Kind> = Vec::with_capacity(answers.len());
         let mut settled = Vec::with_capacity(answers.len());
         let mut state = self.lock();
         for Answer { id, result } in answers.drain(..) {
@@ -367,7 +401,12 @@ impl Link {
                 continue;
             };
             state.answered_id_max = state.answered_id_max.max(id);
-            state.changing -= u32::from(call.call.place.changes());
+            let place = &call.call.place;
+            state.changing -= u32::from(place.changes());
+            state.load_ns -= place.cost_ns;
+            if !matches!(result, Err(Fault::DeadlineExceeded | Fault::Unavailable(_))) {
+                done.push(place.kind);
+            }
             late += u64::from(matches!(result, Err(Fault::DeadlineExceeded)));
             if matches!(result, Err(Fault::Unavailable(_))) {
                 state.lost = true;
@@ -376,7 +415,8 @@ impl Link {
             }
             settled.push((call, result));
         }
-        state.head_since = Instant::now();
+        let now = Instant::now();
+        costs.learn(&done, now.saturating_duration_since(mem::replace(&mut state.head_since, now)));
         state.stalled = false;
         self.weigh(&state);
         drop(state);
@@ -404,6 +444,10 @@ impl Link {
                 + if state.stalled { WEIGHT_STALLED } else { 0 }
         };
         self.weight.store(weight, Ordering::Relaxed);
+        let len = state.calls.len();
+        let full =
+            len >= WINDOW_CALLS_MAX || len >= WINDOW_CALLS_MIN * self.sessions && state.load_ns >= WINDOW_NS;
+        self.full.store(full, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -419,12 +463,18 @@ impl State {
 
 impl NewCall {
     pub(super) fn new(place: Place, operation: Operation, deadline: Instant) -> Self {
-        Self { place, operation, deadline, endings: 0 }
+        Self { place, operation, deadline, endings: 0, repeated: false }
+    }
+
+    /// Together with who waits for it, if anybody does.
+    pub(super) fn awaited(self, reply: Option<oneshot::Sender<Reply>>) -> Call {
+        Call { reply, call: self }
     }
 
     /// What becomes of it when its worker ends with `fault`, having been at it perhaps.
     fn ended(mut self, suspect: bool, fault: Fault) -> Reply {
         self.endings += u8::from(suspect);
+        self.repeated = true;
         if self.operation.is_repeatable() && self.endings < ENDINGS_MAX {
             Reply::Again(self)
         } else {
@@ -433,47 +483,82 @@ impl NewCall {
     }
 }
 
+impl Call {
+    pub(super) fn place(&self) -> &Place {
+        &self.call.place
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.call.deadline
+    }
+
+    pub(super) fn is_repeated(&self) -> bool {
+        self.call.repeated
+    }
+
+    /// Whether its caller has gone.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    /// Tells its caller that the deadline has passed.
+    pub(super) fn end_late(self) {
+        if let Some(reply) = self.reply {
+            let _ = reply.send(Reply::Answered(Err(Fault::DeadlineExceeded)));
+        }
+    }
+
+    /// Gives it back to its caller: there is no worker.
+    pub(super) fn release(self) {
+        if let Some(reply) = self.reply {
+            let _ = reply.send(Reply::Released(self.call));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use kms_core::hsm::{CkaId, NewKey, Usage};
 
-    use super::{super::queue::Queue, *};
+    use super::{
+        super::queue::{Queue, tests::entered},
+        *,
+    };
 
     fn call(queue: &Queue, operation: Operation) -> NewCall {
-        let place = queue.enter(&operation).unwrap_or_else(|_| panic!("there is room"));
+        let place = entered(queue, &operation);
         NewCall::new(place, operation, Instant::now() + Duration::from_secs(600))
     }
 
     fn sent(link: &Link, call: NewCall) -> oneshot::Receiver<Reply> {
-        match link.submit(call) {
-            Submitted::Sent(answer) => answer,
-            Submitted::Refused(_) => panic!("it is open"),
-        }
+        let (reply, answer) = oneshot::channel();
+        assert!(link.submit(call.awaited(Some(reply))).is_none(), "it is open");
+        answer
     }
 
     #[test]
     fn a_change_of_the_token_is_never_made_twice() {
-        let (link, queue) = (Link::new(1, 1), Queue::new(9));
+        let (link, queue) = (Link::new(1, 1, 1), Queue::new(9));
         let spec = kms_core::Algorithm::Es256.key_spec();
         let new = NewKey { id: CkaId::from_bytes([0; 16]), label: String::new(), spec, usage: Usage::Sign };
         for operation in [Operation::Generate(new), Operation::Destroy(CkaId::from_bytes([0; 16]))] {
-            let link = Link::new(1, 1);
+            let link = Link::new(1, 1, 1);
             let answer = sent(&link, call(&queue, operation));
             link.close("dead");
             let reply = answer.blocking_recv();
             assert!(matches!(reply, Ok(Reply::Answered(Err(Fault::Unavailable(_))))));
         }
         link.retire();
-        let refused = link.submit(call(&queue, Operation::Check));
-        assert!(matches!(refused, Submitted::Refused(_)), "a retired worker takes nothing");
+        let refused = link.submit(call(&queue, Operation::Check).awaited(None));
+        assert!(refused.is_some(), "a retired worker takes nothing");
     }
 
     #[test]
     fn a_call_that_two_workers_may_have_died_of_fails_and_those_behind_it_go_on() {
-        let queue = Queue::new(100);
+        let queue = Queue::new(1000);
         let mut calls: Vec<_> = (0..40).map(|_| call(&queue, Operation::Check)).collect();
         for ending in 1..=3_usize {
-            let link = Link::new(1, 1);
+            let link = Link::new(1, 1, 1);
             let answers: Vec<_> = calls.drain(..).map(|call| sent(&link, call)).collect();
             link.close("dead");
             let mut failed = 0;
@@ -492,7 +577,7 @@ mod tests {
 
     #[test]
     fn changes_that_end_all_the_time_do_not_hide_a_hung_worker() {
-        let (link, queue, began) = (Link::new(1, 1), Queue::new(1), Instant::now());
+        let (link, queue, began) = (Link::new(1, 1, 1), Queue::new(9), Instant::now());
         let _answer = sent(&link, call(&queue, Operation::Check));
         let look = |after: Duration| {
             let patience = Patience {
