@@ -1,6 +1,7 @@
 //! Metrics in the OpenMetrics text format: base units, and labels of which there are only so many: nothing per
 //! caller, and of rotation alone something per key, for `http.metrics_keys_max` keys at most.
 
+mod lanes;
 mod rotation;
 
 use std::{
@@ -250,6 +251,7 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             ConstGauge::new(at.as_second()).encode(expiry.encode_family(&[("listener", listener)])?)?;
         }
         encode_counts(&mut encoder, &attribute_audits)?;
+        lanes::encode(&mut encoder, &hsm.lanes)?;
         let mut counter = |name: &str, help: &str, value: u64| {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
@@ -335,6 +337,7 @@ impl Levels {
                 spares_wanted: 16,
                 recycled: 14,
                 repeated: 15,
+                lanes: lanes::tests::numbered(),
             },
             attribute_audits: AttributeAudits {
                 counts: Some(kms_core::inventory::Inventory::default().counts()),
