@@ -10,6 +10,8 @@
 //! is withheld. The answer about a change that was committed is not: it tells of a fact, and whoever does not hear it
 //! may do it twice, or lose a credential that is shown once.
 
+mod limited;
+
 use std::{
     fmt,
     ops::Deref,
@@ -27,6 +29,7 @@ use crate::{
     epoch::Recovery,
     fence::{Fence, Fenced},
     lane::Lane,
+    limits::Limits,
     policy::{self, Decision},
     time::Timestamp,
 };
@@ -38,6 +41,7 @@ pub struct Gate<A> {
     counter: AtomicU64,
     recovery: ArcSwapOption<Recovery>,
     fence: Option<Arc<Fence>>,
+    limits: Option<Arc<Limits>>,
 }
 
 /// Proof that policy allowed one operation. Only the gate makes one.
@@ -98,7 +102,14 @@ pub enum SystemWork {
 impl<A: AuditLog> Gate<A> {
     /// A gate that records to `log`. `prefix` is random, so that operation ids of several runs differ.
     pub fn new(log: Arc<A>, prefix: u64) -> Self {
-        Self { log, prefix, counter: AtomicU64::new(0), recovery: ArcSwapOption::empty(), fence: None }
+        Self {
+            log,
+            prefix,
+            counter: AtomicU64::new(0),
+            recovery: ArcSwapOption::empty(),
+            fence: None,
+            limits: None,
+        }
     }
 
     /// The same, closed while `fence` is up.
@@ -129,7 +140,10 @@ impl<A: AuditLog> Gate<A> {
         let decision = policy::decide(caller, action, grant.subject.key.as_ref());
         let admission = self.admission(grant, slot);
         match decision {
-            Decision::Allow => self.unless_in_recovery(admission).await,
+            Decision::Allow => {
+                let admission = self.unless_limited(admission, None).await?;
+                self.unless_in_recovery(admission).await
+            }
             Decision::Deny { rule } => admission.deny(rule, Error::denied()).await,
         }
     }
@@ -365,6 +379,12 @@ impl Grant {
             lane: Lane::of(action),
             at: Timestamp::UNIX_EPOCH,
         }
+    }
+
+    /// The same, of another caller in another lane, for tests of those who wait.
+    #[cfg(feature = "conformance")]
+    pub fn in_lane(self, lane: Lane, caller: &str) -> Self {
+        Self { lane, caller: caller.into(), ..self }
     }
 }
 

@@ -3,8 +3,8 @@
 //! Callers append requests to a buffer; the writer sends whatever has gathered in one write; the reader takes every
 //! answer of one read. Nothing here is per call but one table entry and one oneshot.
 //!
-//! A worker holds few calls, a *window*: as much as it does in [`WINDOW_NS`], so that it never waits for us, and no
-//! more, because what it holds has no turn any more. The rest waits in the `queue`.
+//! A worker holds few calls, a *window*: as much as it does in [`WINDOW_NS`], so that it hardly ever waits for us, and no
+//! more, because what it holds has no turn any more: of long calls one for each session. The rest waits in the `queue`.
 //!
 //! A worker that ends takes no call with it that may be made twice: those that it was probably not at go to another
 //! worker as if nothing had happened, the others once ([`SUSPECTS_MAX`], [`ENDINGS_MAX`]), so that a call that
@@ -45,9 +45,7 @@ const WEIGHT_STALLED: u32 = 1 << 24;
 /// The weight of a worker that takes nothing more.
 const WEIGHT_CLOSED: u32 = u32::MAX;
 /// How much work, in nanoseconds, a worker holds.
-const WINDOW_NS: u64 = 2_000_000;
-/// Fewest calls that a session of it holds, however long they take: one to do, and the next one.
-const WINDOW_CALLS_MIN: usize = 2;
+const WINDOW_NS: u64 = 4_000_000;
 /// Most calls that it holds, however short they are.
 const WINDOW_CALLS_MAX: usize = 64;
 /// Largest write buffer that is kept for reuse, in bytes.
@@ -445,8 +443,7 @@ impl Link {
         };
         self.weight.store(weight, Ordering::Relaxed);
         let len = state.calls.len();
-        let full =
-            len >= WINDOW_CALLS_MAX || len >= WINDOW_CALLS_MIN * self.sessions && state.load_ns >= WINDOW_NS;
+        let full = len >= WINDOW_CALLS_MAX || len >= self.sessions && state.load_ns >= WINDOW_NS;
         self.full.store(full, Ordering::Relaxed);
     }
 
