@@ -8,6 +8,7 @@
 mod check;
 mod duration;
 mod layers;
+mod limits;
 mod store;
 
 use std::{
@@ -22,6 +23,7 @@ use serde::{Deserialize, de};
 
 pub use check::{Problem, Severity};
 pub use layers::{Error, Overrides};
+pub use limits::Limits;
 pub(crate) use store::NEVER_DIFFER;
 pub use store::{Postgres, Store};
 
@@ -45,6 +47,9 @@ pub struct Config {
     /// Rules for all keys.
     #[serde(default)]
     pub keys: Keys,
+    /// How often callers may call.
+    #[serde(default)]
+    pub limits: Limits,
     /// Logging.
     #[serde(default)]
     pub log: Log,
