@@ -40,7 +40,7 @@ async fn a_flood_of_signatures_slows_others_that_sign_or_wrap_by_little() -> any
     let promise = Promise::begin(27, "fairness")?;
     let server = slow_server().await?;
     let count = Promise::count(100, 1_000);
-    let signer = caller(&server, "signer", "user").await?.client().await?;
+    let signer = caller(&server, "signer", "raw-signer").await?.client().await?;
     let wrapper = caller(&server, "wrapper", "user").await?.client().await?;
     let sign_alone = paced(&signer, Work::Sign, count).await?;
     let wrap_alone = paced(&wrapper, Work::Wrap, count).await?;
@@ -233,7 +233,7 @@ impl Waits {
 impl Flood {
     /// Sends batches at a steady rate over many connections of one caller, and waits for no answer.
     async fn start(server: &Server) -> anyhow::Result<Self> {
-        let environment = caller(server, "flood", "user").await?;
+        let environment = caller(server, "flood", "raw-signer").await?;
         let (stop, counts) = (Arc::<AtomicBool>::default(), Arc::<Counts>::default());
         let mut senders = JoinSet::new();
         for _ in 0..CONNECTIONS {
