@@ -19,9 +19,9 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tonic::{Code, Request};
 
 /// What a signature takes in the HSM; a wrap is two calls of half of that.
-const CALL: Duration = Duration::from_millis(20);
+const CALL: Duration = Duration::from_millis(40);
 /// Workers of a server, each with one session: they do this many calls at once.
-const WORKERS: u32 = 2;
+const WORKERS: u32 = 4;
 /// How many times as much as the HSM can do the flood asks for.
 const FLOOD: u32 = 10;
 /// Connections and items of a batch of the flood.
@@ -30,8 +30,10 @@ const ITEMS: u32 = 16;
 /// From one call to the next of who calls now and then.
 const PACE: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How much longer than alone they wait at most, of 99 in 100.
+/// How much longer than alone they wait at most, of 99 in 100,
 const SLOWER_MAX: f64 = 2.0;
+/// and on a machine that does other things too. In one queue they would wait for seconds, and for refusals.
+const SLOWER_BUSY_MAX: f64 = 15.0;
 const SIGN: &str = "keys/sign";
 const KEK: &str = "keys/kek";
 
@@ -55,8 +57,7 @@ async fn a_flood_of_signatures_slows_others_that_sign_or_wrap_by_little() -> any
             (what, beside.p99(), alone.p99(), beside.p99().as_secs_f64() / alone.p99().as_secs_f64())
         });
     for (what, beside, alone, ratio) in slower {
-        // Beside other tests the machine itself makes them wait.
-        let bound = if Promise::is_full() { SLOWER_MAX } else { 2.0 * SLOWER_MAX };
+        let bound = if Promise::is_full() { SLOWER_MAX } else { SLOWER_BUSY_MAX };
         ensure!(ratio <= bound, "who {what} waits {ratio:.1} times as long: {beside:?}, alone {alone:?}");
     }
     let told = slower.map(|(what, beside, alone, ratio)| {
@@ -132,7 +133,8 @@ struct Flooded {
 
 /// A server whose HSM takes [`CALL`] for each call, with a key that signs and one that wraps.
 async fn slow_server() -> anyhow::Result<Server> {
-    let plan = Plan::on(TestHsm::faulty(EphemeralToken::new()?)?)?;
+    let mut plan = Plan::on(TestHsm::faulty(EphemeralToken::new()?)?)?;
+    plan.more.push(("hsm", format!("workers = {WORKERS}")));
     plan.bootstrap().await?;
     let server = plan.start().await?;
     server.all_workers_ready().await?;
