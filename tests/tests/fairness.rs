@@ -209,7 +209,15 @@ async fn once(client: &Client, work: Work) -> anyhow::Result<Option<Duration>> {
     };
     match outcome {
         None => Ok(Some(began.elapsed())),
-        Some(status) if matches!(status.code(), Code::ResourceExhausted | Code::DeadlineExceeded) => Ok(None),
+        // Its deadline passes here as it does there: the client then says that it was cancelled.
+        Some(status)
+            if matches!(
+                status.code(),
+                Code::ResourceExhausted | Code::DeadlineExceeded | Code::Cancelled
+            ) =>
+        {
+            Ok(None)
+        }
         Some(status) => Err(status).context("it is refused for another reason"),
     }
 }

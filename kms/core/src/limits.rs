@@ -1,9 +1,9 @@
-//! Limits: how often a caller may call, a key may be used, and the keys of a class may be used, in several windows at once.
+//! Limits: how often a caller may call, a key may be used, and the keys of a class, in several windows at once.
 //!
 //! A window is the generic cell rate algorithm (ITU-T I.371), as `governor` has it: `max` in each `per`, evenly, and
 //! `burst` at once. A call must fit into every window of its caller, its key and its key's class. One that does not
-//! is refused, and takes nothing from any of them: who asks in vain does not wait longer for it. All of it is in memory, of
-//! this replica alone; a limit for the whole service is the sum over its replicas.
+//! is refused, and takes nothing from any of them: who asks in vain does not wait longer for it. All of it is in memory,
+//! of this replica alone; a limit for the whole service is the sum over its replicas.
 //!
 //! An incident must be handled: what [`Lane::Manage`] does counts for its caller alone. What a vault or a cluster
 //! needs to start counts for its caller and its key, and not for the class, which others may have used up.

@@ -15,8 +15,8 @@ impl<A: AuditLog> Gate<A> {
         Self { limits: Some(limits), ..self }
     }
 
-    /// Lets through what fits into its limits. A refusal is a denial on record, unless it came in a flood: those are counted.
-    /// `class` is that of the key which it is about.
+    /// Lets through what fits into its limits. A refusal is a denial on record, unless it came in a flood: those are
+    /// counted. `class` is that of the key which it is about.
     pub(super) async fn unless_limited(
         &self,
         mut admission: Admission<A>,

@@ -7,7 +7,7 @@
 //! more, because what it holds has no turn any more: of long calls one for each session. The rest waits in the `queue`.
 //!
 //! A worker that ends takes no call with it that may be made twice: those that it was probably not at go to another
-//! worker as if nothing had happened, the others once ([`SUSPECTS_MAX`], [`ENDINGS_MAX`]), so that a call that
+//! worker as if nothing had happened, the others once ([`SUSPECTS_MAX`], `call::ENDINGS_MAX`), so that a call that
 //! crashes the vendor's library costs two workers and no more.
 
 use std::{
@@ -24,18 +24,18 @@ use kms_core::hsm::Fault;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc},
 };
 
 use super::{
     Shared,
+    call::{Call, NewCall, Reply},
     cost::{Costs, Kind},
     events::Event,
-    queue::Place,
 };
 use crate::{
     clock,
-    wire::{Answer, FromWorker, Inbox, LOG_IN, Operation, Outbox, Outcome, Request, STAY_OUT},
+    wire::{Answer, FromWorker, Inbox, LOG_IN, Outbox, Request, STAY_OUT},
 };
 
 /// Added to a worker's weight while it changes the token: signatures should not wait behind a key generation.
@@ -53,37 +53,6 @@ const BUFFER_KEPT_MAX: usize = 256 * 1024;
 /// How many of the oldest unanswered calls an ended worker may have been at: one for each session, and those whose
 /// answers were made and not sent yet.
 const SUSPECTS_MAX: usize = 16;
-/// In how many endings a call may be among the suspects before it fails.
-const ENDINGS_MAX: u8 = 2;
-
-/// A call on its way in.
-pub(super) struct NewCall {
-    place: Place,
-    operation: Operation,
-    deadline: Instant,
-    /// Endings of workers that may have been at it.
-    endings: u8,
-    /// Whether a worker that had it has ended: it has waited for its turn already.
-    repeated: bool,
-}
-
-/// What became of a call that was sent.
-pub(super) enum Reply {
-    /// The worker did it, or says why not.
-    Answered(Result<Outcome, Fault>),
-    /// Its worker has ended, and another may do it.
-    Again(NewCall),
-    /// No worker is there; it was sent to none.
-    Released(NewCall),
-}
-
-/// What became of a call on its way in.
-pub(super) enum Submitted {
-    /// It is with a worker, or waits for its turn.
-    Sent(oneshot::Receiver<Reply>),
-    /// There is no worker; nothing was sent.
-    Refused(NewCall),
-}
 
 /// One worker.
 pub(super) struct Link {
@@ -125,13 +94,6 @@ struct State {
     answered_id_max: u64,
     /// Since when the oldest call is the oldest: its sending, or the last answer before it.
     head_since: Instant,
-}
-
-/// A call and who waits for it.
-pub(super) struct Call {
-    /// `None` once the caller was told that its deadline passed. The place is held until the worker answers.
-    reply: Option<oneshot::Sender<Reply>>,
-    call: NewCall,
 }
 
 /// What the watch saw.
@@ -458,134 +420,5 @@ impl State {
     }
 }
 
-impl NewCall {
-    pub(super) fn new(place: Place, operation: Operation, deadline: Instant) -> Self {
-        Self { place, operation, deadline, endings: 0, repeated: false }
-    }
-
-    /// Together with who waits for it, if anybody does.
-    pub(super) fn awaited(self, reply: Option<oneshot::Sender<Reply>>) -> Call {
-        Call { reply, call: self }
-    }
-
-    /// What becomes of it when its worker ends with `fault`, having been at it perhaps.
-    fn ended(mut self, suspect: bool, fault: Fault) -> Reply {
-        self.endings += u8::from(suspect);
-        self.repeated = true;
-        if self.operation.is_repeatable() && self.endings < ENDINGS_MAX {
-            Reply::Again(self)
-        } else {
-            Reply::Answered(Err(fault))
-        }
-    }
-}
-
-impl Call {
-    pub(super) fn place(&self) -> &Place {
-        &self.call.place
-    }
-
-    pub(super) fn deadline(&self) -> Instant {
-        self.call.deadline
-    }
-
-    pub(super) fn is_repeated(&self) -> bool {
-        self.call.repeated
-    }
-
-    /// Whether its caller has gone.
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
-    }
-
-    /// Tells its caller that the deadline has passed.
-    pub(super) fn end_late(self) {
-        if let Some(reply) = self.reply {
-            let _ = reply.send(Reply::Answered(Err(Fault::DeadlineExceeded)));
-        }
-    }
-
-    /// Gives it back to its caller: there is no worker.
-    pub(super) fn release(self) {
-        if let Some(reply) = self.reply {
-            let _ = reply.send(Reply::Released(self.call));
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use kms_core::hsm::{CkaId, NewKey, Usage};
-
-    use super::{
-        super::queue::{Queue, tests::entered},
-        *,
-    };
-
-    fn call(queue: &Queue, operation: Operation) -> NewCall {
-        let place = entered(queue, &operation);
-        NewCall::new(place, operation, Instant::now() + Duration::from_secs(600))
-    }
-
-    fn sent(link: &Link, call: NewCall) -> oneshot::Receiver<Reply> {
-        let (reply, answer) = oneshot::channel();
-        assert!(link.submit(call.awaited(Some(reply))).is_none(), "it is open");
-        answer
-    }
-
-    #[test]
-    fn a_change_of_the_token_is_never_made_twice() {
-        let (link, queue) = (Link::new(1, 1, 1), Queue::new(9));
-        let spec = kms_core::Algorithm::Es256.key_spec();
-        let new = NewKey { id: CkaId::from_bytes([0; 16]), label: String::new(), spec, usage: Usage::Sign };
-        for operation in [Operation::Generate(new), Operation::Destroy(CkaId::from_bytes([0; 16]))] {
-            let link = Link::new(1, 1, 1);
-            let answer = sent(&link, call(&queue, operation));
-            link.close("dead");
-            let reply = answer.blocking_recv();
-            assert!(matches!(reply, Ok(Reply::Answered(Err(Fault::Unavailable(_))))));
-        }
-        link.retire();
-        let refused = link.submit(call(&queue, Operation::Check).awaited(None));
-        assert!(refused.is_some(), "a retired worker takes nothing");
-    }
-
-    #[test]
-    fn a_call_that_two_workers_may_have_died_of_fails_and_those_behind_it_go_on() {
-        let queue = Queue::new(1000);
-        let mut calls: Vec<_> = (0..40).map(|_| call(&queue, Operation::Check)).collect();
-        for ending in 1..=3_usize {
-            let link = Link::new(1, 1, 1);
-            let answers: Vec<_> = calls.drain(..).map(|call| sent(&link, call)).collect();
-            link.close("dead");
-            let mut failed = 0;
-            for answer in answers {
-                match answer.blocking_recv() {
-                    Ok(Reply::Again(call)) => calls.push(call),
-                    Ok(Reply::Answered(Err(_))) => failed += 1,
-                    _ => panic!("nobody answered"),
-                }
-            }
-            assert_eq!(failed, if ending == 2 { SUSPECTS_MAX } else { 0 }, "at ending {ending}");
-        }
-        assert_eq!(calls.len(), 40 - SUSPECTS_MAX);
-        assert_eq!(queue.len(), 24, "those that failed gave their places back");
-    }
-
-    #[test]
-    fn changes_that_end_all_the_time_do_not_hide_a_hung_worker() {
-        let (link, queue, began) = (Link::new(1, 1, 1), Queue::new(9), Instant::now());
-        let _answer = sent(&link, call(&queue, Operation::Check));
-        let look = |after: Duration| {
-            let patience = Patience {
-                timeout: Duration::from_secs(5),
-                since: began + after,
-                longest: Duration::from_secs(65),
-                many_sessions: false,
-            };
-            link.look(began + after, Duration::from_secs(1), &patience)
-        };
-        assert_eq!(look(Duration::from_secs(60)), Sight::Busy, "it waits for others' changes");
-        assert_eq!(look(Duration::from_secs(70)), Sight::Hung);
-    }
-}
+mod tests;

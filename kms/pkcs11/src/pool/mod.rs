@@ -1,11 +1,13 @@
 //! The front's half: [`Pool`] implements [`Hsm`](kms_core::Hsm) by worker processes.
 //!
 //! A call takes a place in a bounded queue, waits there for its turn, goes to the READY worker with the least to do, and
-//! is answered by that worker, by its deadline, or by that worker's death, whichever comes first. `hsm` is the pool as core
-//! sees it, `queue` who gets a place, `lanes` whose turn it is, `cost` what a call costs, `link` one worker as callers see it,
-//! `director` starts and replaces workers by what `events` brings it, `login` asks the PIN latch for it, `watch` ends deadlines and finds hung workers,
-//! `rendezvous` is the door through which workers come in.
+//! is answered by that worker, by its deadline, or by that worker's death, whichever comes first. `hsm` is the pool as
+//! core sees it, `call` one call on its way, `queue` who gets a place, `lanes` whose turn it is, `cost` what a call costs,
+//! `link` one worker as callers see it, `director` starts and replaces workers by what `events` brings it, `login` asks
+//! the PIN latch for it, `watch` ends deadlines and finds hung workers, `rendezvous` is the door through which workers
+//! come in.
 
+mod call;
 mod cost;
 mod director;
 mod events;
@@ -40,7 +42,8 @@ use tokio::{
 };
 
 use self::{
-    link::{Call, Link, NewCall, Reply, Submitted},
+    call::{Call, NewCall, Reply, Submitted},
+    link::Link,
     queue::{Entry, Front, Queue},
 };
 use crate::wire::{Operation, Outcome, Ready};

@@ -24,9 +24,9 @@ use kms_core::{
 };
 
 use super::{
+    call::Call,
     cost::{Costs, Kind},
     lanes::Lanes,
-    link::Call,
 };
 use crate::wire::Operation;
 

@@ -15,8 +15,9 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     Shared,
+    call::{Call, NewCall},
     events::Event,
-    link::{Call, Link, NewCall, Patience, Sight},
+    link::{Link, Patience, Sight},
     queue::Entry,
 };
 use crate::wire::Operation;

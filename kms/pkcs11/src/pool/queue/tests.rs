@@ -1,6 +1,6 @@
 //! Who gets a place, without any worker.
 
-use super::{super::link::NewCall, *};
+use super::{super::call::NewCall, *};
 
 const FAR: Duration = Duration::from_secs(600);
 
