@@ -51,7 +51,11 @@ async fn a_flood_of_signatures_slows_others_that_sign_or_wrap_by_little() -> any
     let (sign, wrap) = (sign?, wrap?);
     let flood = flood.stop().await?;
     ensure!(flood.refused > 0, "that was no flood: none of {flood:?} was refused");
-    ensure!(sign.refused + wrap.refused == 0, "refused beside the flood: {sign:?}, {wrap:?}");
+    let (signs, wraps) = (sign.refused, wrap.refused);
+    ensure!(
+        signs + wraps == 0,
+        "{signs} signatures and {wraps} wraps were refused, or late, beside the flood"
+    );
     let slower =
         [("signs", &sign, &sign_alone), ("wraps", &wrap, &wrap_alone)].map(|(what, beside, alone)| {
             (what, beside.p99(), alone.p99(), beside.p99().as_secs_f64() / alone.p99().as_secs_f64())
@@ -235,7 +239,6 @@ fn in_time<T>(message: T) -> Request<T> {
 
 impl Waits {
     fn p99(&self) -> Duration {
-        // Unwrap safety: `paced` gives no empty one.
         self.took.get(self.took.len() * 99 / 100).or(self.took.last()).copied().unwrap_or_default()
     }
 }
