@@ -10,6 +10,8 @@
 //! is withheld. The answer about a change that was committed is not: it tells of a fact, and whoever does not hear it
 //! may do it twice, or lose a credential that is shown once.
 
+mod limited;
+
 use std::{
     borrow::Cow,
     fmt,
@@ -30,6 +32,7 @@ use crate::{
     epoch::Recovery,
     fence::{Fence, Fenced},
     lane::Lane,
+    limits::Limits,
     policy::{self, About, Ask, Decision, Traits},
     time::Timestamp,
 };
@@ -43,6 +46,7 @@ pub struct Gate<A> {
     fence: Option<Arc<Fence>>,
     /// Whose rules decide.
     catalog: Arc<Catalog>,
+    limits: Option<Arc<Limits>>,
 }
 
 /// Proof that policy allowed one operation. Only the gate makes one.
@@ -113,7 +117,8 @@ impl<A: AuditLog> Gate<A> {
     /// roles, and nothing else.
     pub fn new(log: Arc<A>, prefix: u64) -> Self {
         let (counter, recovery) = (AtomicU64::new(0), ArcSwapOption::empty());
-        Self { log, prefix, counter, recovery, fence: None, catalog: Arc::new(Catalog::empty()) }
+        let catalog = Arc::new(Catalog::empty());
+        Self { log, prefix, counter, recovery, fence: None, catalog, limits: None }
     }
 
     /// The same, deciding by the rules of `catalog`.
@@ -171,18 +176,20 @@ impl<A: AuditLog> Gate<A> {
     ) -> Result<Admission<A>, Error> {
         let slot = self.reserve(action)?;
         let mut grant = self.grant(caller.shared_name(), action, subject, now);
-        let decision = {
+        let (decision, class) = {
             let picture = self.catalog.now();
             let about = match (&grant.subject.key, asked.traits) {
                 (Some(key), Some(traits)) => About::Key(key, Some(traits)),
                 (key, _) => picture.about(key.as_ref()),
             };
-            policy::decide(&picture, caller, &Ask { action, about, context: asked.context }, now)
+            let ask = Ask { action, about, context: asked.context };
+            (policy::decide(&picture, caller, &ask, now), about.class())
         };
         match decision {
             Decision::Allow { lane } => {
                 grant.lane = lane;
-                self.unless_in_recovery(self.admission(grant, slot)).await
+                let admission = self.unless_limited(self.admission(grant, slot), class).await?;
+                self.unless_in_recovery(admission).await
             }
             Decision::Deny { rule } => self.admission(grant, slot).deny(rule, Error::denied()).await,
         }
@@ -438,6 +445,12 @@ impl Grant {
             lane: Lane::of(action),
             at: Timestamp::UNIX_EPOCH,
         }
+    }
+
+    /// The same, of another caller in another lane, for tests of those who wait.
+    #[cfg(feature = "conformance")]
+    pub fn in_lane(self, lane: Lane, caller: &str) -> Self {
+        Self { lane, caller: caller.into(), ..self }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     algorithm::{Hash, KeySpec},
     epoch::{Mark, Step},
     error::Kind,
+    lane::Lane,
     time::Deadline,
 };
 use kms_envelope::SecretBytes;
@@ -247,6 +248,21 @@ pub struct Health {
     pub recycled: u64,
     /// Requests that were given to another worker because theirs had ended.
     pub repeated: u64,
+    /// Each lane, in the order of [`Lane::ALL`].
+    pub lanes: [LaneHealth; Lane::ALL.len()],
+}
+
+/// A lane at a glance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LaneHealth {
+    /// Requests that wait for their turn and are with no worker yet.
+    pub waiting: u32,
+    /// Requests that were refused since start: no place, or their deadline would have passed before their turn.
+    pub refused: u64,
+    /// Requests that went to a worker since start,
+    pub sent: u64,
+    /// and how long all of these together had waited for it.
+    pub waited: Duration,
 }
 
 /// Why the HSM room could not do it.

@@ -15,6 +15,7 @@ use crate::{
     epoch::AcceptanceCode,
     fence::Fence,
     gate::SystemWork,
+    limits::{self, Limits},
     policy,
     principal::Principal,
     replica::ReplicaId,
@@ -37,6 +38,7 @@ pub struct Kms<H, S, A, C> {
     pub(crate) fence: Arc<Fence>,
     pub(crate) beats: Beats,
     pub(crate) gate: Gate<A>,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) settings: Settings,
     pub(crate) entropy: Entropy,
@@ -104,6 +106,8 @@ pub struct Settings {
     pub wrap_limits: WrapLimits,
     /// How much longer than its caller a birth may wait for the HSM. Default: 60 s (RSA-4096 is slow).
     pub birth_grace: std::time::Duration,
+    /// How often callers may call, and keys be used. Default: without limit.
+    pub limits: limits::Rules,
 }
 
 /// A key as callers see it, at one moment.
@@ -159,6 +163,7 @@ impl Default for Settings {
             unwrap_quiet_period: SignedDuration::from_hours(30 * 24),
             wrap_limits: WrapLimits::default(),
             birth_grace: std::time::Duration::from_secs(60),
+            limits: limits::Rules::default(),
         }
     }
 }
@@ -171,6 +176,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let Ports { hsm, store, audit, clock, replica, entropy } = ports;
         let clock = Arc::new(clock);
         let fence = Arc::new(Fence::new(Arc::clone(&clock) as Arc<dyn Clock>));
+        let limits = Arc::new(Limits::new(&settings.limits, Arc::clone(&clock) as Arc<dyn Clock>));
         let mut prefix = [0; 8];
         entropy(&mut prefix)?;
         let catalog = Arc::new(Catalog::new(store.load(None).await?)?);
@@ -182,7 +188,9 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             replica,
             gate: Gate::new(audit, u64::from_be_bytes(prefix))
                 .behind(Arc::clone(&fence))
-                .ruled_by(Arc::clone(&catalog)),
+                .ruled_by(Arc::clone(&catalog))
+                .limited_by(Arc::clone(&limits)),
+            limits,
             fence,
             beats: Beats::default(),
             catalog,
@@ -212,6 +220,11 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             }
         }
         self.beat(false, "{}".to_owned()).await.map(drop)
+    }
+
+    /// What was refused because it came too often, since start.
+    pub fn refusals(&self) -> limits::Refusals {
+        self.limits.refusals()
     }
 
     /// The link to the token, for status and metrics.

@@ -32,6 +32,7 @@ pub mod key;
 pub mod key_wrap;
 pub mod kms;
 pub mod lane;
+pub mod limits;
 pub mod pin_latch;
 pub mod policy;
 pub mod principal;

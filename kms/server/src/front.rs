@@ -208,6 +208,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         issuer: config.http.issuer.as_str().to_owned(),
         bundle_ttl_max: SignedDuration::try_from(config.keys.bundle_ttl_max)
             .context("keys.bundle_ttl_max")?,
+        limits: config.limits.rules(),
         ..Settings::default()
     })
 }

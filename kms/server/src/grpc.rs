@@ -150,7 +150,8 @@ mod tests {
         let config = format!("tls_cert_file = ''\ntls_key_file = ''\nreflection = {reflection}");
         let config = toml::from_str(&config).expect("a section");
         let metrics = Arc::new(Metrics::new(Levels::numbered, two_of_three));
-        let (router, health) = router(&kms, &config, Arc::clone(&metrics)).expect("routes");
+        let issuers = Issuers::new(&[], Arc::new(crate::clock::SystemClock));
+        let (router, health) = router(&kms, &config, issuers, Arc::clone(&metrics)).expect("routes");
         (router, health, metrics)
     }
 

@@ -1,6 +1,8 @@
 //! Metrics in the OpenMetrics text format: base units, and labels of which there are only so many: nothing per
 //! caller, and of rotation alone something per key, for `http.metrics_keys_max` keys at most.
 
+mod lanes;
+mod limits;
 mod rotation;
 
 use std::{
@@ -58,6 +60,7 @@ pub(crate) struct Levels {
     pub(crate) confirmed_age: Option<Duration>,
     pub(crate) recovery_mode: bool,
     pub(crate) epoch_pending: u64,
+    pub(crate) refusals: kms_core::limits::Refusals,
     /// Per listener.
     pub(crate) certificates_expire: Vec<(&'static str, Timestamp)>,
 }
@@ -165,6 +168,7 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             confirmed_age,
             recovery_mode,
             epoch_pending,
+            refusals,
             certificates_expire,
         } = (self.0)();
         let mut gauge = |name: &str, help: &str, unit: Option<&Unit>, value: f64| {
@@ -250,6 +254,8 @@ impl<F: Fn() -> Levels + Send + Sync + 'static> prometheus_client::collector::Co
             ConstGauge::new(at.as_second()).encode(expiry.encode_family(&[("listener", listener)])?)?;
         }
         encode_counts(&mut encoder, &attribute_audits)?;
+        lanes::encode(&mut encoder, &hsm.lanes)?;
+        limits::encode(&mut encoder, &refusals)?;
         let mut counter = |name: &str, help: &str, value: u64| {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
@@ -335,6 +341,7 @@ impl Levels {
                 spares_wanted: 16,
                 recycled: 14,
                 repeated: 15,
+                lanes: lanes::tests::numbered(),
             },
             attribute_audits: AttributeAudits {
                 counts: Some(kms_core::inventory::Inventory::default().counts()),
@@ -361,6 +368,7 @@ impl Levels {
             confirmed_age: Some(Duration::from_millis(250)),
             recovery_mode: true,
             epoch_pending: 13,
+            refusals: kms_core::limits::Refusals { by_limit: [41, 42, 43], unrecorded: 44 },
             certificates_expire: vec![("grpc", Timestamp::UNIX_EPOCH)],
         }
     }

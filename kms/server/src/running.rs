@@ -269,6 +269,7 @@ fn metrics(
         confirmed_age: service.confirmed_age(),
         recovery_mode: service.recovery().is_some(),
         epoch_pending: service.epoch_pending(),
+        refusals: service.refusals(),
         certificates_expire: pairs.iter().map(|(name, pair)| (*name, pair.expires_at())).collect(),
     };
     Metrics::new(levels, move || rotations.rotations(keys_max))

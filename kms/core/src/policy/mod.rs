@@ -63,6 +63,16 @@ pub(crate) enum About<'a> {
     Key(&'a KeyId, Option<Traits<'a>>),
 }
 
+impl About<'_> {
+    /// The class of the key, where there is one.
+    pub(crate) fn class(&self) -> Option<ClassName> {
+        match self {
+            Self::Key(_, Some(traits)) => Some(traits.class),
+            Self::Key(_, None) | Self::Service => None,
+        }
+    }
+}
+
 /// What rules may look at in a key.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Traits<'a> {

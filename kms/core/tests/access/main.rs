@@ -84,10 +84,6 @@ async fn make_administrators(kms: &FakeKms) {
     }
 }
 
-fn second() -> Caller {
-    Caller::new("access-token:second", Role::Administrator, KeyScope::All)
-}
-
 /// Whether policy would allow it, and by which rules.
 async fn explained(kms: &FakeKms, caller: &str, action: Action, key: Option<&str>) -> (bool, Vec<String>) {
     let question = Question { caller: caller.to_owned(), action, key: key.map(id), context: BTreeMap::new() };

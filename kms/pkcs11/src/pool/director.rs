@@ -203,7 +203,11 @@ impl Director {
                     && start.pid == arrival.pid
                     && start.secret.matches(&arrival.hello.secret) =>
             {
-                let new = Arc::new(Link::new(arrival.hello.number, arrival.pid));
+                let new = Arc::new(Link::new(
+                    arrival.hello.number,
+                    arrival.pid,
+                    self.shared.config.sessions_per_worker,
+                ));
                 start.link = Some(Arc::clone(&new));
                 let (reader, writer) = arrival.stream.into_split();
                 self.links.spawn(events::attend(
@@ -499,6 +503,7 @@ impl Director {
         };
         self.shared.links.store(Arc::new(serving));
         self.shared.status.send_replace(status);
+        self.shared.refill();
     }
 
     async fn tell(&mut self, message: &ToSupervisor) {

@@ -91,7 +91,7 @@ pub(super) async fn attend(
         }
     });
     let ended = tokio::select! {
-        read = link.read(reader, inbox, &events, &shared.expired) => read.err(),
+        read = link.read(reader, inbox, &events, &shared) => read.err(),
         Some(Ok(error)) = tasks.join_next() => error,
     };
     link.close("the HSM worker died");

@@ -31,24 +31,24 @@ pub const AAD_LEN_MAX: usize = 4096;
 const MODULI: [Modulus; 3] = [Modulus::Bits2048, Modulus::Bits3072, Modulus::Bits4096];
 
 impl Hsm for Pool {
-    async fn generate(&self, _grant: &Grant, new: &NewKey, deadline: Deadline) -> Result<(), Fault> {
+    async fn generate(&self, grant: &Grant, new: &NewKey, deadline: Deadline) -> Result<(), Fault> {
         let kind: (KeySpec, Usage) = (new.spec, new.usage);
         self.require(|algorithm| (algorithm.key_spec(), algorithm.usage()) == kind, kind)?;
         if new.label.len() > LABEL_LEN_MAX {
             return Err(Fault::Unsupported(format!("a label has at most {LABEL_LEN_MAX} bytes")));
         }
-        done(self.call(Operation::Generate(new.clone()), deadline).await?)
+        done(self.call(grant, Operation::Generate(new.clone()), deadline).await?)
     }
 
-    async fn find(&self, _grant: &Grant, id: CkaId, deadline: Deadline) -> Result<Found, Fault> {
-        match self.call(Operation::Find(id), deadline).await? {
+    async fn find(&self, grant: &Grant, id: CkaId, deadline: Deadline) -> Result<Found, Fault> {
+        match self.call(grant, Operation::Find(id), deadline).await? {
             Outcome::Found(found) => Ok(found),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn list(&self, _grant: &Grant, after: Option<Cursor>, deadline: Deadline) -> Result<Page, Fault> {
-        match self.call(Operation::List(after), deadline).await? {
+    async fn list(&self, grant: &Grant, after: Option<Cursor>, deadline: Deadline) -> Result<Page, Fault> {
+        match self.call(grant, Operation::List(after), deadline).await? {
             Outcome::Page(page) => Ok(page),
             other => Err(unexpected(&other)),
         }
@@ -56,7 +56,7 @@ impl Hsm for Pool {
 
     async fn sign(
         &self,
-        _grant: &Grant,
+        grant: &Grant,
         key: &KeyRef,
         algorithm: Algorithm,
         input: SignInput,
@@ -64,7 +64,7 @@ impl Hsm for Pool {
     ) -> Result<Unsettled<Vec<u8>>, Fault> {
         mechanism::check_input(algorithm, &input)?;
         self.require(|supported| supported == algorithm, algorithm)?;
-        match self.call(Operation::Sign { key: key.clone(), algorithm, input }, deadline).await? {
+        match self.call(grant, Operation::Sign { key: key.clone(), algorithm, input }, deadline).await? {
             Outcome::Signature(signature) => Ok(Unsettled::new(signature)),
             other => Err(unexpected(&other)),
         }
@@ -72,7 +72,7 @@ impl Hsm for Pool {
 
     async fn wrap_key(
         &self,
-        _grant: &Grant,
+        grant: &Grant,
         key: &SecretKeyRef,
         plaintext: SecretBytes,
         aad: Vec<u8>,
@@ -87,7 +87,7 @@ impl Hsm for Pool {
         }
         self.require(|supported| supported == Algorithm::A256GcmKw, Algorithm::A256GcmKw)?;
         let operation = Operation::WrapKey { key: key.clone(), plaintext, aad: Opaque(aad) };
-        match self.call(operation, deadline).await? {
+        match self.call(grant, operation, deadline).await? {
             Outcome::Wrapped(wrapped) => Ok(Unsettled::new(wrapped)),
             other => Err(unexpected(&other)),
         }
@@ -95,7 +95,7 @@ impl Hsm for Pool {
 
     async fn unwrap_key(
         &self,
-        _grant: &Grant,
+        grant: &Grant,
         key: &KekRef,
         wrapped: Vec<u8>,
         aad: Vec<u8>,
@@ -119,25 +119,25 @@ impl Hsm for Pool {
             }
         }
         let operation = Operation::UnwrapKey { key: key.clone(), wrapped: Opaque(wrapped), aad: Opaque(aad) };
-        match self.call(operation, deadline).await? {
+        match self.call(grant, operation, deadline).await? {
             Outcome::Unwrapped(plaintext) => Ok(Unsettled::new(plaintext)),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn destroy(&self, _grant: &Grant, id: CkaId, deadline: Deadline) -> Result<(), Fault> {
-        done(self.call(Operation::Destroy(id), deadline).await?)
+    async fn destroy(&self, grant: &Grant, id: CkaId, deadline: Deadline) -> Result<(), Fault> {
+        done(self.call(grant, Operation::Destroy(id), deadline).await?)
     }
 
-    async fn epoch(&self, _grant: &Grant, step: Step, deadline: Deadline) -> Result<Vec<Mark>, Fault> {
-        match self.call(Operation::Epoch(step), deadline).await? {
+    async fn epoch(&self, grant: &Grant, step: Step, deadline: Deadline) -> Result<Vec<Mark>, Fault> {
+        match self.call(grant, Operation::Epoch(step), deadline).await? {
             Outcome::Marks(marks) => Ok(marks),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn check(&self, _grant: &Grant, deadline: Deadline) -> Result<(), Fault> {
-        done(self.call(Operation::Check, deadline).await?)
+    async fn check(&self, grant: &Grant, deadline: Deadline) -> Result<(), Fault> {
+        done(self.call(grant, Operation::Check, deadline).await?)
     }
 
     fn supports(&self, algorithm: Algorithm) -> bool {
@@ -158,6 +158,7 @@ impl Hsm for Pool {
             spares_wanted: self.shared.config.spare_workers.into(),
             recycled: self.shared.recycled.load(Ordering::Relaxed),
             repeated: self.shared.repeated.load(Ordering::Relaxed),
+            lanes: self.shared.queue.lanes(),
         }
     }
 }

@@ -3,8 +3,11 @@
 //! Callers append requests to a buffer; the writer sends whatever has gathered in one write; the reader takes every
 //! answer of one read. Nothing here is per call but one table entry and one oneshot.
 //!
+//! A worker holds few calls, a *window*: as much as it does in [`WINDOW_NS`], so that it hardly ever waits for us, and no
+//! more, because what it holds has no turn any more: of long calls one for each session. The rest waits in the `queue`.
+//!
 //! A worker that ends takes no call with it that may be made twice: those that it was probably not at go to another
-//! worker as if nothing had happened, the others once ([`SUSPECTS_MAX`], [`ENDINGS_MAX`]), so that a call that
+//! worker as if nothing had happened, the others once ([`SUSPECTS_MAX`], `call::ENDINGS_MAX`), so that a call that
 //! crashes the vendor's library costs two workers and no more.
 
 use std::{
@@ -12,7 +15,7 @@ use std::{
     io, mem,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -21,13 +24,18 @@ use kms_core::hsm::Fault;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc},
 };
 
-use super::{events::Event, queue::Place};
+use super::{
+    Shared,
+    call::{Call, NewCall, Reply},
+    cost::{Costs, Kind},
+    events::Event,
+};
 use crate::{
     clock,
-    wire::{Answer, FromWorker, Inbox, LOG_IN, Operation, Outbox, Outcome, Request, STAY_OUT},
+    wire::{Answer, FromWorker, Inbox, LOG_IN, Outbox, Request, STAY_OUT},
 };
 
 /// Added to a worker's weight while it changes the token: signatures should not wait behind a key generation.
@@ -36,38 +44,15 @@ const WEIGHT_CHANGING: u32 = 1 << 20;
 const WEIGHT_STALLED: u32 = 1 << 24;
 /// The weight of a worker that takes nothing more.
 const WEIGHT_CLOSED: u32 = u32::MAX;
+/// How much work, in nanoseconds, a worker holds.
+const WINDOW_NS: u64 = 4_000_000;
+/// Most calls that it holds, however short they are.
+const WINDOW_CALLS_MAX: usize = 64;
 /// Largest write buffer that is kept for reuse, in bytes.
 const BUFFER_KEPT_MAX: usize = 256 * 1024;
 /// How many of the oldest unanswered calls an ended worker may have been at: one for each session, and those whose
 /// answers were made and not sent yet.
 const SUSPECTS_MAX: usize = 16;
-/// In how many endings a call may be among the suspects before it fails.
-const ENDINGS_MAX: u8 = 2;
-
-/// A call on its way in.
-pub(super) struct NewCall {
-    place: Place,
-    operation: Operation,
-    deadline: Instant,
-    /// Endings of workers that may have been at it.
-    endings: u8,
-}
-
-/// What became of a call that was sent.
-pub(super) enum Reply {
-    /// The worker did it, or says why not.
-    Answered(Result<Outcome, Fault>),
-    /// Its worker has ended, and another may do it.
-    Again(NewCall),
-}
-
-/// What became of a call on its way in.
-pub(super) enum Submitted {
-    /// It is the worker's.
-    Sent(oneshot::Receiver<Reply>),
-    /// The worker takes none; nothing was sent.
-    Refused(NewCall),
-}
 
 /// One worker.
 pub(super) struct Link {
@@ -76,6 +61,9 @@ pub(super) struct Link {
     state: Mutex<State>,
     /// What [`Link::weight`] shows; written under the lock.
     weight: AtomicU32,
+    /// What [`Link::is_full`] shows; written under the lock.
+    full: AtomicBool,
+    sessions: usize,
     /// Wakes the writer.
     outgoing: Notify,
     /// Wakes the watch.
@@ -98,18 +86,14 @@ struct State {
     stalled: bool,
     /// How many of `calls` change the token.
     changing: u32,
+    /// What all of `calls` are expected to cost, in nanoseconds.
+    load_ns: u64,
     /// Answers that said more than that the link is lost.
     answered: u64,
     /// The newest call that was answered: older ones have been met by a session.
     answered_id_max: u64,
     /// Since when the oldest call is the oldest: its sending, or the last answer before it.
     head_since: Instant,
-}
-
-struct Call {
-    /// `None` once the caller was told that its deadline passed. The place is held until the worker answers.
-    reply: Option<oneshot::Sender<Reply>>,
-    call: NewCall,
 }
 
 /// What the watch saw.
@@ -135,7 +119,7 @@ pub(super) struct Patience {
 }
 
 impl Link {
-    pub(super) fn new(number: u16, pid: u32) -> Self {
+    pub(super) fn new(number: u16, pid: u32, sessions: u16) -> Self {
         let state = State {
             calls: HashMap::new(),
             next_id: 0,
@@ -147,6 +131,7 @@ impl Link {
             lost: false,
             stalled: false,
             changing: 0,
+            load_ns: 0,
             answered: 0,
             answered_id_max: 0,
             head_since: Instant::now(),
@@ -156,6 +141,8 @@ impl Link {
             pid,
             state: Mutex::new(state),
             weight: AtomicU32::new(0),
+            full: AtomicBool::new(false),
+            sessions: usize::from(sessions.max(1)),
             outgoing: Notify::new(),
             active: Notify::new(),
         }
@@ -166,25 +153,30 @@ impl Link {
         Some(self.weight.load(Ordering::Relaxed)).filter(|weight| *weight != WEIGHT_CLOSED)
     }
 
-    /// Queues a call for the worker.
-    pub(super) fn submit(&self, call: NewCall) -> Submitted {
-        let deadline_ns = clock::instant_ns(call.deadline);
+    /// Whether it holds as much as it should. A hint, like its weight.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Queues a call for the worker, or gives it back when the worker takes none.
+    pub(super) fn submit(&self, call: Call) -> Option<Call> {
+        let Call { reply, call: NewCall { place, operation, deadline, endings, repeated } } = call;
+        let deadline_ns = clock::instant_ns(deadline);
         let mut state = self.lock();
         if state.takes_nothing() {
-            return Submitted::Refused(call);
+            return Some(Call { reply, call: NewCall { place, operation, deadline, endings, repeated } });
         }
         let id = state.next_id;
         state.next_id += 1;
-        let NewCall { place, operation, deadline, endings } = call;
         let request = Request { id, deadline_ns, operation };
         state.out.push(request.secret_len_max(), |body| request.encode(body));
         if state.calls.is_empty() {
             state.head_since = Instant::now();
         }
         state.changing += u32::from(place.changes());
-        let (reply, answer) = oneshot::channel();
-        let call = NewCall { place, operation: request.operation, deadline, endings };
-        state.calls.insert(id, Call { reply: Some(reply), call });
+        state.load_ns += place.cost_ns;
+        let call = NewCall { place, operation: request.operation, deadline, endings, repeated };
+        state.calls.insert(id, Call { reply, call });
         self.weigh(&state);
         let wake_writer = !mem::replace(&mut state.writing, true);
         let wake_watch = !mem::replace(&mut state.watched, true);
@@ -195,7 +187,7 @@ impl Link {
         if wake_watch {
             self.active.notify_one();
         }
-        Submitted::Sent(answer)
+        None
     }
 
     /// Tells the worker whether it may call C_Login.
@@ -229,14 +221,13 @@ impl Link {
         }
     }
 
-    /// Hands out answers until the socket ends; the director hears everything else. Counts in `late` the calls that
-    /// the worker dropped because their deadline had passed.
+    /// Hands out answers until the socket ends, and lets those follow that wait; the director hears everything else.
     pub(super) async fn read(
         &self,
         mut socket: OwnedReadHalf,
         mut inbox: Inbox,
         events: &mpsc::Sender<Event>,
-        late: &AtomicU64,
+        shared: &Shared,
     ) -> io::Result<()> {
         let (number, pid) = (self.number, self.pid);
         let mut answers = Vec::new();
@@ -260,7 +251,9 @@ impl Link {
                 }
             }
             if !answers.is_empty() {
-                late.fetch_add(self.settle(&mut answers)?, Ordering::Relaxed);
+                let late = self.settle(&mut answers, &shared.queue.costs)?;
+                shared.expired.fetch_add(late, Ordering::Relaxed);
+                shared.refill();
             }
             match socket.read(inbox.room()).await? {
                 0 => return Ok(()),
@@ -274,7 +267,7 @@ impl Link {
         let mut state = self.lock();
         state.closed = true;
         state.out = Outbox::default();
-        state.changing = 0;
+        (state.changing, state.load_ns) = (0, 0);
         let mut calls: Vec<_> = mem::take(&mut state.calls).into_iter().collect();
         self.weigh(&state);
         drop(state);
@@ -357,8 +350,9 @@ impl Link {
         !state.watched
     }
 
-    fn settle(&self, answers: &mut Vec<Answer>) -> io::Result<u64> {
+    fn settle(&self, answers: &mut Vec<Answer>, costs: &Costs) -> io::Result<u64> {
         let (mut late, mut unknown) = (0, false);
+        let mut done: Vec<Kind> = Vec::with_capacity(answers.len());
         let mut settled = Vec::with_capacity(answers.len());
         let mut state = self.lock();
         for Answer { id, result } in answers.drain(..) {
@@ -367,7 +361,12 @@ impl Link {
                 continue;
             };
             state.answered_id_max = state.answered_id_max.max(id);
-            state.changing -= u32::from(call.call.place.changes());
+            let place = &call.call.place;
+            state.changing -= u32::from(place.changes());
+            state.load_ns -= place.cost_ns;
+            if !matches!(result, Err(Fault::DeadlineExceeded | Fault::Unavailable(_))) {
+                done.push(place.kind);
+            }
             late += u64::from(matches!(result, Err(Fault::DeadlineExceeded)));
             if matches!(result, Err(Fault::Unavailable(_))) {
                 state.lost = true;
@@ -376,7 +375,8 @@ impl Link {
             }
             settled.push((call, result));
         }
-        state.head_since = Instant::now();
+        let now = Instant::now();
+        costs.learn(&done, now.saturating_duration_since(mem::replace(&mut state.head_since, now)));
         state.stalled = false;
         self.weigh(&state);
         drop(state);
@@ -404,6 +404,9 @@ impl Link {
                 + if state.stalled { WEIGHT_STALLED } else { 0 }
         };
         self.weight.store(weight, Ordering::Relaxed);
+        let len = state.calls.len();
+        let full = len >= WINDOW_CALLS_MAX || len >= self.sessions && state.load_ns >= WINDOW_NS;
+        self.full.store(full, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -417,93 +420,5 @@ impl State {
     }
 }
 
-impl NewCall {
-    pub(super) fn new(place: Place, operation: Operation, deadline: Instant) -> Self {
-        Self { place, operation, deadline, endings: 0 }
-    }
-
-    /// What becomes of it when its worker ends with `fault`, having been at it perhaps.
-    fn ended(mut self, suspect: bool, fault: Fault) -> Reply {
-        self.endings += u8::from(suspect);
-        if self.operation.is_repeatable() && self.endings < ENDINGS_MAX {
-            Reply::Again(self)
-        } else {
-            Reply::Answered(Err(fault))
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use kms_core::hsm::{CkaId, NewKey, Usage};
-
-    use super::{super::queue::Queue, *};
-
-    fn call(queue: &Queue, operation: Operation) -> NewCall {
-        let place = queue.enter(&operation).unwrap_or_else(|_| panic!("there is room"));
-        NewCall::new(place, operation, Instant::now() + Duration::from_secs(600))
-    }
-
-    fn sent(link: &Link, call: NewCall) -> oneshot::Receiver<Reply> {
-        match link.submit(call) {
-            Submitted::Sent(answer) => answer,
-            Submitted::Refused(_) => panic!("it is open"),
-        }
-    }
-
-    #[test]
-    fn a_change_of_the_token_is_never_made_twice() {
-        let (link, queue) = (Link::new(1, 1), Queue::new(9));
-        let spec = kms_core::Algorithm::Es256.key_spec();
-        let new = NewKey { id: CkaId::from_bytes([0; 16]), label: String::new(), spec, usage: Usage::Sign };
-        for operation in [Operation::Generate(new), Operation::Destroy(CkaId::from_bytes([0; 16]))] {
-            let link = Link::new(1, 1);
-            let answer = sent(&link, call(&queue, operation));
-            link.close("dead");
-            let reply = answer.blocking_recv();
-            assert!(matches!(reply, Ok(Reply::Answered(Err(Fault::Unavailable(_))))));
-        }
-        link.retire();
-        let refused = link.submit(call(&queue, Operation::Check));
-        assert!(matches!(refused, Submitted::Refused(_)), "a retired worker takes nothing");
-    }
-
-    #[test]
-    fn a_call_that_two_workers_may_have_died_of_fails_and_those_behind_it_go_on() {
-        let queue = Queue::new(100);
-        let mut calls: Vec<_> = (0..40).map(|_| call(&queue, Operation::Check)).collect();
-        for ending in 1..=3_usize {
-            let link = Link::new(1, 1);
-            let answers: Vec<_> = calls.drain(..).map(|call| sent(&link, call)).collect();
-            link.close("dead");
-            let mut failed = 0;
-            for answer in answers {
-                match answer.blocking_recv() {
-                    Ok(Reply::Again(call)) => calls.push(call),
-                    Ok(Reply::Answered(Err(_))) => failed += 1,
-                    _ => panic!("nobody answered"),
-                }
-            }
-            assert_eq!(failed, if ending == 2 { SUSPECTS_MAX } else { 0 }, "at ending {ending}");
-        }
-        assert_eq!(calls.len(), 40 - SUSPECTS_MAX);
-        assert_eq!(queue.len(), 24, "those that failed gave their places back");
-    }
-
-    #[test]
-    fn changes_that_end_all_the_time_do_not_hide_a_hung_worker() {
-        let (link, queue, began) = (Link::new(1, 1), Queue::new(1), Instant::now());
-        let _answer = sent(&link, call(&queue, Operation::Check));
-        let look = |after: Duration| {
-            let patience = Patience {
-                timeout: Duration::from_secs(5),
-                since: began + after,
-                longest: Duration::from_secs(65),
-                many_sessions: false,
-            };
-            link.look(began + after, Duration::from_secs(1), &patience)
-        };
-        assert_eq!(look(Duration::from_secs(60)), Sight::Busy, "it waits for others' changes");
-        assert_eq!(look(Duration::from_secs(70)), Sight::Hung);
-    }
-}
+mod tests;

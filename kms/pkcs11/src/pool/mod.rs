@@ -1,14 +1,18 @@
 //! The front's half: [`Pool`] implements [`Hsm`](kms_core::Hsm) by worker processes.
 //!
-//! A call takes a place in a bounded queue, goes to the READY worker with the least to do, and is answered by that
-//! worker, by its deadline, or by that worker's death, whichever comes first. `hsm` is the pool as core sees it, `link` one
-//! worker as callers see it,
-//! `director` starts and replaces workers by what `events` brings it, `login` asks the PIN latch for it, `watch` ends deadlines and finds hung workers,
-//! `rendezvous` is the door through which workers come in.
+//! A call takes a place in a bounded queue, waits there for its turn, goes to the READY worker with the least to do, and
+//! is answered by that worker, by its deadline, or by that worker's death, whichever comes first. `hsm` is the pool as
+//! core sees it, `call` one call on its way, `queue` who gets a place, `lanes` whose turn it is, `cost` what a call costs,
+//! `link` one worker as callers see it, `director` starts and replaces workers by what `events` brings it, `login` asks
+//! the PIN latch for it, `watch` ends deadlines and finds hung workers, `rendezvous` is the door through which workers
+//! come in.
 
+mod call;
+mod cost;
 mod director;
 mod events;
 mod hsm;
+mod lanes;
 mod link;
 mod login;
 mod queue;
@@ -30,12 +34,17 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use kms_core::{hsm::Fault, time::Deadline};
-use tokio::{net::UnixStream, sync::watch as watch_channel, task::AbortHandle};
+use kms_core::{Grant, hsm::Fault, time::Deadline};
+use tokio::{
+    net::UnixStream,
+    sync::{oneshot, watch as watch_channel},
+    task::AbortHandle,
+};
 
 use self::{
-    link::{Link, NewCall, Reply, Submitted},
-    queue::Queue,
+    call::{Call, NewCall, Reply, Submitted},
+    link::Link,
+    queue::{Entry, Front, Queue},
 };
 use crate::wire::{Operation, Outcome, Ready};
 
@@ -67,7 +76,7 @@ pub struct Config {
     pub worker_operations_max: Option<NonZeroU64>,
     /// A worker that holds so much memory (resident, in bytes) is replaced by a fresh one; `None` for never.
     pub worker_memory_bytes_max: Option<NonZeroU64>,
-    /// Most calls that wait or run at once.
+    /// Most calls that wait or run at once. One caller alone gets about seven tenths of them.
     pub queue_max: u32,
     /// A private directory (0700, made if absent) for the socket.
     pub runtime_dir: PathBuf,
@@ -87,7 +96,7 @@ impl Default for Config {
             keep_alive: Duration::from_secs(10),
             worker_operations_max: NonZeroU64::new(10_000_000),
             worker_memory_bytes_max: NonZeroU64::new(1 << 30),
-            queue_max: 1024,
+            queue_max: 2048,
             runtime_dir: PathBuf::from("/run/kms"),
             latch: PoolLatch::default(),
         }
@@ -178,41 +187,57 @@ impl Pool {
         self.shared.expired.load(Ordering::Relaxed)
     }
 
-    async fn call(&self, operation: Operation, deadline: Deadline) -> Result<Outcome, Fault> {
+    async fn call(&self, grant: &Grant, operation: Operation, deadline: Deadline) -> Result<Outcome, Fault> {
         let deadline = deadline.instant();
         if deadline <= Instant::now() {
             return Err(Fault::DeadlineExceeded);
         }
-        let place = self.shared.queue.enter(&operation)?;
+        let entry = Entry { lane: grant.lane(), caller: grant.caller(), operation: &operation, deadline };
+        let place = self.shared.queue.enter(&entry, self.shared.links.load().len())?;
         let mut call = NewCall::new(place, operation, deadline);
         loop {
-            let Some(link) = self.shared.pick() else {
-                self.shared.link_or_fault(deadline).await?;
-                continue;
-            };
-            call = match link.submit(call) {
+            call = match self.shared.submit(call) {
                 Submitted::Sent(reply) => match reply.await {
                     Ok(Reply::Answered(result)) => return result,
                     Ok(Reply::Again(call)) => {
                         self.shared.repeated.fetch_add(1, Ordering::Relaxed);
                         call
                     }
+                    Ok(Reply::Released(call)) => call,
                     Err(_) => return Err(Fault::Unavailable("the pool is closed".into())),
                 },
-                // The worker ended in this moment.
-                Submitted::Refused(call) => call,
+                Submitted::Refused(call) => {
+                    self.shared.link_or_fault(deadline).await?;
+                    call
+                }
             };
         }
     }
 }
 
 impl Shared {
-    /// The READY worker with the least to do.
-    fn pick(&self) -> Option<Arc<Link>> {
+    /// Sends a call to a worker, or lets it wait for its turn. Gives it back when there is no worker.
+    fn submit(&self, call: NewCall) -> Submitted {
+        let mut front = self.queue.front();
         let links = self.links.load();
-        let (_, link) =
-            links.iter().filter_map(|link| Some((link.weight()?, link))).min_by_key(|(weight, _)| *weight)?;
-        Some(Arc::clone(link))
+        if least_busy(&links).is_none() {
+            return Submitted::Refused(call);
+        }
+        let (reply, answer) = oneshot::channel();
+        front.push(call.awaited(Some(reply)));
+        send(&mut front, &links);
+        Submitted::Sent(answer)
+    }
+
+    /// Lets those follow that wait, now that there is room, or no worker any more.
+    fn refill(&self) {
+        let mut front = self.queue.front();
+        let links = self.links.load();
+        send(&mut front, &links);
+        // The director publishes whenever a worker ends, so nobody is left to wait for one.
+        let released = if links.is_empty() { front.waiting.take(|_| true) } else { Vec::new() };
+        drop(front);
+        released.into_iter().for_each(Call::release);
     }
 
     /// Waits for a READY worker; fails at once where none will come.
@@ -221,12 +246,38 @@ impl Shared {
         if let Some(fault) = status.borrow_and_update().fault() {
             return Err(fault);
         }
-        if self.pick().is_some() {
+        if least_busy(&self.links.load()).is_some() {
             return Ok(());
         }
         match tokio::time::timeout_at(deadline.into(), status.changed()).await {
             Ok(_) => Ok(()),
             Err(_) => Err(status.borrow().fault_at_deadline()),
+        }
+    }
+}
+
+/// The READY worker with the least to do.
+fn least_busy(links: &[Arc<Link>]) -> Option<&Link> {
+    let open = links.iter().filter_map(|link| Some((link.weight()?, link)));
+    open.min_by_key(|(weight, _)| *weight).map(|(_, link)| &**link)
+}
+
+/// Gives workers what waits, in its turn, as long as one has room.
+fn send(front: &mut Front, links: &[Arc<Link>]) {
+    // When the one with the least to do is full, so are the others, or they are busy with changes, or silent.
+    while let Some(link) = least_busy(links).filter(|link| !link.is_full()) {
+        let Some(call) = front.waiting.pop() else { return };
+        if call.is_abandoned() {
+            continue;
+        }
+        if call.deadline() <= Instant::now() {
+            call.end_late();
+            continue;
+        }
+        front.sends(call.place());
+        if let Some(call) = link.submit(call) {
+            // The worker ended in this moment.
+            front.push(call);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The watch: one timer per worker instead of one per call.
 //!
 //! While calls are in flight it looks every [`TICK`]: callers whose deadline has passed are told so even if the
-//! worker hangs, and a worker whose oldest call has waited too long is reported. An idle worker is sent a canary now
+//! worker hangs, those that wait in the queue too (something is in flight while anything waits), and a worker whose oldest call has waited too long is reported. An idle worker is sent a canary now
 //! and then, for a link that dies while nobody uses it should not be found by a caller.
 
 use std::{
@@ -10,12 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kms_core::lane::Lane;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     Shared,
+    call::{Call, NewCall},
     events::Event,
-    link::{Link, NewCall, Patience, Sight},
+    link::{Link, Patience, Sight},
+    queue::Entry,
 };
 use crate::wire::Operation;
 
@@ -23,6 +26,8 @@ use crate::wire::Operation;
 const TICK: Duration = Duration::from_millis(10);
 /// Silence after which other workers are preferred.
 const STALLED_AFTER: Duration = Duration::from_millis(250);
+/// Who sends canaries, to the queue.
+const KEEP_ALIVE: &str = "system:keep-alive";
 /// Looks at an idle worker before the watch sleeps: waking it again costs a caller a little.
 const IDLE_TICKS_MAX: u32 = 100;
 
@@ -36,6 +41,7 @@ pub(super) async fn watch(link: Arc<Link>, shared: Arc<Shared>, events: mpsc::Se
         }
         let (mut idle_ticks, mut stalled) = (0, false);
         while idle_ticks < IDLE_TICKS_MAX || !link.stop_watching() {
+            shared.queue.take_late(Instant::now()).into_iter().for_each(Call::end_late);
             let sight = link.look(Instant::now(), STALLED_AFTER, &patience(&shared));
             if link.is_lost() {
                 let _ = events.send(Event::Lost { number, pid }).await;
@@ -64,10 +70,12 @@ pub(super) async fn watch(link: Arc<Link>, shared: Arc<Shared>, events: mpsc::Se
 
 /// Nobody waits for the answer: a worker that cannot give one ends, or is found hanging.
 fn keep_alive(link: &Link, shared: &Shared) {
-    // A full queue is traffic enough.
-    let Ok(place) = shared.queue.enter(&Operation::Check) else { return };
+    let (operation, caller) = (Operation::Check, KEEP_ALIVE.into());
     let deadline = Instant::now() + shared.config.call_timeout;
-    let _ = link.submit(NewCall::new(place, Operation::Check, deadline));
+    let entry = Entry { lane: Lane::Manage, caller: &caller, operation: &operation, deadline };
+    // A full queue is traffic enough.
+    let Ok(place) = shared.queue.enter(&entry, 1) else { return };
+    let _ = link.submit(NewCall::new(place, operation, deadline).awaited(None));
 }
 
 /// A worker may wait for the lock that a change of the token holds, in whichever worker that runs.

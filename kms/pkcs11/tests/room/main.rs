@@ -10,6 +10,7 @@ mod failures;
 mod far_side;
 mod faults;
 mod keys;
+mod lanes;
 mod latch;
 mod listing;
 mod overtaking;

@@ -10,6 +10,7 @@ mod check;
 mod duration;
 mod jwt_issuer;
 mod layers;
+mod limits;
 mod store;
 
 use std::{
@@ -26,6 +27,7 @@ pub use authn::{Authn, ClientCa, TrustDomain};
 pub use check::{Problem, Severity};
 pub use jwt_issuer::{JwtAlgorithm, JwtIssuer, KeySource};
 pub use layers::{Error, Overrides};
+pub use limits::Limits;
 pub(crate) use store::NEVER_DIFFER;
 pub use store::{Postgres, Store};
 
@@ -52,6 +54,9 @@ pub struct Config {
     /// Rules for all keys.
     #[serde(default)]
     pub keys: Keys,
+    /// How often callers may call.
+    #[serde(default)]
+    pub limits: Limits,
     /// Logging.
     #[serde(default)]
     pub log: Log,
@@ -134,7 +139,8 @@ pub struct Hsm {
     /// A worker that holds more memory than this, in bytes, is replaced likewise. 0 for never. Default: 1 GiB.
     #[serde(default = "defaults::worker_memory_bytes_max")]
     pub worker_memory_bytes_max: u64,
-    /// Most requests that wait for the token; one more is refused. Default: 1024.
+    /// Most requests that wait for the token; one more is refused. One caller alone gets about seven tenths of them.
+    /// Default: 2048.
     #[serde(default = "defaults::queue_max")]
     pub queue_max: NonZeroU16,
     /// Where the locks lie under which processes of this host log in one after another; all that use one
@@ -373,7 +379,7 @@ mod defaults {
     }
 
     pub(super) fn queue_max() -> NonZeroU16 {
-        NonZeroU16::MIN.saturating_add(1023)
+        NonZeroU16::MIN.saturating_add(2047)
     }
 
     pub(super) fn free_bytes_min() -> u64 {

@@ -135,7 +135,7 @@ pub(super) async fn a_proposal_changes_from_one_revision_to_the_next_and_only_wh
     };
     let before = store.check().await.expect("check");
     commit(Write::UpdateProposal(meddled)).await.expect("commit");
-    assert_eq!(store.load(Some(before)).await.expect("load").proposals, [voted.clone()]);
+    assert_eq!(store.load(Some(before)).await.expect("load").proposals, std::slice::from_ref(&voted));
     let stale = commit(Write::UpdateProposal(voted.clone())).await;
     assert!(matches!(stale, Err(Fault::Changed(_))), "{stale:?}");
     let failed = Proposal {

@@ -59,7 +59,7 @@ pub(super) fn acceptor(dir: &Path) -> TlsAcceptor {
     fs::write(&cert_file, certificate.to_pem(LineEnding::LF).expect("PEM")).expect("written");
     fs::write(&key_file, server.to_pkcs8_pem(LineEnding::LF).expect("PEM")).expect("written");
     let pair = Arc::new(Pair::load(&cert_file, &key_file).expect("a pair"));
-    TlsAcceptor::from(pair.server_config(&[b"http/1.1"]).expect("a configuration"))
+    TlsAcceptor::from(pair.server_config(&[b"http/1.1"], None).expect("a configuration"))
 }
 
 fn certify(profile: impl BuilderProfile, subject: &SigningKey, issuer: &SigningKey) -> Certificate {
