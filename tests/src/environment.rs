@@ -83,6 +83,23 @@ impl Environment {
         Ok(Output::of(format!("kms {}", args.join(" ")), output))
     }
 
+    /// Has the proposal that a refusal names approved by a second administrator, and executes it.
+    pub async fn consent(&self, refusal: &str) -> anyhow::Result<()> {
+        let (_, from) =
+            refusal.split_once("proposals/").with_context(|| format!("no proposal: {refusal}"))?;
+        let id = from.get(..32).with_context(|| format!("no proposal: {refusal}"))?;
+        let second = self.with_token_file(self.token_file.with_extension("second"));
+        if !second.token_file.exists() {
+            let out = second.token_file.to_str().context("a path in UTF-8")?;
+            let create =
+                ["access-token", "create", "second", "--role", "administrator", "--all-keys", "--out", out];
+            self.kms(create).await?.text()?;
+        }
+        second.kms(["approvals", "approve", id, "--yes"]).await?.text()?;
+        self.kms(["approvals", "execute", id]).await?.text()?;
+        Ok(())
+    }
+
     /// Reads a path over HTTP, following no redirect.
     pub async fn get(&self, path: &str) -> anyhow::Result<reqwest::Response> {
         Ok(Self::http()?.get(format!("{}{path}", self.http_addr)).send().await?)

@@ -211,7 +211,12 @@ async fn destroy(server: &Environment, client: &Client, number: usize) -> anyhow
         .await?;
     let unconfirmed = client.destroy_key_version(confirm("yes")).await;
     ensure!(unconfirmed.is_err(), "destroyed without its name");
-    Ok(client.destroy_key_version(confirm(&name)).await?)
+    let alone = client.destroy_key_version(confirm(&name)).await;
+    let refusal = alone.map(drop).err().context("one alone destroys")?;
+    ensure!(refusal.reason() == Some("APPROVAL_REQUIRED"), "{refusal:?}");
+    ensure!(version(client, "by-hand", number).await?.destroy_time.is_none(), "it is scheduled already");
+    server.consent(refusal.message()).await?;
+    version(client, "by-hand", number).await
 }
 
 /// Looks at the token until all of them are gone; returns how long after it was due the latest was. None is ever gone
