@@ -220,3 +220,9 @@ fn a_candidate_is_tried_without_being_set() {
         assert_eq!(reason(kms.explain_policy(&administrator(), vec![], None).await), Err("INVALID_ARGUMENT"));
     });
 }
+
+#[test]
+fn the_reference_shows_the_schema_as_it_is() {
+    let page = include_str!("../../../../docs/reference/policy.md");
+    assert!(page.contains(kms_core::policy::SCHEMA), "docs/reference/policy.md holds another schema");
+}
