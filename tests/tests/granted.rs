@@ -92,7 +92,8 @@ async fn a_jwt_has_what_was_granted_to_its_subject() -> anyhow::Result<()> {
     fs::write(server.plan.dir().join("keys.json"), set)?;
     let client = server.client().await?;
     let token = async |issuer: &str, audience: &str| -> anyhow::Result<String> {
-        let claims = serde_json::json!({"iss": issuer, "aud": audience, "sub": POD}).to_string();
+        let claims_json =
+            serde_json::json!({"iss": issuer, "aud": audience, "sub": POD}).to_string().into_bytes();
         let request = v1::SignJwtRequest { name: "keys/login".into(), claims_json, ..Default::default() };
         Ok(client.sign_jwt(request).await?.token)
     };

@@ -187,7 +187,7 @@ mod tests {
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
             assert_eq!(
                 body,
-                r#"{"audit":"ok","epoch":"ok","fence":"ok","hsm":"not ready","ready":false,"store":"ok"}"#
+                r#"{"ready":false,"hsm":"not ready","store":"ok","audit":"ok","epoch":"ok","fence":"ok"}"#
             );
         }
         assert_eq!(PROBES.load(Ordering::Relaxed), 1);
