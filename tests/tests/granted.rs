@@ -94,7 +94,9 @@ async fn a_jwt_has_what_was_granted_to_its_subject() -> anyhow::Result<()> {
     let token = async |issuer: &str, audience: &str| -> anyhow::Result<String> {
         let claims_json =
             serde_json::json!({"iss": issuer, "aud": audience, "sub": POD}).to_string().into_bytes();
-        let request = v1::SignJwtRequest { name: "keys/login".into(), claims_json, ..Default::default() };
+        let ttl = Some(prost_types::Duration { seconds: 600, nanos: 0 });
+        let request =
+            v1::SignJwtRequest { name: "keys/login".into(), claims_json, ttl, ..Default::default() };
         Ok(client.sign_jwt(request).await?.token)
     };
     let good = token("https://cluster.example", "kms").await?;

@@ -169,8 +169,12 @@ impl Periods {
         after.max_token_ttl > self.max_token_ttl
             || after.publish_lead < self.publish_lead
             || after.overlap < self.overlap
-            // Never is longer than any time.
-            || after.destroy_after.is_some_and(|after| self.destroy_after.is_none_or(|before| after < before))
+    }
+
+    /// Whether `after` would have versions destroyed by themselves, or earlier.
+    pub(crate) fn destroys_sooner(&self, after: &Self) -> bool {
+        // Never is later than any time.
+        after.destroy_after.is_some_and(|after| self.destroy_after.is_none_or(|before| after < before))
     }
 
     /// Refuses periods that would leave no room: a next version must be publishable, and the last tokens must end,

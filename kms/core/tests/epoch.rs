@@ -154,15 +154,15 @@ fn each_change_that_must_not_be_undone_moves_it_and_no_other_does() {
         with_consent(&kms, kms.destroy_key_version(&admin, version(1), "keys/k/versions/1").await)
             .await
             .expect("scheduled");
-        is_level_at(&world, 7, "a destruction scheduled").await;
+        is_level_at(&world, 8, "a proposal executed, and a destruction scheduled").await;
         kms.restore_key_version(&admin, version(1)).await.expect("called off");
-        is_level_at(&world, 8, "a destruction called off").await;
+        is_level_at(&world, 9, "a destruction called off").await;
         with_consent(&kms, kms.destroy_key_version(&admin, version(1), "keys/k/versions/1").await)
             .await
             .expect("scheduled");
         world.clock.advance(SignedDuration::from_hours(30 * 24));
         assert_eq!(kms.run_due(soon()).await, 1);
-        is_level_at(&world, 10, "a destruction carried out").await;
+        is_level_at(&world, 12, "a destruction carried out").await;
     });
 }
 

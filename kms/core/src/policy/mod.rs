@@ -19,7 +19,7 @@ pub use document::{Document, SCHEMA};
 pub(crate) use explain::explain;
 pub use role::{is_about_a_key, manages, role_has};
 pub(crate) use rules::Rules;
-pub(crate) use standing::{Giver, givers, two_may_approve, unless_locked_out};
+pub(crate) use standing::{Giver, count_approvers, givers, two_may_approve, unless_locked_out};
 
 use crate::{
     Action, Algorithm, Caller, Key, KeyId,

@@ -1,7 +1,7 @@
 //! All who have power, at one moment: so that nobody locks everybody out, and that four eyes are asked for only where there are
 //! two pairs.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Ask, Decision, Document, role_has};
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
     access::{RoleBinding, Scope},
     caller::{KeyScope, Role},
     catalog::Picture,
+    class::ClassName,
     store::AccessToken,
     time::Timestamp,
 };
@@ -33,6 +34,12 @@ pub(crate) fn two_may_approve(picture: &Picture) -> bool {
         let name = giver.caller();
         first.get_or_insert_with(|| name.clone()) != &name
     })
+}
+
+/// How many callers may approve what is about the service, at `now`.
+pub(crate) fn count_approvers(picture: &Picture, now: Timestamp) -> usize {
+    let live = givers(picture).filter(|giver| giver.approves() && giver.holds(now));
+    live.map(|giver| giver.caller()).collect::<BTreeSet<_>>().len()
 }
 
 /// Refuses a document under which nobody could let others in, or change it again.
@@ -65,17 +72,23 @@ pub(crate) fn unless_locked_out(
         [] => administers(caller),
         some => some.iter().any(administers),
     };
+    // Whoever is let in on the host when everybody else has gone.
+    let newcomer = Caller::new("access-token:newcomer", Role::Administrator, KeyScope::All);
+    let looks = [Action::ApproveProposal, Action::ListProposals].map(|action| may(&newcomer, action));
+    let remains = remains && administers(&newcomer) && looks == [true; 2];
+    let required = usize::try_from(picture.class(ClassName::Root).approvals).unwrap_or(usize::MAX);
     let approvers = holders(|giver| giver.approves())
         .iter()
-        .filter(|caller| may(caller, Action::ApproveProposal))
+        .filter(|caller| may(caller, Action::ApproveProposal) && may(caller, Action::ListProposals))
         .count();
-    if remains && (!two_may_approve(picture) || approvers >= 2) {
+    if remains && (!two_may_approve(picture) || approvers > required.max(1)) {
         return Ok(());
     }
     Err(Error::precondition(
         "LOCKOUT",
-        "with this document no administrator could change it again, or fewer than two could approve that; leave \
-         set_policy, create_role_binding, create_access_token and approve_proposal to them",
+        "with this document no administrator could change it again, none that is made anew on the host could, or too few \
+         could approve that; leave set_policy, create_role_binding, create_access_token, approve_proposal and \
+         list_proposals to administrators",
     ))
 }
 
@@ -106,6 +119,14 @@ impl Giver<'_> {
                     && binding.not_before.is_none()
                     && binding.expires_at.is_none()
             }
+        }
+    }
+
+    /// Whether it gives anything at `now`.
+    fn holds(&self, now: Timestamp) -> bool {
+        match self {
+            Self::Token(token) => token.is_valid(now),
+            Self::Binding(binding) => binding.holds(now),
         }
     }
 

@@ -139,7 +139,14 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             if self.catalog.now().access_tokens().any(|token| token.name == request.name) {
                 return Err(Fault::Exists(format!("accessTokens/{}", request.name)).into());
             }
-            if request.own.as_ref().is_some_and(|own| policy::manages(own.role)) {
+            // A name that is to manage already is as good as a role.
+            let name = format!("access-token:{}", request.name);
+            let is_bound = self.catalog.now().role_bindings().any(|binding| {
+                binding.principal.as_str() == name
+                    && binding.revoked_at.is_none()
+                    && policy::manages(binding.role)
+            });
+            if is_bound || request.own.as_ref().is_some_and(|own| policy::manages(own.role)) {
                 let change = || Change::CreateAccessToken(request.clone());
                 self.unless_approval_is_needed(&mut admission, caller, change).await?;
             }
@@ -203,6 +210,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
     }
 
     async fn renew_admitted(&self, caller: &Caller) -> Result<AccessToken, Error> {
+        self.own_token(caller)?;
         // The catalog may lag behind a revocation that another server has made.
         let now = self.time_for_all().await?;
         let token = self.own_token(caller)?;

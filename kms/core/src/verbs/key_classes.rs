@@ -8,6 +8,7 @@ use crate::{
     catalog::Picture,
     class::{AskedPeriods, ClassName, KeyClass, PeriodChanges},
     error::Kind,
+    policy,
     proposal::{APPROVALS_MAX, Change},
     replica::LeaseToken,
     store::{Transaction, Write},
@@ -57,18 +58,22 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let result = async {
             self.unless_approval_is_needed(&mut admission, caller, || Change::UpdateKeyClass(request))
                 .await?;
-            self.update_class_admitted(request).await
+            self.update_class_admitted(request, false).await
         }
         .await;
         let result = self.in_effect(result).await;
         admission.settle(result.map(Unsettled::new)).await
     }
 
-    pub(super) async fn update_class_admitted(&self, request: UpdateKeyClass) -> Result<KeyClass, Error> {
+    pub(super) async fn update_class_admitted(
+        &self,
+        request: UpdateKeyClass,
+        has_consent: bool,
+    ) -> Result<KeyClass, Error> {
         let mut attempts = 1;
         loop {
             let now = self.time_for_all().await?;
-            let (class, transaction) = self.class_changed(request, now)?;
+            let (class, transaction) = self.class_changed(request, has_consent, now)?;
             match self.commit(transaction).await {
                 Err(error) if error.kind() == Kind::Conflict && attempts < COMMIT_ATTEMPTS_MAX => {
                     attempts += 1
@@ -98,15 +103,27 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let text = format!("a class asks for at most {APPROVALS_MAX} approvals; 0 for none");
             return Err(Error::invalid("approvals", text));
         }
+        // Nobody could lower it again.
+        let others = policy::count_approvers(picture, self.clock.now()).saturating_sub(1).max(1);
+        let others = u32::try_from(others).unwrap_or(u32::MAX);
+        if approvals > class.approvals && approvals > others {
+            let text =
+                format!("only {others} others may approve; make more approvers first, or ask for fewer");
+            return Err(Error::precondition("TOO_FEW_APPROVERS", text));
+        }
         Ok(KeyClass { periods, approvals, ..class })
     }
 
     fn class_changed(
         &self,
         request: UpdateKeyClass,
+        has_consent: bool,
         now: Timestamp,
     ) -> Result<(KeyClass, Transaction), Error> {
         let picture = self.catalog.now();
+        if !has_consent {
+            self.unless_consent_is_missing(&picture, &Change::UpdateKeyClass(request), now)?;
+        }
         let class = self.class_updated(&picture, &request)?;
         let class = KeyClass { revision: class.revision + 1, updated_at: Some(now), ..class };
         let bundles = Self::bundles(&picture);

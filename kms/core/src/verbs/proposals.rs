@@ -9,12 +9,13 @@ use crate::{
     access::NOTE_LEN_MAX,
     audit::Subject,
     catalog::Picture,
+    claim_rules::ClaimRules,
     class::ClassName,
     error::Kind,
     key::TakeOver,
     policy,
     proposal::{self, Change, OPEN_MAX, OPEN_PER_CALLER_MAX, PROPOSAL_TTL, Proposal, State, Vote},
-    store::{AccessToken, Transaction, Write},
+    store::{AccessToken, CHANGED_MEANWHILE, Transaction, Write},
     time::{Deadline, Timestamp},
     verbs::{ChangeVersion, Request, RotateKey},
 };
@@ -153,9 +154,18 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 let key = &picture.entry(&update.id)?.key;
                 let after = self.key_updated(picture, update, now)?;
                 let required = of_class(key.class);
-                if of_class(after.class) < required {
+                let leaves_root = key.class == ClassName::Root && after.class != ClassName::Root;
+                let unbinds = after.required_context != key.required_context
+                    && key.required_context.iter().any(|name| !after.required_context.contains(name));
+                let frees_claims =
+                    key.claim_rules != after.claim_rules && after.claim_rules == ClaimRules::default();
+                if of_class(after.class) < required || key.periods().destroys_sooner(&after.periods()) {
                     required
-                } else if key.periods().protects_less(&after.periods()) {
+                } else if leaves_root
+                    || unbinds
+                    || frees_claims
+                    || key.periods().protects_less(&after.periods())
+                {
                     from_two_on(required)
                 } else {
                     0
@@ -164,7 +174,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             Change::UpdateKeyClass(update) => {
                 let before = picture.class(update.name);
                 let after = self.class_updated(picture, update)?;
-                if after.approvals < before.approvals {
+                if after.approvals < before.approvals || before.periods.destroys_sooner(&after.periods) {
                     before.approvals
                 } else if before.periods.protects_less(&after.periods) {
                     from_two_on(before.approvals)
@@ -177,6 +187,23 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             | Change::SetPolicy(_)
             | Change::AcceptOlderStore { .. } => from_two_on(of_class(ClassName::Root)),
         })
+    }
+
+    /// Refuses what would need the consent of others on the very rows that it is about to be committed on: they may have
+    /// changed since it was asked for.
+    pub(super) fn unless_consent_is_missing(
+        &self,
+        picture: &Picture,
+        change: &Change,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        match self.approvals_needed(picture, change, now)? {
+            0 => Ok(()),
+            _ => {
+                let text = "it needs the approval of others by now; ask again";
+                Err(Error::new(Kind::Conflict, CHANGED_MEANWHILE, text))
+            }
+        }
     }
 
     async fn propose(
@@ -321,15 +348,15 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         match change {
             Change::DestroyKeyVersion { key, version, attestation, etag } => {
                 let request = ChangeVersion { id: key, number: version, request: guards(etag) };
-                self.destroy_admitted(caller, request, &attestation).await.map(|_| None)
+                self.destroy_admitted(caller, request, &attestation, true).await.map(|_| None)
             }
             Change::EmergencyRotateKey { key, etag } => {
                 let seen = self.last_number(&key);
                 let request = RotateKey { id: key, takes_over: TakeOver::AtOnce, request: guards(etag) };
                 self.rotate_admitted(admission, caller, &request, seen, deadline).await.map(|_| None)
             }
-            Change::UpdateKey(update) => self.update_admitted(caller, *update).await.map(|_| None),
-            Change::UpdateKeyClass(update) => self.update_class_admitted(update).await.map(|_| None),
+            Change::UpdateKey(update) => self.update_admitted(caller, *update, true).await.map(|_| None),
+            Change::UpdateKeyClass(update) => self.update_class_admitted(update, true).await.map(|_| None),
             Change::CreateAccessToken(create) => {
                 self.create_token_admitted(create, self.clock.now()).await.map(Some)
             }
@@ -345,7 +372,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
 
     async fn update(&self, proposal: Proposal, name: &'static str) -> Result<Proposal, Error> {
         let proposal = Proposal { revision: proposal.revision + 1, ..proposal };
-        self.commit(Transaction::new(name, vec![Write::UpdateProposal(proposal.clone())])).await?;
+        let transaction = Transaction::new(name, vec![Write::UpdateProposal(proposal.clone())]);
+        match proposal.state {
+            // No restore may open it again.
+            State::Rejected | State::Executing => self.commit_moving(transaction).await?,
+            State::Open | State::Executed | State::Failed => self.commit(transaction).await?,
+        }
         Ok(proposal)
     }
 }

@@ -46,7 +46,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         let result = async {
             let change = || Change::UpdateKey(Box::new(request.clone()));
             self.unless_approval_is_needed(&mut admission, caller, change).await?;
-            self.update_admitted(caller, request).await
+            self.update_admitted(caller, request, false).await
         }
         .await;
         let result = self.in_effect(result).await;
@@ -57,6 +57,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         &self,
         caller: &Caller,
         request: UpdateKey,
+        has_consent: bool,
     ) -> Result<KeyView, Error> {
         let id = request.id.clone();
         let fingerprint = request.fingerprint();
@@ -68,6 +69,10 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             return Ok(KeyView::of(entry, now));
         }
         request.request.check_etag(&entry.key)?;
+        if !has_consent {
+            let change = Change::UpdateKey(Box::new(request.clone()));
+            self.unless_consent_is_missing(&picture, &change, now)?;
+        }
         let remembered = request.request.remember(caller, &fingerprint, &id, None, now);
         let key = self.key_updated(&picture, &request, now)?;
         // Whoever may change a key as it is must be allowed to have it as it becomes, too: else a label or a class would

@@ -4,6 +4,7 @@ use crate::{
     Action, AuditLog, Caller, Clock, Error, Hsm, Key, KeyState, KeyVersion, Kms, Store, Unsettled,
     audit::Subject,
     catalog::{Entry, Picture, Version},
+    error::Kind,
     key::{Born, Purpose, Timeline, later},
     kms::VersionView,
     proposal::Change,
@@ -68,7 +69,8 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
             let now = self.time_for_all().await?;
             self.check_destruction(&request, confirm, attestation, now)?;
             // A retry of one that is scheduled already asks nobody again.
-            if !self.is_destruction_scheduled(&request) {
+            let is_scheduled = self.is_destruction_scheduled(&request);
+            if !is_scheduled {
                 let change = || Change::DestroyKeyVersion {
                     key: request.id.clone(),
                     version: request.number,
@@ -77,7 +79,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 };
                 self.unless_approval_is_needed(&mut admission, caller, change).await?;
             }
-            self.destroy_admitted(caller, request, attestation).await
+            self.destroy_admitted(caller, request, attestation, !is_scheduled).await
         }
         .await;
         let result = self.in_effect(result).await;
@@ -136,6 +138,7 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
         caller: &Caller,
         request: ChangeVersion,
         attestation: &str,
+        may_schedule: bool,
     ) -> Result<VersionView, Error> {
         let (allowed, delay) = (self.settings.allow_destroy, self.settings.destroy_delay);
         let change = move |entry: &Entry, version: &Version, now: Timestamp| {
@@ -143,6 +146,12 @@ impl<H: Hsm, S: Store, A: AuditLog, C: Clock> Kms<H, S, A, C> {
                 return Err(not_allowed());
             }
             self.check_out_of_use(&self.catalog.now(), entry, version, attestation, now)?;
+            let scheduled = version.row.born.as_ref().and_then(|born| born.timeline.destroys_at);
+            if !may_schedule && scheduled.is_none() {
+                // It was called off meanwhile: the consent of before is used up.
+                let text = "its destruction was called off in the meantime; ask for it again";
+                return Err(Error::new(Kind::Conflict, "CALLED_OFF", text));
+            }
             let at = now.saturating_add(delay).unwrap_or(Timestamp::MAX);
             Ok(with_destruction(version, |scheduled| scheduled.or(Some(at))))
         };

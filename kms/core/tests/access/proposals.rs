@@ -273,6 +273,8 @@ fn taking_protection_from_a_key_or_a_class_needs_consent_and_giving_it_does_not(
             needed,
             "a class that asks nobody"
         );
+        let long = PeriodChanges { overlap: Some(Some(hours(24 * 7))), ..periods };
+        assert_eq!(update("roots", long, Some(ClassName::Api)).await, needed, "a root key stays one");
         let class = async |name, approvals, periods| {
             let update = UpdateKeyClass { name, periods, approvals, etag: None };
             reason(kms.update_key_class(&named(ALICE), update).await)
