@@ -248,7 +248,7 @@ async fn a_binding_gives_a_role_for_some_time_until_it_is_revoked() {
     let whoami = || by(named(CI), v1::GetCallerRequest {});
     let caller = clients.access.get_caller(whoami()).await.expect("everybody may ask").into_inner();
     assert_eq!((caller.caller.as_str(), caller.role.as_str()), (CI, ""));
-    assert_eq!(caller.role_bindings, [made.clone()]);
+    assert_eq!(caller.role_bindings, std::slice::from_ref(&made));
     let list = || admin(v1::ListRoleBindingsRequest::default());
     let listed = clients.access.list_role_bindings(list()).await.expect("a page").into_inner();
     assert_eq!(listed.role_bindings, [made]);

@@ -11,7 +11,7 @@ Exit codes:
   2  usage: the arguments, or what they say, cannot be right
   3  the key, version or access token does not exist
   4  not authenticated, or not permitted
-  5  the state of the key or of the service does not allow it, or it changed meanwhile
+  5  the state of the key or of the service does not allow it, it changed meanwhile, or somebody else must approve it
   6  unavailable, overloaded or out of time: trying again can succeed
   7  the signature does not verify, or the envelope or wrapped key does not open";
 
