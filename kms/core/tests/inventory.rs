@@ -184,7 +184,7 @@ fn each_object_and_each_row_is_told_for_what_it_is() {
         assert_eq!(item(lost.as_bytes()), (State::Dangling, Some("PAIR_NOT_WHOLE"), 0, 0));
         assert_eq!(item(half.as_bytes()), (State::Dangling, Some("PAIR_NOT_WHOLE"), 2, 1));
         assert_eq!(item(replaced.as_bytes()), (State::Dangling, Some("PUBLIC_KEY_DIFFERS"), 1, 1));
-        assert_eq!(item(tampered.as_bytes()), (State::Deviating, Some("ATTRIBUTES_DEVIATE".into()), 1, 1));
+        assert_eq!(item(tampered.as_bytes()), (State::Deviating, Some("ATTRIBUTES_DEVIATE"), 1, 1));
         assert_eq!(item(resuming.as_bytes()), (State::Resuming, None, 0, 0));
         assert_eq!(item(&[0xaa; 16]), (State::Orphan, None, 1, 0));
         assert_eq!(item(&[0xbb; 16]), (State::Foreign, None, 1, 0));

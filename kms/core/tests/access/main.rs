@@ -1,5 +1,7 @@
 //! Who may do what, and who approved it: role bindings, the policy document, proposals.
 
+#![expect(clippy::expect_used, reason = "a test's verdict is a panic")]
+
 mod bindings;
 mod cost;
 mod documents;

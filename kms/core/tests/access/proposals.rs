@@ -147,7 +147,7 @@ fn an_approver_of_some_keys_approves_what_is_about_these() {
             "not his to see"
         );
         assert_eq!(kms.list_proposals(&named("unix:7")).await.expect("listed").len(), 0);
-        assert!(kms.list_proposals(&named(CAROL)).await.expect("listed").len() >= 1);
+        assert!(!kms.list_proposals(&named(CAROL)).await.expect("listed").is_empty());
     });
 }
 
