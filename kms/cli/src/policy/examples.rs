@@ -22,12 +22,12 @@ const EXAMPLES_MAX: usize = 4_096;
 ///
 /// A file of examples is TOML, or YAML when its name ends in .yaml or .yml:
 ///
-///   [[examples]]
-///   caller = "spiffe://example.org/ci"
-///   action = "sign_jwt"
-///   key = "web"                     # leave it out for the service as a whole
-///   context = { tenant = "a" }      # if the operation has an encryption context
-///   expect = "allow"                # or "deny"
+///     [[examples]]
+///     caller = "spiffe://example.org/ci"
+///     action = "sign_jwt"
+///     key = "web"                     # leave it out for the service as a whole
+///     context = { tenant = "a" }      # if the operation has an encryption context
+///     expect = "allow"                # or "deny"
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Test {
