@@ -1,7 +1,7 @@
 //! Roles as Cedar policies: what a binding, or an access token of its own role, gives.
 //!
 //! Each becomes at most two policies, one for actions on keys and one for those on the service. They are built as Cedar's JSON
-//! (https://docs.cedarpolicy.com/policies/json-format.html), so that no name or value is ever pasted into a text.
+//! (<https://docs.cedarpolicy.com/policies/json-format.html>), so that no name or value is ever pasted into a text.
 
 use cedar_policy::{Policy, PolicyId};
 use serde_json::{Value, json};
